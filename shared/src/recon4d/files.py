@@ -118,7 +118,9 @@ def restricted_unpickle(
             return allowed[module, name]
         stand_in = fallback(module, name) if fallback else None
         if stand_in is None:
-            raise InputError(f"{source} asks to load {module}.{name}, which is not allowed; get it from a trusted source")
+            raise InputError(
+                f"{source} asks to load {module}.{name}, which is not allowed; get it from a trusted source"
+            )
         return stand_in
 
     unpickler = _RestrictedUnpickler(file, find, encoding)
