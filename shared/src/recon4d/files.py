@@ -57,7 +57,7 @@ def write_npz(path: str | Path, **arrays: Any) -> None:
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """Read an npz file without unpickling anything. Raises InputError when it is missing, truncated or holds objects."""
+    """Read an npz file without unpickling. Raises InputError when it is missing, truncated or holds objects."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file")

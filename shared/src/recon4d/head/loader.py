@@ -51,7 +51,8 @@ def load(
     """The open head, or the FLAME-format model in `path`.
 
     Args:
-        path: a FLAME pickle (`generic_model.pkl`, `flame2023.pkl`) or an npz of the same arrays; None for the open head.
+        path: a FLAME pickle (`generic_model.pkl`, `flame2023.pkl`) or an npz of the same arrays;
+            None for the open head.
         landmark_embedding: DECA's `landmark_embedding.npy` or an npz with `lmk_faces_idx` and `lmk_bary_coords`.
             None: the file of that name beside `path`, where there is one.
         uv: an OBJ or npz with `vt` and `ft`. None: `head_template_mesh.obj` or `flame_uv.npz` beside `path`,
@@ -134,7 +135,7 @@ def read_landmark_embedding(path: str | Path) -> dict[str, np.ndarray]:
                 _, _, dtype = reader(file)
             except ValueError as error:
                 raise InputError(f"{path} is not a readable npy file ({error})") from error
-            if dtype != object:
+            if dtype.kind != "O":
                 raise InputError(f"{path} holds a plain array; a landmark embedding is DECA's dictionary or an npz")
             data = restricted_unpickle(file, numpy_globals(), path)
         data = data.item() if isinstance(data, np.ndarray) and data.size == 1 else data

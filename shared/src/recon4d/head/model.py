@@ -17,7 +17,7 @@ JOINTS = ("global", "neck", "jaw", "left_eye", "right_eye")
 
 @dataclass(frozen=True)
 class HeadModel:
-    """Arrays of a head model: V vertices, F faces, 5 joints (global, neck, jaw, left eye, right eye). Metres, y up, z out of the face.
+    """Arrays of a head model: V vertices, F faces, 5 joints (`JOINTS`). Metres, y up, z out of the face.
 
     Attributes:
         name: what the model calls itself in files.

@@ -1,0 +1,1 @@
+"""Readers and writers of the exchange formats, each with a validator. Described in docs/formats.md."""

@@ -1,0 +1,113 @@
+"""`track.npz`: the parameters of one person's head in every frame of a clip. Described in docs/formats.md."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recon4d.files import InputError, read_npz, write_npz
+from recon4d.head import HeadModel
+
+FORMAT = "recon4d-track-1"
+
+
+@dataclass(frozen=True)
+class Track:
+    """N frames of one head, float32 NumPy arrays.
+
+    Attributes:
+        head_model: name of the head model the coefficients belong to.
+        image_size: (2,) int, width and height in pixels.
+        fps: frames per second.
+        K: (3, 3) intrinsics, pixels.
+        names: (N,) image file names.
+        valid: (N,) bool, False where the frame was interpolated for want of landmarks.
+        shape: (S,) identity.
+        expression: (N, E).
+        R, t: (N, 3, 3), (N, 3) head-to-camera pose, OpenCV axes, metres.
+        neck, jaw: (N, 3, 3) rotation matrices.
+        eyes: (N, 2, 3, 3), left then right.
+        eyelids: (N, 2), left then right.
+    """
+
+    head_model: str
+    image_size: np.ndarray
+    fps: float
+    K: np.ndarray
+    names: np.ndarray
+    valid: np.ndarray
+    shape: np.ndarray
+    expression: np.ndarray
+    R: np.ndarray
+    t: np.ndarray
+    neck: np.ndarray
+    jaw: np.ndarray
+    eyes: np.ndarray
+    eyelids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def parameters(self, frames: slice | np.ndarray | None = None) -> dict[str, Tensor]:
+        """Keyword arguments of `HeadModel.forward` (shape broadcasts) for the chosen frames; the pose is not in it."""
+        chosen = slice(None) if frames is None else frames
+        named = {k: getattr(self, k)[chosen] for k in ("expression", "neck", "jaw", "eyes", "eyelids")}
+        return {
+            k: torch.from_numpy(np.asarray(v, np.float32)) for k, v in (named | {"shape": self.shape[None]}).items()
+        }
+
+    def vertices(self, head: HeadModel, frames: slice | np.ndarray | None = None) -> Tensor:
+        """Posed vertices (n, V, 3) in the camera's OpenCV space, metres."""
+        parameters = self.parameters(frames)
+        if head.eyelids is None:
+            del parameters["eyelids"]
+        chosen = slice(None) if frames is None else frames
+        R, t = torch.from_numpy(self.R[chosen]), torch.from_numpy(self.t[chosen])
+        return head(**parameters) @ R.transpose(1, 2) + t[:, None]
+
+    def write(self, path: str | Path) -> None:
+        """Write atomically."""
+        write_npz(path, format=FORMAT, **{f.name: getattr(self, f.name) for f in fields(self)})
+
+
+def read(path: str | Path) -> Track:
+    """Read and validate a track. Raises InputError for a missing, truncated or inconsistent file."""
+    arrays = read_npz(path)
+    if str(arrays.get("format")) != FORMAT:
+        raise InputError(f"{path} is not a track file ({FORMAT}); make one with flame-encoder track")
+    missing = [f.name for f in fields(Track) if f.name not in arrays]
+    if missing:
+        raise InputError(f"{path} has no {', '.join(missing)}; make it again with flame-encoder track")
+    n, e = len(arrays["names"]), arrays["expression"].shape[-1]
+    shapes = {
+        "image_size": (2,),
+        "K": (3, 3),
+        "valid": (n,),
+        "shape": (arrays["shape"].size,),
+        "expression": (n, e),
+        "R": (n, 3, 3),
+        "t": (n, 3),
+        "neck": (n, 3, 3),
+        "jaw": (n, 3, 3),
+        "eyes": (n, 2, 3, 3),
+        "eyelids": (n, 2),
+    }
+    for key, shape in shapes.items():
+        if arrays[key].shape != shape:
+            raise InputError(f"{path}: {key} has shape {arrays[key].shape}; {shape} is needed")
+        if arrays[key].dtype.kind == "f" and not np.isfinite(arrays[key]).all():
+            raise InputError(f"{path}: {key} holds NaN or infinite numbers; track the clip again")
+    floats = {
+        k: arrays[k].astype(np.float32)
+        for k in ("K", "shape", "expression", "R", "t", "neck", "jaw", "eyes", "eyelids")
+    }
+    return Track(
+        head_model=str(arrays["head_model"]),
+        image_size=arrays["image_size"].astype(int),
+        fps=float(arrays["fps"]),
+        names=arrays["names"].astype(str),
+        valid=arrays["valid"].astype(bool),
+        **floats,
+    )

@@ -1,0 +1,85 @@
+"""Image metrics: PSNR, SSIM and LPIPS, whole or inside a mask. Thin over torchmetrics and the lpips package."""
+
+import os
+from contextlib import redirect_stdout
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torchmetrics.functional.image as tm
+from torch import Tensor
+
+from recon4d.files import InputError
+
+LPIPS_BACKBONES = {
+    "alex": "alexnet-owt-7be5be79.pth",
+    "vgg": "vgg16-397923af.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
+
+
+def psnr(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Peak signal-to-noise ratio per image, dB; peak 1.
+
+    Args:
+        prediction, target: (B, C, H, W) in [0, 1].
+        mask: (B, 1, H, W) weights; None counts all pixels. An image whose mask is empty gives NaN.
+
+    Returns:
+        (B,).
+    """
+    squared = (prediction - target).square()
+    if mask is None:
+        mse = squared.mean((1, 2, 3))
+    else:
+        mse = (squared * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * prediction.shape[1])
+    return -10 * mse.log10()
+
+
+def ssim(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Structural similarity per image (Wang et al. 2004), Gaussian window of sigma 1.5, averaged over the mask.
+
+    Shapes as in `psnr`. Raises InputError for images smaller than the 11-pixel window.
+    """
+    if min(prediction.shape[-2:]) < 11:
+        raise InputError(f"SSIM needs images of at least 11 by 11 pixels, not {tuple(prediction.shape[-2:])}")
+    _, full = tm.structural_similarity_index_measure(
+        prediction, target, data_range=1.0, reduction="none", return_full_image=True
+    )
+    if mask is None:
+        return full.mean((1, 2, 3))
+    return (full.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
+
+
+@lru_cache(maxsize=3)
+def lpips_network(backbone: str = "alex", device: str = "cpu") -> torch.nn.Module:
+    """The LPIPS network (Zhang et al. 2018). Its backbone's ImageNet weights come from torchvision on first use.
+
+    Raises:
+        InputError: the weights are not in torch's cache and can't be fetched; the message says which file goes where.
+    """
+    import lpips
+
+    name = LPIPS_BACKBONES[backbone]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        # torchvision prints its download to stdout, where results go.
+        with open(os.devnull, "w") as silence, redirect_stdout(silence):
+            network = lpips.LPIPS(net=backbone, verbose=False)
+    except Exception as error:  # torch.hub raises URLError, OSError, RuntimeError (wrong hash), pickle errors
+        raise InputError(
+            f"LPIPS needs torchvision's weights {name}, which can't be fetched or read ({error}); "
+            f"place the file in {folder}"
+        ) from error
+    return network.to(device).eval().requires_grad_(False)
+
+
+def lpips(prediction: Tensor, target: Tensor, mask: Tensor | None = None, backbone: str = "alex") -> Tensor:
+    """Learned perceptual distance per image (B,); outside the mask both images are set to the target.
+
+    Shapes as in `psnr`; differentiable in `prediction`. Raises InputError when the weights are missing.
+    """
+    network = lpips_network(backbone, str(prediction.device))
+    if mask is not None:
+        prediction = prediction * mask + target * (1 - mask)
+    return network(prediction * 2 - 1, target * 2 - 1)[:, 0, 0, 0]
