@@ -1,6 +1,106 @@
+"""The command line: options in, one function per command, its result out."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import click
+from recon4d import InputError
+from recon4d.cli import Group, force_option, log, print_result, progress
+
+paths_argument = click.argument("paths", nargs=-1, required=True, type=click.Path())
+out_option = click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder to write into."
+)
+strict_option = click.option("--strict", is_flag=True, help="Exit 2 when anything at all failed.")
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]"
+)
 
 
-@click.group()
-def main():
-    """x"""
+@click.group(cls=Group)
+@click.version_option(package_name="prep-faces")
+def main() -> None:
+    """Photos and videos of faces into frames, landmarks and head mattes."""
+
+
+@main.command()
+@click.argument("video", type=click.Path(path_type=Path))
+@out_option
+@click.option(
+    "--fps", type=click.FloatRange(min=0, min_open=True), help="Frames per second to keep.  [default: all]"
+)
+@click.option("--size", type=click.IntRange(min=1), help="Pixels of the longer side.  [default: as it is]")
+@click.option(
+    "--sharpest", type=click.IntRange(min=1), default=1, help="Of every N frames keep the sharpest."
+)
+@click.option("--max-frames", type=click.IntRange(min=1), help="Stop after this many.")
+@strict_option
+@force_option
+def frames(
+    video: Path,
+    out: Path,
+    fps: float | None,
+    size: int | None,
+    sharpest: int,
+    max_frames: int | None,
+    strict: bool,
+    force: bool,
+) -> None:
+    """Write the frames of VIDEO as OUT/frames/00000.png ... and OUT/frames.jsonl."""
+    from prep_faces.video import extract_frames
+
+    result = extract_frames(video, out, fps, size, sharpest, max_frames, force, _watch("frames"))
+    for problem in result["errors"]:
+        log(f"warning: {problem}")
+    print_result({**result, "out": str(out / "frames")})
+    if strict and result["errors"]:
+        raise InputError(result["errors"][0])
+
+
+@main.command()
+@paths_argument
+@out_option
+@click.option(
+    "--detector",
+    type=click.Choice(["dlib"]),
+    default="dlib",
+    show_default=True,
+    help="What finds faces and points.",
+)
+@click.option(
+    "--photos", is_flag=True, help="The files are unrelated: do not follow a face from one to the next."
+)
+@workers_option
+@strict_option
+@force_option
+def landmarks(
+    paths: tuple[str, ...],
+    out: Path,
+    detector: str,
+    photos: bool,
+    workers: int | None,
+    strict: bool,
+    force: bool,
+) -> None:
+    """Write 68 points per image of PATHS as OUT/landmarks/NAME.npy and OUT/landmarks.jsonl."""
+    from prep_faces.landmarks import write_landmarks
+
+    result = write_landmarks(list(paths), out, detector, "cpu", photos, workers, force, _watch("landmarks"))
+    _finish(result, out / "landmarks.jsonl", strict)
+
+
+def _watch(what: str) -> Callable[[Iterator, int], Iterator]:
+    return lambda items, total: progress(items, what, total)
+
+
+def _finish(result: dict[str, Any], table: Path, strict: bool) -> None:
+    """Print the result; InputError when nothing was produced or, when strict, when something failed."""
+    print_result(result)
+    if result["failed"] and not result["written"]:
+        raise InputError(f"none of {result['images']} images gave a result; {table} has the reasons")
+    if result["failed"]:
+        message = f"{result['failed']} of {result['images']} images failed; {table} has the reasons"
+        if strict:
+            raise InputError(message)
+        log(f"warning: {message}")
