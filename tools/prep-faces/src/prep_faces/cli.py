@@ -90,6 +90,38 @@ def landmarks(
     _finish(result, out / "landmarks.jsonl", strict)
 
 
+@main.command()
+@paths_argument
+@out_option
+@click.option("--landmarks", type=click.Path(), help="Folder of the points.  [default: look for faces]")
+@click.option("--track", type=click.Path(), help="track.npz of these images: its mesh seeds the cut, better.")
+@click.option("--head-model", type=click.Path(), help="Head model of the track.  [default: the open head]")
+@click.option("--model", type=click.Path(), help="TorchScript matting network, in place of GrabCut.")
+@click.option("--photos", is_flag=True, help="The files are unrelated: do not steady one by its neighbours.")
+@workers_option
+@strict_option
+@force_option
+def matte(
+    paths: tuple[str, ...],
+    out: Path,
+    landmarks: str | None,
+    track: str | None,
+    head_model: str | None,
+    model: str | None,
+    photos: bool,
+    workers: int | None,
+    strict: bool,
+    force: bool,
+) -> None:
+    """Write each image of PATHS as OUT/NAME.png, RGBA with the head (hair and neck) as alpha."""
+    from prep_faces.matte import write_mattes
+
+    result = write_mattes(
+        list(paths), out, landmarks, track, head_model, model, photos, workers, force, _watch("matte")
+    )
+    _finish(result, out / "matte.jsonl", strict)
+
+
 def _watch(what: str) -> Callable[[Iterator, int], Iterator]:
     return lambda items, total: progress(items, what, total)
 

@@ -57,6 +57,17 @@ def find_images(paths: tuple[str | Path, ...] | list[str | Path]) -> list[ImageF
     return found
 
 
+def clashes(files: list[ImageFile]) -> list[InputError | None]:
+    """For each file an error when an earlier one has the same name up to the suffix, else None."""
+    first: dict[str, ImageFile] = {}
+    return [
+        None
+        if first.setdefault(file.name, file) is file
+        else InputError(f"{file.file} would overwrite what {first[file.name].file} gives; rename one of them")
+        for file in files
+    ]
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Any image as (H, W, 3) uint8 RGB, upright.
 

@@ -10,7 +10,7 @@ from recon4d import InputError
 from recon4d.files import atomic_path
 
 from prep_faces.faces import Faces, detect
-from prep_faces.images import ImageFile, find_images, read_image
+from prep_faces.images import ImageFile, clashes, find_images, read_image
 from prep_faces.parallel import cores, ordered_map
 from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
 
@@ -71,25 +71,17 @@ def write_landmarks(
     fresh = [
         force or not _up_to_date(file, target, known.get(file.file)) for file, target in zip(files, targets)
     ]
-    first_of: dict[Path, ImageFile] = {}
-    for file, target in zip(files, targets):
-        first_of.setdefault(target, file)
+    clashing = clashes(files)
     find = functools.partial(_find, detector=detector, device=device, threshold=SURE if photos else FAINT)
-    todo = [
-        file for file, target, is_fresh in zip(files, targets, fresh) if is_fresh and first_of[target] is file
-    ]
+    todo = [file for file, is_fresh, clash in zip(files, fresh, clashing) if is_fresh and clash is None]
     found = ordered_map(find, todo, len(todo), workers or cores())
 
     records: list[dict[str, Any]] = []
     previous: np.ndarray | None = None
     lost = 0
-    for file, target, is_fresh in watch(zip(files, targets, fresh), len(files)):
-        if first_of[target] is not file:
-            other = first_of[target].path.name
-            record = {
-                "file": file.file,
-                "error": f"{file.file} would overwrite the points of {other}; rename one",
-            }
+    for file, target, is_fresh, clash in watch(zip(files, targets, fresh, clashing), len(files)):
+        if clash is not None:
+            record = {"file": file.file, "error": str(clash)}
         elif not is_fresh:
             record = known[file.file]
         else:

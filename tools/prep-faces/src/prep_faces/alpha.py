@@ -1,0 +1,95 @@
+"""Soft edges: from a cut at reduced size to alpha and foreground colours at full size."""
+
+import cv2
+import numpy as np
+
+from prep_faces.grabcut import FACE_PIXELS, Cut
+
+BAND = 0.035  # half width of the soft edge, in face widths
+
+
+def refine(image: np.ndarray, cut: Cut, face_width: float) -> np.ndarray:
+    """Soft alpha (H, W) float32 at the size of `image` (H, W, 3) uint8, its edge following the image's.
+
+    A guided filter acts in a narrow band along the outline; inside the band alpha is 1, outside it is 0.
+    """
+    height, width = image.shape[:2]
+    alpha = np.zeros((height, width), np.float32)
+    scales = np.diag(cut.to_small[:, :2])
+    low = np.floor(-cut.to_small[:, 2] / scales).astype(int)
+    size = np.rint(np.array(cut.matte.shape[::-1]) / scales).astype(int)
+    part = np.s_[low[1] : min(low[1] + size[1], height), low[0] : min(low[0] + size[0], width)]
+    guide = image[part].astype(np.float32) / 255
+    rows, columns = guide.shape[:2]
+    coarse = cv2.resize(cut.matte, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    # At most twice the resolution of the cut is filtered (He and Sun 2015, Fast guided filter, would go lower).
+    factor = min(1.0, 2.2 * FACE_PIXELS / face_width)
+    if factor < 1:
+        small = (max(1, round(columns * factor)), max(1, round(rows * factor)))
+        guide = cv2.resize(guide, small, interpolation=cv2.INTER_AREA)
+    values = cv2.resize(coarse, guide.shape[1::-1], interpolation=cv2.INTER_AREA)
+    band = max(1, round(BAND * face_width * factor))
+    soft = guided_filter(guide, values, band, 1e-4)
+    soft = np.clip((soft - 0.08) / 0.84, 0, 1)  # the filter's tails reach far
+    core = (values > 0.5).astype(np.uint8)
+    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * band + 1, 2 * band + 1))
+    soft = np.where(cv2.erode(core, brush) > 0, 1.0, np.where(cv2.dilate(core, brush) > 0, soft, 0.0))
+    alpha[part] = cv2.resize(soft.astype(np.float32), (columns, rows), interpolation=cv2.INTER_LINEAR)
+    return alpha
+
+
+def guided_filter(guide: np.ndarray, values: np.ndarray, radius: int, eps: float) -> np.ndarray:
+    """Edge-preserving smoothing of `values` (H, W) along the edges of `guide` (H, W, 3), both float32 in [0, 1].
+
+    He, Sun and Tang 2013, Guided image filtering, equations 14-16 (colour guide); windows of 2 radius + 1.
+    """
+
+    def mean(array: np.ndarray) -> np.ndarray:
+        return cv2.blur(array, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT)
+
+    mean_guide, mean_values = mean(guide), mean(values)
+    covariance = [mean(guide[..., i] * values) - mean_guide[..., i] * mean_values for i in range(3)]
+    product = {
+        (i, j): mean(guide[..., i] * guide[..., j])
+        - mean_guide[..., i] * mean_guide[..., j]
+        + (eps if i == j else 0)
+        for i in range(3)
+        for j in range(i, 3)
+    }
+    rr, rg, rb, gg, gb, bb = (product[key] for key in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)))
+    # The inverse of a symmetric 3x3 matrix by cofactors: far faster than a general solver on this many.
+    c00, c01, c02 = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg
+    c11, c12, c22 = rr * bb - rb * rb, rg * rb - rr * gb, rr * gg - rg * rg
+    determinant = rr * c00 + rg * c01 + rb * c02
+    rows = ((c00, c01, c02), (c01, c11, c12), (c02, c12, c22))
+    slope = np.stack([sum(c * v for c, v in zip(row, covariance)) / determinant for row in rows], axis=-1)
+    offset = mean_values - (slope * mean_guide).sum(-1)
+    return np.clip((mean(slope) * guide).sum(-1) + mean(offset), 0, 1)
+
+
+def foreground_colors(image: np.ndarray, alpha: np.ndarray, radius: int) -> np.ndarray:
+    """What the head's own colour is where it is mixed with the background: (H, W, 3) uint8.
+
+    One step of blur fusion (Forte and Pitie 2021, Approximate fast foreground colour estimation, equation 7), where
+    0 < alpha < 1; elsewhere the image is left as it is.
+    """
+    mixed = (alpha > 0) & (alpha < 1)
+    if not mixed.any():
+        return image
+    ys, xs = np.nonzero(mixed)
+    part = np.s_[
+        max(ys.min() - radius, 0) : ys.max() + radius + 1, max(xs.min() - radius, 0) : xs.max() + radius + 1
+    ]
+    color = image[part].astype(np.float32)
+    cover = alpha[part][..., None]
+
+    def local_mean(weight: np.ndarray) -> np.ndarray:
+        window = (2 * radius + 1, 2 * radius + 1)
+        return cv2.blur(color * weight, window) / (cv2.blur(weight, window)[..., None] + 1e-4)
+
+    front, back = local_mean(cover), local_mean(1 - cover)
+    front = front + cover * (color - cover * front - (1 - cover) * back)
+    result = image.copy()
+    chosen = mixed[part]
+    result[part][chosen] = np.rint(np.clip(front, 0, 255))[chosen].astype(np.uint8)
+    return result

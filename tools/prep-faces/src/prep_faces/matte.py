@@ -1,0 +1,266 @@
+"""Head mattes of a sequence: cut each image, steady the cuts over time, soften their edges, write RGBA."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recon4d import InputError
+
+from prep_faces.affine import compose, head_motion, invert, warp
+from prep_faces.alpha import BAND, foreground_colors, refine
+from prep_faces.dlib_faces import find_faces
+from prep_faces.grabcut import Cut, cut
+from prep_faces.headshape import HeadShape, shape_from_landmarks
+from prep_faces.images import ImageFile, clashes, find_images, read_image, write_png
+from prep_faces.landmarks import MEMORY, SURE, choose_face
+from prep_faces.parallel import cores, ordered_map
+from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
+
+REACH = 3  # frames before and after that vote on a cut
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to matte: its head's shape, or None to look for a face in it; `model` a TorchScript file, or None."""
+
+    file: ImageFile
+    shape: HeadShape | None
+    model: str | None
+
+
+def steady(cuts: list[Cut], motions: list[np.ndarray], current: int) -> Cut:
+    """The cut at index `current` after a vote with its neighbours: the median of all, moved with the head.
+
+    `motions[j]` is the 2x3 matrix that carries image pixels of frame j to those of the current frame. A median
+    keeps an outline that moves steadily where it is, and drops what shows in a minority of frames.
+    """
+    here = cuts[current]
+    height, width = here.matte.shape
+    stack = []
+    for other, motion in zip(cuts, motions):
+        if other is here:
+            stack.append(here.matte)
+            continue
+        there = compose(here.to_small, compose(motion, invert(other.to_small)))
+        stack.append(warp(other.matte, there, height, width))
+    return Cut(np.median(np.stack(stack), axis=0).astype(np.float32), here.to_small)
+
+
+def write_mattes(
+    paths: list[str],
+    out: str | Path,
+    landmarks: str | Path | None = None,
+    track: str | Path | None = None,
+    head_model: str | Path | None = None,
+    model: str | Path | None = None,
+    photos: bool = False,
+    workers: int | None = None,
+    force: bool = False,
+    watch: Callable[[Iterator, int], Iterator] = lambda items, total: items,
+) -> dict[str, Any]:
+    """Write out/<name>.png, RGBA with the head as alpha, for each image, and out/matte.jsonl.
+
+    Args:
+        landmarks: folder of (68, 2) .npy files named like the images; without it and `track`, dlib looks for faces.
+        track: track.npz of these images; the tracked mesh's silhouette seeds the cut.
+        head_model: the head model of the track, None for the open head.
+        model: TorchScript file from (1, 3, H, W) RGB in [0, 1] to alpha, used in place of GrabCut.
+        photos: the images are unrelated: no voting between neighbours.
+
+    Returns a summary; files that fail are recorded, not raised. Raises InputError when there is no image, an option
+    does not fit, or `out` holds a run with other options.
+    """
+    out = Path(out)
+    files = find_images(paths)
+    if model is not None:
+        from prep_faces.mattemodel import load_model
+
+        load_model(str(model))
+    seeded = "track" if track is not None else "landmarks" if landmarks is not None else "dlib"
+    options = {"seeded_by": seeded, "model": None if model is None else Path(model).name, "photos": photos}
+    shapes: list[HeadShape | InputError | None]
+    if track is not None:
+        from prep_faces.trackshape import shapes_from_track
+
+        shapes = shapes_from_track(track, files, head_model)
+    elif landmarks is not None:
+        shapes = shapes_from_landmarks(Path(landmarks), files, photos)
+    else:
+        shapes = [None] * len(files)
+
+    shapes = [clash or shape for clash, shape in zip(clashes(files), shapes)]
+
+    table = out / "matte.jsonl"
+    if not claim_run(out / "matte.json", "matte", options, force):
+        table.unlink(missing_ok=True)
+    known = {record.get("file"): record for record in read_records(table)}
+    targets = [out / f"{file.name}.png" for file in files]
+    sources = [_sources(file, landmarks, track, model) for file in files]
+    fresh = [
+        force or not _up_to_date(target, known.get(file.file), source)
+        for file, target, source in zip(files, targets, sources)
+    ]
+    reach = 0 if photos else REACH
+    # Images that vote on one that is wanted are cut as well.
+    jobs = [
+        Job(file, shape, None if model is None else str(model))
+        for i, (file, shape) in enumerate(zip(files, shapes))
+        if any(fresh[max(0, i - reach) : i + reach + 1]) and not isinstance(shape, InputError)
+    ]
+    workers = workers or cores()
+    answers = ordered_map(cut_file, iter(jobs), len(jobs), workers)
+    cutting = {job.file.file for job in jobs}
+    cuts = (
+        shape if isinstance(shape, InputError) else next(answers) if file.file in cutting else None
+        for file, shape in zip(files, shapes)
+    )
+    tasks = (
+        (file.path, target, item)
+        for file, target, is_fresh, item in zip(files, targets, fresh, steadied(cuts, reach))
+        if is_fresh
+    )
+    finished = ordered_map(finish_file, tasks, sum(fresh), workers)
+
+    records: list[dict[str, Any]] = []
+    for file, target, is_fresh, shape in watch(zip(files, targets, fresh, shapes), len(files)):
+        if not is_fresh:
+            records.append(known[file.file])
+            continue
+        answer = next(finished)
+        if isinstance(answer, InputError):
+            answer = {"error": str(answer)}
+            if not isinstance(shape, InputError):
+                target.unlink(missing_ok=True)  # of an earlier run
+        records.append({"file": file.file, **answer})
+        append_record(table, records[-1])
+    write_records(table, records)
+    failed = sum("error" in record for record in records)
+    result = {"images": len(records), "written": len(records) - failed, "failed": failed, **options}
+    finish_run(out / "matte.json", result)
+    return {**result, "kept": len(files) - sum(fresh), "out": str(out)}
+
+
+def _sources(
+    file: ImageFile, landmarks: str | Path | None, track: str | Path | None, model: str | Path | None
+) -> int:
+    """When the newest of the files that decide an image's matte was changed, nanoseconds."""
+    points = [] if landmarks is None else [Path(landmarks) / f"{file.name}.npy"]
+    others = [Path(path) for path in (track, model) if path is not None]
+    return max(path.stat().st_mtime_ns for path in (file.path, *points, *others) if path.exists())
+
+
+def _up_to_date(target: Path, record: dict[str, Any] | None, source: int) -> bool:
+    known = record is not None and "error" not in record and target.exists()
+    return known and target.stat().st_mtime_ns >= source
+
+
+def shapes_from_landmarks(folder: Path, files: list[ImageFile], photos: bool) -> list[HeadShape | InputError]:
+    """Head shapes from the .npy files of `folder`, or what is wrong with them.
+
+    In a sequence, a gap of at most MEMORY images without points is filled by interpolation.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} is not a folder; give --landmarks the folder that prep-faces landmarks wrote"
+        )
+    points: list[np.ndarray | InputError] = [_read_points(folder / f"{file.name}.npy") for file in files]
+    if all(isinstance(item, InputError) for item in points):
+        raise InputError(f"{folder} holds no points for these images; run prep-faces landmarks on them first")
+    if not photos:
+        known = [i for i, item in enumerate(points) if not isinstance(item, InputError)]
+        for before, after in itertools.pairwise(known):
+            if 1 < after - before <= MEMORY:
+                for i in range(before + 1, after):
+                    share = (i - before) / (after - before)
+                    points[i] = (1 - share) * points[before] + share * points[after]
+    return [item if isinstance(item, InputError) else shape_from_landmarks(item) for item in points]
+
+
+def _read_points(path: Path) -> np.ndarray | InputError:
+    if not path.is_file():
+        return InputError(
+            f"{path} does not exist; no face was found in that image, or landmarks has not run on it"
+        )
+    try:
+        points = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        return InputError(f"{path} is not a readable .npy file ({error}); run prep-faces landmarks again")
+    if (
+        points.ndim != 2
+        or points.shape[0] != 68
+        or points.shape[1] not in (2, 3)
+        or not np.isfinite(points).all()
+    ):
+        return InputError(f"{path} has shape {points.shape}; finite numbers of shape (68, 2) are needed")
+    return points[:, :2].astype(np.float64)
+
+
+def cut_file(job: Job) -> tuple[Cut, HeadShape]:
+    """Cut one image; looks for the largest face where the job brings no shape. Raises InputError without one."""
+    image = read_image(job.file.path)
+    shape = job.shape
+    if shape is None:
+        faces = find_faces(image)
+        chosen = choose_face(faces, None, SURE)
+        if chosen is None or faces.landmarks is None:
+            raise InputError("no face found")
+        shape = shape_from_landmarks(faces.landmarks[chosen])
+    if not shape.visible(*image.shape[:2]):
+        raise InputError(
+            f"{job.file.file}: the head lies outside of the image; check that the points belong to it"
+        )
+    if job.model is not None:
+        from prep_faces.mattemodel import cut_with_model
+
+        return cut_with_model(image, shape, job.model), shape
+    return cut(image, shape), shape
+
+
+Answer = tuple[Cut, HeadShape] | InputError | None
+
+
+def steadied(cuts: Iterator[Answer], reach: int) -> Iterator[Answer]:
+    """Each cut after the vote with up to `reach` neighbours on each side; errors and None pass through."""
+    window: deque[Answer] = deque(itertools.islice(cuts, reach + 1))
+    current = 0
+    while current < len(window):
+        here = window[current]
+        if isinstance(here, tuple) and reach:
+            voters = [item for item in window if isinstance(item, tuple)]
+            motions = [head_motion(shape.anchors, here[1].anchors) for _, shape in voters]
+            index = next(i for i, item in enumerate(voters) if item is here)
+            yield steady([cut for cut, _ in voters], motions, index), here[1]
+        else:
+            yield here
+        following = next(cuts, ...)
+        if following is not ...:
+            window.append(following)
+        if current < reach:
+            current += 1
+        else:
+            window.popleft()
+
+
+def finish_file(task: tuple[Path, Path, Answer]) -> dict[str, Any]:
+    """Refine the cut of one image and write its RGBA PNG; what to record. Raises InputError for a failed cut."""
+    path, target, answer = task
+    if not isinstance(answer, tuple):
+        raise answer or InputError(f"{path} was not cut")
+    here, shape = answer
+    image = read_image(path)
+    alpha = refine(image, here, shape.width)
+    if not alpha.any():
+        raise InputError("no head found around the face")
+    colors = foreground_colors(image, alpha, max(2, round(2 * BAND * shape.width)))
+    write_png(target, np.dstack([colors, np.rint(255 * alpha).astype(np.uint8)]))
+    ys, xs = np.nonzero(alpha > 0.5)
+    return {
+        "width": image.shape[1],
+        "height": image.shape[0],
+        "coverage": round(float(alpha.mean()), 5),
+        "box": [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1] if len(xs) else None,
+    }
