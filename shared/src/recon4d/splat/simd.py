@@ -1,0 +1,265 @@
+"""Sixteen float32 lanes as a Numba value, so that kernels vectorise because they say so.
+
+Left to itself LLVM's loop vectoriser gives up on masked loops with many reductions, or vectorises them with a scalar
+remainder that runs most of the time. A value of type `f32x16` is one LLVM vector: a zmm register with AVX-512, two
+ymm registers with AVX2, four with SSE or NEON. Arrays are 1-D, C-contiguous, float32.
+
+Caution when changing this file: Numba's cache looks at the file of the kernel only, so touch that one as well.
+"""
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+LANES = 16
+_F32 = ir.FloatType()
+_I32 = ir.IntType(32)
+_VEC = ir.VectorType(_F32, LANES)
+_INT = ir.VectorType(_I32, LANES)
+_BIT = ir.VectorType(ir.IntType(1), LANES)
+
+
+class _VectorType(types.Type):
+    def __init__(self, name: str, llvm: ir.Type):
+        super().__init__(name=name)
+        self.llvm = llvm
+
+
+@register_model(_VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, numba_type):
+        super().__init__(manager, numba_type, numba_type.llvm)
+
+
+f32x16 = _VectorType("f32x16", _VEC)
+mask16 = _VectorType("mask16", _BIT)
+
+
+def _constant(value: float) -> ir.Constant:
+    return ir.Constant(_VEC, [value] * LANES)
+
+
+def _llvm(builder, name: str, result, *args):
+    """Call the LLVM intrinsic `name` on `args`."""
+    signature = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), args)
+
+
+def _pointer(context, builder, array_type, array, index):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), _VEC.as_pointer())
+
+
+@intrinsic
+def load(typing, array, index):
+    """The 16 numbers from `array[index]` on; no bounds are checked."""
+
+    def generate(context, builder, signature, args):
+        return builder.load(_pointer(context, builder, signature.args[0], *args), align=4)
+
+    return f32x16(array, types.intp), generate
+
+
+@intrinsic
+def store(typing, array, index, value):
+    """Write 16 numbers to `array[index]` and on; no bounds are checked."""
+
+    def generate(context, builder, signature, args):
+        builder.store(args[2], _pointer(context, builder, signature.args[0], *args[:2]), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, f32x16), generate
+
+
+@intrinsic
+def splat(typing, number):
+    """The same number in every lane."""
+
+    def generate(context, builder, signature, args):
+        undefined = ir.Constant(_VEC, ir.Undefined)
+        first = builder.insert_element(undefined, args[0], ir.Constant(_I32, 0))
+        return builder.shuffle_vector(first, undefined, ir.Constant(_INT, None))
+
+    return f32x16(types.float32), generate
+
+
+@intrinsic
+def fma(typing, a, b, c):
+    """a * b + c, rounded once."""
+
+    def generate(context, builder, signature, args):
+        return _llvm(builder, "llvm.fma.v16f32", _VEC, *args)
+
+    return f32x16(f32x16, f32x16, f32x16), generate
+
+
+@intrinsic
+def absolute(typing, a):
+    """|a|."""
+
+    def generate(context, builder, signature, args):
+        return _llvm(builder, "llvm.fabs.v16f32", _VEC, *args)
+
+    return f32x16(f32x16), generate
+
+
+@intrinsic
+def sqrt(typing, a):
+    """Square root; NaN below zero."""
+
+    def generate(context, builder, signature, args):
+        return _llvm(builder, "llvm.sqrt.v16f32", _VEC, *args)
+
+    return f32x16(f32x16), generate
+
+
+@intrinsic
+def minimum(typing, a, b):
+    """The smaller of the two; b where a is NaN."""
+
+    def generate(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered("<", *args), *args)
+
+    return f32x16(f32x16, f32x16), generate
+
+
+@intrinsic
+def maximum(typing, a, b):
+    """The larger of the two; b where a is NaN."""
+
+    def generate(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return f32x16(f32x16, f32x16), generate
+
+
+@intrinsic
+def select(typing, mask, a, b):
+    """a where the mask is set, else b."""
+
+    def generate(context, builder, signature, args):
+        return builder.select(*args)
+
+    return f32x16(mask16, f32x16, f32x16), generate
+
+
+@intrinsic
+def any_lane(typing, mask):
+    """Whether a lane of the mask is set."""
+
+    def generate(context, builder, signature, args):
+        bits = builder.bitcast(args[0], ir.IntType(16))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(16), 0))
+
+    return types.boolean(mask16), generate
+
+
+@intrinsic
+def total(typing, a):
+    """The sum over the lanes, pairwise."""
+
+    def generate(context, builder, signature, args):
+        value, width = args[0], LANES
+        while width > 1:
+            width //= 2
+            halves = [
+                builder.shuffle_vector(
+                    value, value, ir.Constant(ir.VectorType(_I32, width), [start + i for i in range(width)])
+                )
+                for start in (0, width)
+            ]
+            value = builder.fadd(*halves)
+        return builder.extract_element(value, ir.Constant(_I32, 0))
+
+    return types.float32(f32x16), generate
+
+
+# 2^f on [-1/2, 1/2], highest power first: least squares of the relative error, reweighted until equal-ripple (7e-8).
+_EXP2 = (1.32764556e-3, 9.67554121e-3, 5.55071332e-2, 2.40221197e-1, 6.93146967e-1, 1.00000007)
+
+
+@intrinsic
+def exp2(typing, a):
+    """2^a for -126 <= a <= 127, else nonsense; relative error below 3e-7."""
+
+    def generate(context, builder, signature, args):
+        whole = _llvm(builder, "llvm.rint.v16f32", _VEC, args[0])
+        fraction = builder.fsub(args[0], whole)
+        value = _constant(_EXP2[0])
+        for coefficient in _EXP2[1:]:
+            value = _llvm(builder, "llvm.fma.v16f32", _VEC, value, fraction, _constant(coefficient))
+        # a power of two goes straight into the exponent bits
+        exponent = builder.shl(builder.fptosi(whole, _INT), ir.Constant(_INT, [23] * LANES))
+        return builder.bitcast(builder.add(builder.bitcast(value, _INT), exponent), _VEC)
+
+    return f32x16(f32x16), generate
+
+
+def _arithmetic(symbol, instruction: str) -> None:
+    @intrinsic
+    def operate(typing, a, b):
+        def generate(context, builder, signature, args):
+            return getattr(builder, instruction)(*args)
+
+        return f32x16(f32x16, f32x16), generate
+
+    @overload(symbol)
+    def implement(a, b):
+        if a is f32x16 and b is f32x16:
+            return lambda a, b: operate(a, b)
+        return None
+
+
+def _comparison(symbol, sign: str) -> None:
+    @intrinsic
+    def operate(typing, a, b):
+        def generate(context, builder, signature, args):
+            return builder.fcmp_ordered(sign, *args)
+
+        return mask16(f32x16, f32x16), generate
+
+    @overload(symbol)
+    def implement(a, b):
+        if a is f32x16 and b is f32x16:
+            return lambda a, b: operate(a, b)
+        return None
+
+
+for _symbol, _instruction in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _arithmetic(_symbol, _instruction)
+for _symbol, _sign in ((operator.gt, ">"), (operator.ge, ">="), (operator.lt, "<"), (operator.le, "<=")):
+    _comparison(_symbol, _sign)
+
+
+@intrinsic
+def _both(typing, a, b):
+    def generate(context, builder, signature, args):
+        return builder.and_(*args)
+
+    return mask16(mask16, mask16), generate
+
+
+@overload(operator.and_)
+def _and(a, b):
+    if a is mask16 and b is mask16:
+        return lambda a, b: _both(a, b)
+    return None
+
+
+@intrinsic
+def take_number(typing, counter):
+    """`counter[0]`, incremented atomically: how threads share out work."""
+
+    def generate(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), generate
