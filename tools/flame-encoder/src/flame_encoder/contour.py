@@ -15,7 +15,7 @@ NOSE_SHARE = 0.75  # how far the row goes, as a share of the angle between the j
 
 
 def candidates(head: HeadModel) -> tuple[Tensor, Tensor]:
-    """Faces (17, C) int64 and barycentrics (17, C, 3) of the candidates on the mean head; column 0 is the landmark itself.
+    """Faces (17, C) int64 and barycentrics (17, C, 3) of candidates on the mean head; column 0 is the landmark.
 
     A candidate is where a ray from the vertical axis of the head, at the landmark's height, leaves the surface. The
     axis stands a little in front of the ears, so that the rays cross the cheeks at a good angle.
@@ -41,7 +41,7 @@ def candidates(head: HeadModel) -> tuple[Tensor, Tensor]:
 
 
 def _outermost(corners: Tensor, origin: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """The last triangle each ray crosses: (R,) ids, -1 where none, and barycentrics (R, 3). Möller and Trumbore 1997."""
+    """The last triangle each ray crosses: ids (R,), -1 where none, barycentrics (R, 3). Möller and Trumbore 1997."""
     a, b, c = corners.unbind(1)
     e1, e2, s = b - a, c - a, origin - a
     d = directions[:, None]  # (R, 1, 3)

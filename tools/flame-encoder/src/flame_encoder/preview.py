@@ -42,7 +42,7 @@ def overlays(head: HeadModel, track: Track, frames: Path, seen: np.ndarray, rows
 def shaded(
     head: HeadModel, vertices: torch.Tensor, K: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Grey shading (H, W, 3) in [0, 1] and mask (H, W) of one mesh (1, V, 3) in OpenCV camera space, lit from the camera."""
+    """Grey shading (H, W, 3) in [0, 1] and mask (H, W) of a mesh (1, V, 3) in camera space, lit from the camera."""
     camera = cameras.Camera(torch.from_numpy(K), torch.eye(4), size[1], size[0])
     clip = cameras.clip_space(camera, vertices)
     rast = mesh.rasterize(clip, head.faces, size)

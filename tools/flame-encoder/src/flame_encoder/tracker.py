@@ -70,7 +70,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns of a frame's parameter vector: rotation vector 3, translation 3, expression E, jaw 3, eyelids 2, gaze 2."""
+    """Columns of a frame's parameters: rotation vector 3, translation 3, expression E, jaw 3, eyelids 2, gaze 2."""
 
     n_shape: int
     n_expression: int
@@ -281,7 +281,7 @@ class _Problem:
         )
 
     def _robust(self, residuals: Tensor) -> Tensor:
-        """Square roots of Geman-McClure weights (B, R) of the landmark and iris residuals; 1 at 0, falling beyond 3 sigma."""
+        """Square roots of Geman-McClure weights (B, R) of landmark and iris residuals; 1 at 0, falling beyond 3 sigma."""
         n = 136 + 2 * len(EYELID_PAIRS + LIP_PAIRS)
         squared = residuals[:, :136].reshape(-1, 68, 2).square().sum(-1)
         weight = (9 / (9 + squared)).repeat_interleave(2, dim=1)

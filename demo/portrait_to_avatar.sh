@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# From a portrait video to an animatable head avatar.
+#
+#   demo/portrait_to_avatar.sh [VIDEO]      run it as: uv run --all-packages bash demo/portrait_to_avatar.sh
+#
+# Without VIDEO it films a synthetic head first. Everything goes under $OUT (default out/portrait), which must not
+# exist yet. $PRESET (default cpu-quick) is the training preset.
+set -euo pipefail
+
+out=${OUT:-out/portrait}
+preset=${PRESET:-cpu-quick}
+here=$(cd "$(dirname "$0")" && pwd)
+
+if [ $# -gt 1 ]; then echo "error: give one video, or none for a synthetic capture" >&2; exit 2; fi
+if [ $# -eq 1 ] && [ ! -f "$1" ]; then echo "error: $1 is not a file; give a portrait video" >&2; exit 2; fi
+if [ -e "$out" ] && [ -n "$(ls -A "$out")" ]; then
+  echo "error: $out exists; remove it or choose another folder with OUT=..." >&2; exit 2
+fi
+mkdir -p "$out"
+
+step() { # step NAME COMMAND...: show the command, run it, keep its JSON result and its seconds
+  local name=$1 from
+  shift
+  echo "+ $*" >&2
+  from=$(date +%s.%N)
+  "$@" > "$out/$name.json"
+  echo "$name $(date +%s.%N) $from" >> "$out/steps.txt"
+}
+
+if [ $# -eq 1 ]; then
+  video=$1
+else
+  step synth gaussian-avatar synth "$out/synthetic" --subject head
+  video=$out/synthetic/head/capture.mp4
+fi
+
+data=$out/data
+step frames    prep-faces frames "$video" --out "$out/clip"
+step landmarks prep-faces landmarks "$out/clip/frames" --out "$out/clip"
+step track     flame-encoder track "$out/clip/frames" --landmarks "$out/clip/landmarks" --out "$data/head"
+step matte     prep-faces matte "$out/clip/frames" --track "$data/head/track.npz" --out "$data/head/images"
+step train     gaussian-avatar train-offline --data-dir "$data" --subject head --work-name demo \
+                 --output-dir "$out/avatar" --preset "$preset"
+step metrics   gaussian-avatar metrics --subject head --work-name demo --output-dir "$out/avatar"
+step render    gaussian-avatar render --subject head --work-name demo --output-dir "$out/avatar" --turn 60
+
+python "$here/summary.py" "$out"
