@@ -4,7 +4,8 @@
 #   demo/portrait_to_avatar.sh [VIDEO]      run it as: uv run --all-packages bash demo/portrait_to_avatar.sh
 #
 # Without VIDEO it films a synthetic head first. Everything goes under $OUT (default out/portrait), which must not
-# exist yet. $PRESET (default cpu-quick) is the training preset.
+# exist yet. $PRESET (default cpu-quick) is the training preset; $TRAIN_OPTIONS and $SYNTH_OPTIONS are added to the
+# commands train-offline and synth as they are.
 set -euo pipefail
 
 out=${OUT:-out/portrait}
@@ -30,7 +31,7 @@ step() { # step NAME COMMAND...: show the command, run it, keep its JSON result 
 if [ $# -eq 1 ]; then
   video=$1
 else
-  step synth gaussian-avatar synth "$out/synthetic" --subject head
+  step synth gaussian-avatar synth "$out/synthetic" --subject head ${SYNTH_OPTIONS:-}
   video=$out/synthetic/head/capture.mp4
 fi
 
@@ -40,7 +41,7 @@ step landmarks prep-faces landmarks "$out/clip/frames" --out "$out/clip"
 step track     flame-encoder track "$out/clip/frames" --landmarks "$out/clip/landmarks" --out "$data/head"
 step matte     prep-faces matte "$out/clip/frames" --track "$data/head/track.npz" --out "$data/head/images"
 step train     gaussian-avatar train-offline --data-dir "$data" --subject head --work-name demo \
-                 --output-dir "$out/avatar" --preset "$preset"
+                 --output-dir "$out/avatar" --preset "$preset" ${TRAIN_OPTIONS:-}
 step metrics   gaussian-avatar metrics --subject head --work-name demo --output-dir "$out/avatar"
 step render    gaussian-avatar render --subject head --work-name demo --output-dir "$out/avatar" --turn 60
 

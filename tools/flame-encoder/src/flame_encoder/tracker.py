@@ -281,7 +281,7 @@ class _Problem:
         )
 
     def _robust(self, residuals: Tensor) -> Tensor:
-        """Square roots of Geman-McClure weights (B, R) of landmark and iris residuals; 1 at 0, falling beyond 3 sigma."""
+        """Square roots of Geman-McClure weights (B, R) of landmark and iris residuals, falling beyond 3 sigma."""
         n = 136 + 2 * len(EYELID_PAIRS + LIP_PAIRS)
         squared = residuals[:, :136].reshape(-1, 68, 2).square().sum(-1)
         weight = (9 / (9 + squared)).repeat_interleave(2, dim=1)
