@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from prep_faces.grabcut import FACE_PIXELS, Cut
+from prep_faces.guided import guided_filter
 
 BAND = 0.035  # half width of the soft edge, in face widths
 
@@ -36,35 +37,6 @@ def refine(image: np.ndarray, cut: Cut, face_width: float) -> np.ndarray:
     soft = np.where(cv2.erode(core, brush) > 0, 1.0, np.where(cv2.dilate(core, brush) > 0, soft, 0.0))
     alpha[part] = cv2.resize(soft.astype(np.float32), (columns, rows), interpolation=cv2.INTER_LINEAR)
     return alpha
-
-
-def guided_filter(guide: np.ndarray, values: np.ndarray, radius: int, eps: float) -> np.ndarray:
-    """Edge-preserving smoothing of `values` (H, W) along the edges of `guide` (H, W, 3), both float32 in [0, 1].
-
-    He, Sun and Tang 2013, Guided image filtering, equations 14-16 (colour guide); windows of 2 radius + 1.
-    """
-
-    def mean(array: np.ndarray) -> np.ndarray:
-        return cv2.blur(array, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT)
-
-    mean_guide, mean_values = mean(guide), mean(values)
-    covariance = [mean(guide[..., i] * values) - mean_guide[..., i] * mean_values for i in range(3)]
-    product = {
-        (i, j): mean(guide[..., i] * guide[..., j])
-        - mean_guide[..., i] * mean_guide[..., j]
-        + (eps if i == j else 0)
-        for i in range(3)
-        for j in range(i, 3)
-    }
-    rr, rg, rb, gg, gb, bb = (product[key] for key in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)))
-    # The inverse of a symmetric 3x3 matrix by cofactors: far faster than a general solver on this many.
-    c00, c01, c02 = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg
-    c11, c12, c22 = rr * bb - rb * rb, rg * rb - rr * gb, rr * gg - rg * rg
-    determinant = rr * c00 + rg * c01 + rb * c02
-    rows = ((c00, c01, c02), (c01, c11, c12), (c02, c12, c22))
-    slope = np.stack([sum(c * v for c, v in zip(row, covariance)) / determinant for row in rows], axis=-1)
-    offset = mean_values - (slope * mean_guide).sum(-1)
-    return np.clip((mean(slope) * guide).sum(-1) + mean(offset), 0, 1)
 
 
 def foreground_colors(image: np.ndarray, alpha: np.ndarray, radius: int) -> np.ndarray:
