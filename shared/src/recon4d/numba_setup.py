@@ -36,7 +36,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def _choose_layer() -> str:
-    """Prefer a layer that two Python threads may enter at once: omp, then tbb; `workqueue` is the last resort."""
+    """Prefer a layer that two Python threads may enter at once: omp, then tbb; `workqueue` is the last resort.
+
+    Where torch is imported first, as here, the omp layer binds to torch's own OpenMP runtime: one pool, not two.
+    Its threads spin for some milliseconds before they sleep; on a machine that is busy with other work
+    OMP_WAIT_POLICY=PASSIVE or GOMP_SPINCOUNT=10000 (set before Python starts) helps both torch and these kernels.
+    """
     if "NUMBA_THREADING_LAYER" in os.environ:
         return numba.config.THREADING_LAYER
     for layer, module in (("omp", "omppool"), ("tbb", "tbbpool")):

@@ -1,0 +1,344 @@
+"""The differentiable steps of rasterization as Numba kernels with hand-written backwards, for float32 on the CPU.
+
+Each `_rows` function works on a range of image rows (all images of the batch stacked) and is plain serial code; the
+`_threads` functions deal ranges to threads. Gradients that many pixels add to the same vertex are added in a buffer
+per thread (or per image, when there are more images than threads) and summed in a fixed order: no atomics, and the
+same result every time. The arithmetic is float64 inside, so that differences of large coordinates lose nothing.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from recon4d import numba_setup
+from recon4d.files import InputError
+
+BLOCK = 16  # rows dealt at a time
+
+
+def applies(tensor: Tensor) -> bool:
+    """Whether the kernels handle this tensor: float32 on the CPU, not traced by functorch."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _bary_rows(pos, tri, ids, first, last, bary, depth):
+    height, width = ids.shape[1], ids.shape[2]
+    vertices, faces = pos.shape[1], tri.shape[0]
+    for row in range(first, last):
+        b, r = row // height, row % height
+        py = 1.0 - (r + 0.5) * (2.0 / height)
+        for c in range(width):
+            f = ids[b, r, c]
+            if f < 0:
+                for n in range(3):
+                    bary[b, r, c, n] = 0.0
+                depth[b, r, c] = 1.0
+                continue
+            if f >= faces:
+                return 1
+            i, j, k = tri[f, 0], tri[f, 1], tri[f, 2]
+            if min(i, j, k) < 0 or max(i, j, k) >= vertices:
+                return 1
+            px = (c + 0.5) * (2.0 / width) - 1.0
+            w0, w1, w2 = np.float64(pos[b, i, 3]), np.float64(pos[b, j, 3]), np.float64(pos[b, k, 3])
+            x0, y0 = pos[b, i, 0] - px * w0, pos[b, i, 1] - py * w0
+            x1, y1 = pos[b, j, 0] - px * w1, pos[b, j, 1] - py * w1
+            x2, y2 = pos[b, k, 0] - px * w2, pos[b, k, 1] - py * w2
+            a0 = x1 * y2 - y1 * x2
+            a1 = x2 * y0 - y2 * x0
+            a2 = x0 * y1 - y0 * x1
+            s = a0 + a1 + a2
+            m = a0 * w0 + a1 * w1 + a2 * w2
+            if s == 0.0 or m == 0.0:
+                for n in range(3):
+                    bary[b, r, c, n] = 0.0
+                depth[b, r, c] = 1.0
+                continue
+            inverse = 1.0 / s
+            bary[b, r, c, 0] = a0 * inverse
+            bary[b, r, c, 1] = a1 * inverse
+            bary[b, r, c, 2] = a2 * inverse
+            depth[b, r, c] = (a0 * pos[b, i, 2] + a1 * pos[b, j, 2] + a2 * pos[b, k, 2]) / m
+    return 0
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _bary_backward_rows(pos, tri, ids, first, last, grad_bary, grad_depth, grad):
+    """Adds to grad (B, V, 4) float64. Derivatives of b_i = a_i / s and depth = sum a_i z_i / sum a_i w_i."""
+    height, width = ids.shape[1], ids.shape[2]
+    for row in range(first, last):
+        b, r = row // height, row % height
+        py = 1.0 - (r + 0.5) * (2.0 / height)
+        for c in range(width):
+            f = ids[b, r, c]
+            if f < 0:
+                continue
+            g0, g1, g2 = (
+                np.float64(grad_bary[b, r, c, 0]),
+                np.float64(grad_bary[b, r, c, 1]),
+                np.float64(grad_bary[b, r, c, 2]),
+            )
+            gd = np.float64(grad_depth[b, r, c])
+            if g0 == 0.0 and g1 == 0.0 and g2 == 0.0 and gd == 0.0:
+                continue
+            i, j, k = tri[f, 0], tri[f, 1], tri[f, 2]
+            px = (c + 0.5) * (2.0 / width) - 1.0
+            z0, z1, z2 = np.float64(pos[b, i, 2]), np.float64(pos[b, j, 2]), np.float64(pos[b, k, 2])
+            w0, w1, w2 = np.float64(pos[b, i, 3]), np.float64(pos[b, j, 3]), np.float64(pos[b, k, 3])
+            x0, y0 = pos[b, i, 0] - px * w0, pos[b, i, 1] - py * w0
+            x1, y1 = pos[b, j, 0] - px * w1, pos[b, j, 1] - py * w1
+            x2, y2 = pos[b, k, 0] - px * w2, pos[b, k, 1] - py * w2
+            a0 = x1 * y2 - y1 * x2
+            a1 = x2 * y0 - y2 * x0
+            a2 = x0 * y1 - y0 * x1
+            s = a0 + a1 + a2
+            m = a0 * w0 + a1 * w1 + a2 * w2
+            if s == 0.0 or m == 0.0:
+                continue
+            depth = (a0 * z0 + a1 * z1 + a2 * z2) / m
+            gm = gd / m
+            mean = (g0 * a0 + g1 * a1 + g2 * a2) / s
+            e0 = (g0 - mean) / s + gm * (z0 - depth * w0)  # by a_0
+            e1 = (g1 - mean) / s + gm * (z1 - depth * w1)
+            e2 = (g2 - mean) / s + gm * (z2 - depth * w2)
+            gx0, gy0 = e2 * y1 - e1 * y2, e1 * x2 - e2 * x1
+            gx1, gy1 = e0 * y2 - e2 * y0, e2 * x0 - e0 * x2
+            gx2, gy2 = e1 * y0 - e0 * y1, e0 * x1 - e1 * x0
+            grad[b, i, 0] += gx0
+            grad[b, i, 1] += gy0
+            grad[b, i, 2] += gm * a0
+            grad[b, i, 3] -= px * gx0 + py * gy0 + gm * depth * a0
+            grad[b, j, 0] += gx1
+            grad[b, j, 1] += gy1
+            grad[b, j, 2] += gm * a1
+            grad[b, j, 3] -= px * gx1 + py * gy1 + gm * depth * a1
+            grad[b, k, 0] += gx2
+            grad[b, k, 1] += gy2
+            grad[b, k, 2] += gm * a2
+            grad[b, k, 3] -= px * gx2 + py * gy2 + gm * depth * a2
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _interpolate_rows(attr, tri, ids, bary, first, last, out):
+    height, width = ids.shape[1], ids.shape[2]
+    channels = attr.shape[2]
+    vertices, faces = attr.shape[1], tri.shape[0]
+    for row in range(first, last):
+        b, r = row // height, row % height
+        a = b if attr.shape[0] > 1 else 0
+        for c in range(width):
+            f = ids[b, r, c]
+            if f < 0:
+                for n in range(channels):
+                    out[b, r, c, n] = 0.0
+                continue
+            if f >= faces:
+                return 1
+            i, j, k = tri[f, 0], tri[f, 1], tri[f, 2]
+            if min(i, j, k) < 0 or max(i, j, k) >= vertices:
+                return 1
+            b0, b1, b2 = bary[b, r, c, 0], bary[b, r, c, 1], bary[b, r, c, 2]
+            for n in range(channels):
+                out[b, r, c, n] = b0 * attr[a, i, n] + b1 * attr[a, j, n] + b2 * attr[a, k, n]
+    return 0
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _interpolate_backward_rows(attr, tri, ids, bary, first, last, grad_out, grad_attr, grad_bary):
+    """Adds to grad_attr (1 or B, V, C) unless it is empty; sets grad_bary unless it is empty."""
+    height, width = ids.shape[1], ids.shape[2]
+    channels = attr.shape[2]
+    for row in range(first, last):
+        b, r = row // height, row % height
+        a = b if attr.shape[0] > 1 else 0
+        for c in range(width):
+            f = ids[b, r, c]
+            if f < 0:
+                if grad_bary.size:
+                    for n in range(3):
+                        grad_bary[b, r, c, n] = 0.0
+                continue
+            i, j, k = tri[f, 0], tri[f, 1], tri[f, 2]
+            if grad_bary.size:
+                s0 = s1 = s2 = 0.0
+                for n in range(channels):
+                    g = np.float64(grad_out[b, r, c, n])
+                    s0 += g * attr[a, i, n]
+                    s1 += g * attr[a, j, n]
+                    s2 += g * attr[a, k, n]
+                grad_bary[b, r, c, 0] = s0
+                grad_bary[b, r, c, 1] = s1
+                grad_bary[b, r, c, 2] = s2
+            if grad_attr.size:
+                b0, b1, b2 = bary[b, r, c, 0], bary[b, r, c, 1], bary[b, r, c, 2]
+                for n in range(channels):
+                    g = grad_out[b, r, c, n]
+                    grad_attr[a, i, n] += b0 * g
+                    grad_attr[a, j, n] += b1 * g
+                    grad_attr[a, k, n] += b2 * g
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _bary_threads(pos, tri, ids, bary, depth, count):
+    rows = ids.shape[0] * ids.shape[1]
+    bad = np.zeros(count, np.int64)
+    for t in prange(count):
+        for block in range(t * BLOCK, rows, count * BLOCK):
+            bad[t] |= _bary_rows(pos, tri, ids, block, min(block + BLOCK, rows), bary, depth)
+    return bad.max()
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _bary_backward_threads(pos, tri, ids, grad_bary, grad_depth, grads, count):
+    """grads (count or 1, B, V, 4) zeros; with 1, whole images are dealt, and nobody shares."""
+    items, height = ids.shape[0], ids.shape[1]
+    rows = items * height
+    shared = grads.shape[0] == 1
+    for t in prange(count):
+        if shared:
+            for b in range(t, items, count):
+                _bary_backward_rows(
+                    pos, tri, ids, b * height, (b + 1) * height, grad_bary, grad_depth, grads[0]
+                )
+        else:
+            for block in range(t * BLOCK, rows, count * BLOCK):
+                _bary_backward_rows(
+                    pos, tri, ids, block, min(block + BLOCK, rows), grad_bary, grad_depth, grads[t]
+                )
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _interpolate_threads(attr, tri, ids, bary, out, count):
+    rows = ids.shape[0] * ids.shape[1]
+    bad = np.zeros(count, np.int64)
+    for t in prange(count):
+        for block in range(t * BLOCK, rows, count * BLOCK):
+            bad[t] |= _interpolate_rows(attr, tri, ids, bary, block, min(block + BLOCK, rows), out)
+    return bad.max()
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def _interpolate_backward_threads(attr, tri, ids, bary, grad_out, grads, grad_bary, count):
+    items, height = ids.shape[0], ids.shape[1]
+    rows = items * height
+    shared = grads.shape[0] == 1
+    for t in prange(count):
+        if shared:
+            for b in range(t, items, count):
+                _interpolate_backward_rows(
+                    attr, tri, ids, bary, b * height, (b + 1) * height, grad_out, grads[0], grad_bary
+                )
+        else:
+            for block in range(t * BLOCK, rows, count * BLOCK):
+                _interpolate_backward_rows(
+                    attr, tri, ids, bary, block, min(block + BLOCK, rows), grad_out, grads[t], grad_bary
+                )
+
+
+def _numpy(tensor: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
+    return tensor.detach().to("cpu", dtype).contiguous().numpy()
+
+
+def _raise_if(bad: int) -> None:
+    if bad:
+        raise InputError(
+            "tri and tri_id name triangles or vertices that do not exist; check that they belong together"
+        )
+
+
+class Barycentrics(torch.autograd.Function):
+    """`barycentric.barycentrics` in Numba: (pos_clip, tri, tri_id) -> bary (B, H, W, 3), depth (B, H, W)."""
+
+    @staticmethod
+    def forward(ctx: Any, pos_clip: Tensor, tri: Tensor, tri_id: Tensor) -> tuple[Tensor, Tensor]:
+        pos, faces, ids = _numpy(pos_clip), _numpy(tri, torch.int32), _numpy(tri_id, torch.int32)
+        bary = np.empty((*ids.shape, 3), np.float32)
+        depth = np.empty(ids.shape, np.float32)
+        numba_setup.announce_compile("the mesh interpolator", 15, _bary_threads)
+        with numba_setup.threads() as count:
+            if count == 1:
+                bad = _bary_rows(pos, faces, ids, 0, ids.shape[0] * ids.shape[1], bary, depth)
+            else:
+                bad = _bary_threads(pos, faces, ids, bary, depth, count)
+        _raise_if(bad)
+        ctx.save_for_backward(pos_clip, tri, tri_id)
+        return torch.from_numpy(bary), torch.from_numpy(depth)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_bary: Tensor, grad_depth: Tensor) -> tuple[Tensor, None, None]:
+        pos_clip, tri, tri_id = ctx.saved_tensors
+        pos, faces, ids = _numpy(pos_clip), _numpy(tri, torch.int32), _numpy(tri_id, torch.int32)
+        by_bary, by_depth = _numpy(grad_bary), _numpy(grad_depth)
+        with numba_setup.threads() as count:
+            buffers = 1 if count == 1 or len(ids) >= count else count
+            grads = np.zeros((buffers, *pos.shape))
+            if count == 1:
+                _bary_backward_rows(
+                    pos, faces, ids, 0, ids.shape[0] * ids.shape[1], by_bary, by_depth, grads[0]
+                )
+            else:
+                _bary_backward_threads(pos, faces, ids, by_bary, by_depth, grads, count)
+        return torch.from_numpy(grads.sum(0).astype(np.float32)), None, None
+
+
+class Interpolate(torch.autograd.Function):
+    """`rasterize.interpolate_torch` in Numba: (attr, bary, tri, tri_id) -> (B, H, W, C)."""
+
+    @staticmethod
+    def forward(ctx: Any, attr: Tensor, bary: Tensor, tri: Tensor, tri_id: Tensor) -> Tensor:
+        values, faces, ids, weights = (
+            _numpy(attr),
+            _numpy(tri, torch.int32),
+            _numpy(tri_id, torch.int32),
+            _numpy(bary),
+        )
+        out = np.empty((*ids.shape, values.shape[-1]), np.float32)
+        numba_setup.announce_compile("the mesh interpolator", 15, _interpolate_threads)
+        with numba_setup.threads() as count:
+            if count == 1:
+                bad = _interpolate_rows(values, faces, ids, weights, 0, ids.shape[0] * ids.shape[1], out)
+            else:
+                bad = _interpolate_threads(values, faces, ids, weights, out, count)
+        _raise_if(bad)
+        ctx.save_for_backward(attr, bary, tri, tri_id)
+        return torch.from_numpy(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        attr, bary, tri, tri_id = ctx.saved_tensors
+        values, faces, ids, weights = (
+            _numpy(attr),
+            _numpy(tri, torch.int32),
+            _numpy(tri_id, torch.int32),
+            _numpy(bary),
+        )
+        by_out = _numpy(grad_out)
+        want_attr, want_bary = ctx.needs_input_grad[:2]
+        grad_bary = np.empty(bary.shape if want_bary else (0, 0, 0, 3), np.float32)
+        with numba_setup.threads() as count:
+            own_image = len(ids) >= count and len(values) > 1
+            buffers = 1 if count == 1 or own_image or not want_attr else count
+            grads = np.zeros((buffers, *values.shape) if want_attr else (buffers, 0, 0, 0), np.float32)
+            if count == 1:
+                _interpolate_backward_rows(
+                    values, faces, ids, weights, 0, ids.shape[0] * ids.shape[1], by_out, grads[0], grad_bary
+                )
+            else:
+                _interpolate_backward_threads(values, faces, ids, weights, by_out, grads, grad_bary, count)
+        return (
+            torch.from_numpy(grads.sum(0)) if want_attr else None,
+            torch.from_numpy(grad_bary) if want_bary else None,
+            None,
+            None,
+        )
