@@ -1,9 +1,10 @@
 """Where a head is in a picture, as far as landmarks or a tracked mesh tell: what matting starts from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+from recon4d import InputError
 
 STEADY = [*range(0, 3), *range(14, 48)]  # points that the mouth does not move
 
@@ -21,14 +22,37 @@ class HeadShape:
     neck: float  # distance below `middle`, in widths, where the head's neck ends
     margin: float  # how far the outline may be wrong, in widths
     anchors: np.ndarray  # (k, 2) points that move with the skull, the same ones in every frame
+    image_size: tuple[int, int] | None = (
+        None  # width, height of the image that all this refers to, where known
+    )
 
     def visible(self, height: int, width: int) -> bool:
         """Whether the middle of the face lies in an image of this size."""
         center = self.face.mean(0)
         return bool((center >= 0).all() and (center < [width, height]).all())
 
+    def fitted(self, height: int, width: int) -> "HeadShape":
+        """The shape in an image of another size. Raises InputError when its proportions are not the same."""
+        if self.image_size is None or self.image_size == (width, height):
+            return self
+        scale = width / self.image_size[0]
+        if abs(self.image_size[1] * scale - height) > 1.5:
+            old = "x".join(map(str, self.image_size))
+            raise InputError(
+                f"the head was found in an image of {old} and this one is {width}x{height}; find it anew"
+            )
+        return replace(
+            self,
+            polygons=tuple(polygon * scale for polygon in self.polygons),
+            face=self.face * scale,
+            middle=self.middle * scale,
+            width=self.width * scale,
+            anchors=self.anchors * scale,
+            image_size=(width, height),
+        )
 
-def shape_from_landmarks(points: np.ndarray) -> HeadShape:
+
+def shape_from_landmarks(points: np.ndarray, image_size: tuple[int, int] | None = None) -> HeadShape:
     """A head around 68 iBUG points (68, 2): the jaw line as it is, a skull and a neck of average proportions."""
     points = np.asarray(points, np.float64)[:, :2]
     right = points[42:48].mean(0) - points[36:42].mean(0)
@@ -57,7 +81,7 @@ def shape_from_landmarks(points: np.ndarray) -> HeadShape:
     throat = np.stack([corners[0], corners[1], feet[1], feet[0]])
     brow = hull.astype(np.float64)
     face = brow + np.where((brow - middle) @ up > 0, 0.15 * width, 0.0)[:, None] * up
-    return HeadShape((skull, throat), face, middle, up, width, chin, neck, 0.10, points[STEADY])
+    return HeadShape((skull, throat), face, middle, up, width, chin, neck, 0.10, points[STEADY], image_size)
 
 
 def shape_mask(shape: HeadShape, to_small: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -177,7 +177,13 @@ def shapes_from_landmarks(folder: Path, files: list[ImageFile], photos: bool) ->
                 for i in range(before + 1, after):
                     share = (i - before) / (after - before)
                     points[i] = (1 - share) * points[before] + share * points[after]
-    return [item if isinstance(item, InputError) else shape_from_landmarks(item) for item in points]
+    sizes = {record.get("file"): record for record in read_records(folder.parent / "landmarks.jsonl")}
+    shapes: list[HeadShape | InputError] = []
+    for file, item in zip(files, points):
+        record = sizes.get(file.file, {})
+        size = (record["width"], record["height"]) if {"width", "height"} <= record.keys() else None
+        shapes.append(item if isinstance(item, InputError) else shape_from_landmarks(item, size))
+    return shapes
 
 
 def _read_points(path: Path) -> np.ndarray | InputError:
@@ -209,6 +215,7 @@ def cut_file(job: Job) -> tuple[Cut, HeadShape]:
         if chosen is None or faces.landmarks is None:
             raise InputError("no face found")
         shape = shape_from_landmarks(faces.landmarks[chosen])
+    shape = shape.fitted(*image.shape[:2])
     if not shape.visible(*image.shape[:2]):
         raise InputError(
             f"{job.file.file}: the head lies outside of the image; check that the points belong to it"
