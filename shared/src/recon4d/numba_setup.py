@@ -1,92 +1,75 @@
-"""Numba, set up once for every kernel of the library: threading layer, thread count, compile message.
+"""Sharing compiled work among threads, and saying when it is being compiled.
 
-Used by `recon4d.mesh` and `recon4d.splat`. In a module with kernels:
-
-    from recon4d import numba_setup
-
-    numba_setup.announce_compile("the mesh rasterizer", 20, kernel)  # one line on stderr if `kernel` is not cached yet
-    with numba_setup.threads() as count:                             # sets Numba's thread count, locks if it must
-        kernel(..., count)
-
-Kernels that take `count` and split their work themselves run without threads in a forked child (see `threads`).
+Kernels are plain serial Numba functions that release the GIL (`@njit(cache=True, nogil=True)`); `share` deals the
+parts of a job to Python threads. Against Numba's own `parallel=True` this needs no threading layer (so any number of
+Python threads may render at once, and a process made by fork() may too), compiles ten times faster, and on a busy
+machine does not wait for threads that get no core: the caller takes whatever parts nobody has begun.
 """
 
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import torch
 
+_pool: ThreadPoolExecutor | None = None
+_size = 0
+_lock = threading.Lock()
 _announced: set[str] = set()
-_lock = threading.RLock()
-_forked = False
 
 
-def _after_fork() -> None:
-    global _forked
-    _forked = True
+def _forget() -> None:
+    """In a child made by fork() the threads are gone: start new ones when needed."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_forget)
 
 
-def _choose_layer() -> str:
-    """Prefer a layer that two Python threads may enter at once: omp, then tbb; `workqueue` is the last resort.
+def count() -> int:
+    """How many threads to use: torch's number, so that `torch.set_num_threads` or OMP_NUM_THREADS governs both."""
+    return torch.get_num_threads()
 
-    Where torch is imported first, as here, the omp layer binds to torch's own OpenMP runtime: one pool, not two.
-    Its threads spin for some milliseconds before they sleep; on a machine that is busy with other work
-    OMP_WAIT_POLICY=PASSIVE or GOMP_SPINCOUNT=10000 (set before Python starts) helps both torch and these kernels.
+
+def _executor(workers: int) -> ThreadPoolExecutor:
+    global _pool, _size
+    with _lock:
+        if _pool is None or _size < workers:
+            _pool, _size = ThreadPoolExecutor(workers, thread_name_prefix="recon4d"), workers
+        return _pool
+
+
+def share(work: Callable[[int], Any], parts: int) -> None:
+    """Call `work(i)` once for each i below `parts`, on up to `count()` threads of which the caller is one.
+
+    Parts are begun in order. The first exception of a part is raised, after the others under way have ended.
     """
-    if "NUMBA_THREADING_LAYER" in os.environ:
-        return numba.config.THREADING_LAYER
-    for layer, module in (("omp", "omppool"), ("tbb", "tbbpool")):
-        try:
-            __import__(f"numba.np.ufunc.{module}")
-        except ImportError:
-            continue
-        numba.config.THREADING_LAYER = layer
-        return layer
-    numba.config.THREADING_LAYER = "workqueue"
-    return "workqueue"
-
-
-LAYER = _choose_layer()
-
-
-def is_safe() -> bool:
-    """Whether two Python threads may run parallel kernels at the same time."""
-    return LAYER in ("omp", "tbb", "threadsafe", "safe")
-
-
-@contextmanager
-def threads(limit: int | None = None) -> Iterator[int]:
-    """Set Numba's thread count to torch's for the calling thread, and yield it; hold a lock on unsafe layers.
-
-    One number (`torch.set_num_threads`, OMP_NUM_THREADS) so governs both, and a data-loader worker, which torch
-    limits to one thread, stays at one. In a child made by fork() the count is 1 and callers must run their serial
-    kernel: GNU OpenMP ends a process that opens a parallel region there.
-    """
-    if _forked:
-        yield 1
+    helpers = min(count(), parts) - 1
+    if helpers <= 0:
+        for part in range(parts):
+            work(part)
         return
-    count = max(1, min(limit or torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    with nullcontext() if is_safe() else _lock:
-        before = numba.get_num_threads()
-        numba.set_num_threads(count)
-        try:
-            yield count
-        finally:
-            numba.set_num_threads(before)
+    remaining = iter(range(parts))  # taking the next number is atomic under the GIL
 
+    def take() -> None:
+        for part in remaining:
+            work(part)
 
-def is_forked() -> bool:
-    """Whether this process was made by fork(), so that no parallel region may be opened."""
-    return _forked
+    executor = _executor(helpers)
+    futures = [executor.submit(take) for _ in range(helpers)]
+    try:
+        take()
+    finally:
+        waiting = [future for future in futures if not future.cancel()]
+        errors = [future.exception() for future in waiting]
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 def is_cached(kernel: Any) -> bool:

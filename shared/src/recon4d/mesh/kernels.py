@@ -1,16 +1,16 @@
 """The differentiable steps of rasterization as Numba kernels with hand-written backwards, for float32 on the CPU.
 
-Each `_rows` function works on a range of image rows (all images of the batch stacked) and is plain serial code; the
-`_threads` functions deal ranges to threads. Gradients that many pixels add to the same vertex are added in a buffer
-per thread (or per image, when there are more images than threads) and summed in a fixed order: no atomics, and the
-same result every time. The arithmetic is float64 inside, so that differences of large coordinates lose nothing.
+Each `_rows` function works on a range of image rows (all images of the batch stacked); ranges are dealt to threads.
+Gradients that many pixels add to the same vertex are added in a buffer per part (or per image, when there are more
+images than threads) and summed in a fixed order: no atomics, and the same result every time. The arithmetic is
+float64 inside, so that differences of large coordinates lose nothing.
 """
 
 from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -187,63 +187,6 @@ def _interpolate_backward_rows(attr, tri, ids, bary, first, last, grad_out, grad
                     grad_attr[a, k, n] += b2 * g
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _bary_threads(pos, tri, ids, bary, depth, count):
-    rows = ids.shape[0] * ids.shape[1]
-    bad = np.zeros(count, np.int64)
-    for t in prange(count):
-        for block in range(t * BLOCK, rows, count * BLOCK):
-            bad[t] |= _bary_rows(pos, tri, ids, block, min(block + BLOCK, rows), bary, depth)
-    return bad.max()
-
-
-@njit(cache=True, nogil=True, parallel=True)
-def _bary_backward_threads(pos, tri, ids, grad_bary, grad_depth, grads, count):
-    """grads (count or 1, B, V, 4) zeros; with 1, whole images are dealt, and nobody shares."""
-    items, height = ids.shape[0], ids.shape[1]
-    rows = items * height
-    shared = grads.shape[0] == 1
-    for t in prange(count):
-        if shared:
-            for b in range(t, items, count):
-                _bary_backward_rows(
-                    pos, tri, ids, b * height, (b + 1) * height, grad_bary, grad_depth, grads[0]
-                )
-        else:
-            for block in range(t * BLOCK, rows, count * BLOCK):
-                _bary_backward_rows(
-                    pos, tri, ids, block, min(block + BLOCK, rows), grad_bary, grad_depth, grads[t]
-                )
-
-
-@njit(cache=True, nogil=True, parallel=True)
-def _interpolate_threads(attr, tri, ids, bary, out, count):
-    rows = ids.shape[0] * ids.shape[1]
-    bad = np.zeros(count, np.int64)
-    for t in prange(count):
-        for block in range(t * BLOCK, rows, count * BLOCK):
-            bad[t] |= _interpolate_rows(attr, tri, ids, bary, block, min(block + BLOCK, rows), out)
-    return bad.max()
-
-
-@njit(cache=True, nogil=True, parallel=True)
-def _interpolate_backward_threads(attr, tri, ids, bary, grad_out, grads, grad_bary, count):
-    items, height = ids.shape[0], ids.shape[1]
-    rows = items * height
-    shared = grads.shape[0] == 1
-    for t in prange(count):
-        if shared:
-            for b in range(t, items, count):
-                _interpolate_backward_rows(
-                    attr, tri, ids, bary, b * height, (b + 1) * height, grad_out, grads[0], grad_bary
-                )
-        else:
-            for block in range(t * BLOCK, rows, count * BLOCK):
-                _interpolate_backward_rows(
-                    attr, tri, ids, bary, block, min(block + BLOCK, rows), grad_out, grads[t], grad_bary
-                )
-
-
 def _numpy(tensor: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
     return tensor.detach().to("cpu", dtype).contiguous().numpy()
 
@@ -255,6 +198,35 @@ def _raise_if(bad: int) -> None:
         )
 
 
+def _deal(ids: np.ndarray) -> list[tuple[int, int]]:
+    """Cut the rows of a batch of images into ranges, some per thread."""
+    rows = ids.shape[0] * ids.shape[1]
+    parts = min(4 * numba_setup.count(), -(-rows // 8)) if numba_setup.count() > 1 else 1
+    return [(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]
+
+
+def _gather(ids: np.ndarray, own_images: bool, shape: tuple[int, ...], dtype: Any, work: Any) -> np.ndarray:
+    """Run work(first row, last row, buffer), which adds to a buffer of `shape`, and return the sum.
+
+    With `own_images` an image adds only to its own part of the buffer, so that images can share one.
+    """
+    items, height = ids.shape[:2]
+    count = numba_setup.count()
+    if count == 1 or (own_images and items >= count):
+        total = np.zeros(shape, dtype)
+        numba_setup.share(lambda item: work(item * height, (item + 1) * height, total), items)
+        return total
+    parts = min(2 * count, items * height) if np.prod(shape) < 1 << 18 else count
+    buffers = np.zeros((parts, *shape), dtype)
+
+    def block(part: int) -> None:  # interleaved, so that parts are about equally full
+        for row in range(part * BLOCK, items * height, parts * BLOCK):
+            work(row, min(row + BLOCK, items * height), buffers[part])
+
+    numba_setup.share(block, parts)
+    return buffers.sum(0)
+
+
 class Barycentrics(torch.autograd.Function):
     """`barycentric.barycentrics` in Numba: (pos_clip, tri, tri_id) -> bary (B, H, W, 3), depth (B, H, W)."""
 
@@ -263,13 +235,15 @@ class Barycentrics(torch.autograd.Function):
         pos, faces, ids = _numpy(pos_clip), _numpy(tri, torch.int32), _numpy(tri_id, torch.int32)
         bary = np.empty((*ids.shape, 3), np.float32)
         depth = np.empty(ids.shape, np.float32)
-        numba_setup.announce_compile("the mesh interpolator", 15, _bary_threads)
-        with numba_setup.threads() as count:
-            if count == 1:
-                bad = _bary_rows(pos, faces, ids, 0, ids.shape[0] * ids.shape[1], bary, depth)
-            else:
-                bad = _bary_threads(pos, faces, ids, bary, depth, count)
-        _raise_if(bad)
+        numba_setup.announce_compile("the mesh interpolator", 5, _bary_rows)
+        ranges = _deal(ids)
+        bad = [0] * len(ranges)
+
+        def work(part: int) -> None:
+            bad[part] = _bary_rows(pos, faces, ids, *ranges[part], bary, depth)
+
+        numba_setup.share(work, len(ranges))
+        _raise_if(any(bad))
         ctx.save_for_backward(pos_clip, tri, tri_id)
         return torch.from_numpy(bary), torch.from_numpy(depth)
 
@@ -279,16 +253,12 @@ class Barycentrics(torch.autograd.Function):
         pos_clip, tri, tri_id = ctx.saved_tensors
         pos, faces, ids = _numpy(pos_clip), _numpy(tri, torch.int32), _numpy(tri_id, torch.int32)
         by_bary, by_depth = _numpy(grad_bary), _numpy(grad_depth)
-        with numba_setup.threads() as count:
-            buffers = 1 if count == 1 or len(ids) >= count else count
-            grads = np.zeros((buffers, *pos.shape))
-            if count == 1:
-                _bary_backward_rows(
-                    pos, faces, ids, 0, ids.shape[0] * ids.shape[1], by_bary, by_depth, grads[0]
-                )
-            else:
-                _bary_backward_threads(pos, faces, ids, by_bary, by_depth, grads, count)
-        return torch.from_numpy(grads.sum(0).astype(np.float32)), None, None
+
+        def work(first: int, last: int, grad: np.ndarray) -> None:
+            _bary_backward_rows(pos, faces, ids, first, last, by_bary, by_depth, grad)
+
+        grad = _gather(ids, True, pos.shape, np.float64, work)
+        return torch.from_numpy(grad.astype(np.float32)), None, None
 
 
 class Interpolate(torch.autograd.Function):
@@ -296,20 +266,18 @@ class Interpolate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, attr: Tensor, bary: Tensor, tri: Tensor, tri_id: Tensor) -> Tensor:
-        values, faces, ids, weights = (
-            _numpy(attr),
-            _numpy(tri, torch.int32),
-            _numpy(tri_id, torch.int32),
-            _numpy(bary),
-        )
+        values, weights = _numpy(attr), _numpy(bary)
+        faces, ids = _numpy(tri, torch.int32), _numpy(tri_id, torch.int32)
         out = np.empty((*ids.shape, values.shape[-1]), np.float32)
-        numba_setup.announce_compile("the mesh interpolator", 15, _interpolate_threads)
-        with numba_setup.threads() as count:
-            if count == 1:
-                bad = _interpolate_rows(values, faces, ids, weights, 0, ids.shape[0] * ids.shape[1], out)
-            else:
-                bad = _interpolate_threads(values, faces, ids, weights, out, count)
-        _raise_if(bad)
+        numba_setup.announce_compile("the mesh interpolator", 5, _interpolate_rows)
+        ranges = _deal(ids)
+        bad = [0] * len(ranges)
+
+        def work(part: int) -> None:
+            bad[part] = _interpolate_rows(values, faces, ids, weights, *ranges[part], out)
+
+        numba_setup.share(work, len(ranges))
+        _raise_if(any(bad))
         ctx.save_for_backward(attr, bary, tri, tri_id)
         return torch.from_numpy(out)
 
@@ -317,27 +285,19 @@ class Interpolate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         attr, bary, tri, tri_id = ctx.saved_tensors
-        values, faces, ids, weights = (
-            _numpy(attr),
-            _numpy(tri, torch.int32),
-            _numpy(tri_id, torch.int32),
-            _numpy(bary),
-        )
+        values, weights = _numpy(attr), _numpy(bary)
+        faces, ids = _numpy(tri, torch.int32), _numpy(tri_id, torch.int32)
         by_out = _numpy(grad_out)
         want_attr, want_bary = ctx.needs_input_grad[:2]
         grad_bary = np.empty(bary.shape if want_bary else (0, 0, 0, 3), np.float32)
-        with numba_setup.threads() as count:
-            own_image = len(ids) >= count and len(values) > 1
-            buffers = 1 if count == 1 or own_image or not want_attr else count
-            grads = np.zeros((buffers, *values.shape) if want_attr else (buffers, 0, 0, 0), np.float32)
-            if count == 1:
-                _interpolate_backward_rows(
-                    values, faces, ids, weights, 0, ids.shape[0] * ids.shape[1], by_out, grads[0], grad_bary
-                )
-            else:
-                _interpolate_backward_threads(values, faces, ids, weights, by_out, grads, grad_bary, count)
+
+        def work(first: int, last: int, grad: np.ndarray) -> None:
+            _interpolate_backward_rows(values, faces, ids, weights, first, last, by_out, grad, grad_bary)
+
+        own = len(values) > 1 or not want_attr
+        grad_attr = _gather(ids, own, values.shape if want_attr else (0, 0, 0), np.float32, work)
         return (
-            torch.from_numpy(grads.sum(0)) if want_attr else None,
+            torch.from_numpy(grad_attr) if want_attr else None,
             torch.from_numpy(grad_bary) if want_bary else None,
             None,
             None,

@@ -13,7 +13,9 @@ result does not depend on the number of threads.
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
+
+from recon4d import numba_setup
 
 FRACTION = 15  # sub-pixel bits
 STEP = 1 << FRACTION  # one pixel
@@ -323,99 +325,101 @@ def _draw_band(
 
 @njit(cache=True, nogil=True)
 def _places(counts, start):
-    """Where in the list each (batch item, band, chunk) begins; `counts` (items, chunks, bands) becomes these places."""
+    """Where in the list each (band, chunk) begins; `counts` (chunks, bands) becomes these places."""
     total = 0
-    items, chunks, bands = counts.shape
-    for item in range(items):
-        for band in range(bands):
-            start[item * bands + band] = total
-            for chunk in range(chunks):
-                size = counts[item, chunk, band]
-                counts[item, chunk, band] = total
-                total += size
-    start[items * bands] = total
+    chunks, bands = counts.shape
+    for band in range(bands):
+        start[band] = total
+        for chunk in range(chunks):
+            size = counts[chunk, band]
+            counts[chunk, band] = total
+            total += size
+    start[bands] = total
     return total
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def draw_threads(pos, tri, height, width, cull, rows, ids, depth, count):
-    """Draw every item of the batch with `count` threads.
-
-    pos (B*V, 4) float32, tri (F, 3) int32, ids and depth (B, H*W), filled here. `cull`: 0 none, 1 back, 2 front.
-    Returns 1 if a triangle names a vertex that does not exist (it is left out).
-    """
-    items = ids.shape[0]
-    total = pos.shape[0]
-    vertices = total // items
-    faces = tri.shape[0]
-    bands = (height + rows - 1) // rows
-    chunks = count if items < count else 1
-    xs = np.empty(total, np.int32)
-    ys = np.empty(total, np.int32)
-    zs = np.empty(total, np.float64)
-    state = np.empty(total, np.uint8)
-    low = np.empty((items, faces), np.int32)
-    high = np.empty((items, faces), np.int32)
-    counts = np.zeros((items, chunks, bands), np.int64)
-    start = np.empty(items * bands + 1, np.int64)
-    bad = np.zeros(2, np.int64)
-    bad[1] = vertices
-    for t in prange(count):
-        _project(pos, total * t // count, total * (t + 1) // count, height, width, xs, ys, zs, state)
-    for t in prange(items * chunks):
-        item, chunk = t // chunks, t % chunks
-        _bin(
-            pos, item * vertices, tri, faces * chunk // chunks, faces * (chunk + 1) // chunks, height, width, cull,
-            rows, xs, ys, state, low[item], high[item], counts[item, chunk], bad,
+@njit(cache=True, nogil=True, boundscheck=False)
+def _draw_bands(
+    pos, base, tri, order, start, begin, stride, rows, height, width, cull, xs, ys, zs, state, ids, depth
+):  # fmt: skip
+    """Draw every `stride`-th band from `begin`: neighbouring bands are about equally full."""
+    for band in range(begin, len(start) - 1, stride):
+        _draw_band(
+            pos, base, tri, order, start[band], start[band + 1], band * rows, min((band + 1) * rows, height),
+            height, width, cull, xs, ys, zs, state, ids, depth,
         )  # fmt: skip
-    order = np.empty(_places(counts, start), np.int32)
-    for t in prange(items * chunks):
-        item, chunk = t // chunks, t % chunks
-        _fill(
-            faces * chunk // chunks,
-            faces * (chunk + 1) // chunks,
-            low[item],
-            high[item],
-            counts[item, chunk],
-            order,
-        )
-    for t in prange(count):
-        for task in range(t, items * bands, count):  # interleaved: neighbouring bands are about equally full
-            item, band = task // bands, task % bands
-            _draw_band(
-                pos, item * vertices, tri, order, start[task], start[task + 1], band * rows,
-                min((band + 1) * rows, height), height, width, cull, xs, ys, zs, state, ids[item], depth[item],
-            )  # fmt: skip
-    return bad[0]
 
 
-@njit(cache=True, nogil=True)
-def draw_serial(pos, tri, height, width, cull, rows, ids, depth):
-    """`draw_threads` without threads, for one thread and for processes made by fork()."""
-    items = ids.shape[0]
-    total = pos.shape[0]
-    vertices = total // items
-    faces = tri.shape[0]
-    bands = (height + rows - 1) // rows
-    xs = np.empty(total, np.int32)
-    ys = np.empty(total, np.int32)
-    zs = np.empty(total, np.float64)
-    state = np.empty(total, np.uint8)
-    low = np.empty(faces, np.int32)
-    high = np.empty(faces, np.int32)
-    start = np.empty(bands + 1, np.int64)
-    bad = np.zeros(2, np.int64)
-    bad[1] = vertices
-    _project(pos, 0, total, height, width, xs, ys, zs, state)
-    for item in range(items):
+SMALL = 30000  # triangles below which sorting them into bands is not worth sharing
+
+
+def draw(pos, tri, height, width, cull, ids, depth, bands_per_thread=8):
+    """Draw a batch into `ids` and `depth` (B, H*W), filled here.
+
+    pos (B, V, 4) float32, tri (F, 3) int32. `cull`: 0 none, 1 back, 2 front. Returns whether a triangle names a
+    vertex that does not exist (it is left out).
+    """
+    items, vertices = pos.shape[:2]
+    faces = len(tri)
+    pos = pos.reshape(-1, 4)
+    count = numba_setup.count()
+    # several bands per thread, so that the load evens out, yet high enough that few triangles span two
+    rows = min(max(-(-height // (bands_per_thread * count)), 8), 64)
+    bands = -(-height // rows)
+    chunks = count if faces > SMALL and items < count else 1
+    xs, ys = np.empty(len(pos), np.int32), np.empty(len(pos), np.int32)
+    zs, state = np.empty(len(pos), np.float64), np.empty(len(pos), np.uint8)
+    low, high = np.empty((items, faces), np.int32), np.empty((items, faces), np.int32)
+    counts = np.zeros((items, chunks, bands), np.int64)
+    start = np.empty((items, bands + 1), np.int64)
+    bad = np.zeros((items * chunks, 2), np.int64)
+    bad[:, 1] = vertices
+    order: list[np.ndarray] = [bad] * items
+
+    def cut(task: int, total: int) -> tuple[int, int]:
+        return total * task // chunks, total * (task + 1) // chunks
+
+    def project(task: int) -> None:
+        item, chunk = divmod(task, chunks)
+        first, last = cut(chunk, vertices)
         base = item * vertices
-        counts = np.zeros((1, 1, bands), np.int64)
-        _bin(pos, base, tri, 0, faces, height, width, cull, rows, xs, ys, state, low, high, counts[0, 0], bad)
-        order = np.empty(_places(counts, start), np.int32)
-        _fill(0, faces, low, high, counts[0, 0], order)
-        for band in range(bands):
-            _draw_band(
-                pos, base, tri, order, start[band], start[band + 1], band * rows, min((band + 1) * rows, height),
-                height, width, cull, xs, ys, zs, state, ids[item], depth[item],
-            )  # fmt: skip
-    return bad[0]
+        _project(pos, base + first, base + last, height, width, xs, ys, zs, state)
+
+    def count_bands(task: int) -> None:
+        item, chunk = divmod(task, chunks)
+        _bin(
+            pos, item * vertices, tri, *cut(chunk, faces), height, width, cull, rows, xs, ys, state,
+            low[item], high[item], counts[item, chunk], bad[task],
+        )  # fmt: skip
+
+    def reserve(item: int) -> None:
+        order[item] = np.empty(_places(counts[item], start[item]), np.int32)
+
+    def fill(task: int) -> None:
+        item, chunk = divmod(task, chunks)
+        _fill(*cut(chunk, faces), low[item], high[item], counts[item, chunk], order[item])
+
+    def prepare(item: int) -> None:
+        project(item)
+        count_bands(item)
+        reserve(item)
+        fill(item)
+
+    def draw_bands(task: int) -> None:
+        item, part = divmod(task, parts)
+        _draw_bands(
+            pos, item * vertices, tri, order[item], start[item], part, parts, rows, height, width, cull,
+            xs, ys, zs, state, ids[item], depth[item],
+        )  # fmt: skip
+
+    if chunks == 1:
+        numba_setup.share(prepare, items)
+    else:
+        numba_setup.share(project, items * chunks)
+        numba_setup.share(count_bands, items * chunks)
+        for item in range(items):
+            reserve(item)
+        numba_setup.share(fill, items * chunks)
+    parts = 1 if items >= 4 * count or count == 1 else min(bands, 4 * count)
+    numba_setup.share(draw_bands, items * parts)
+    return bool(bad[:, 0].any())

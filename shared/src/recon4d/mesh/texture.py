@@ -83,7 +83,7 @@ def texture(
         raise InputError(f"texture wrap {wrap!r} is unknown; choose one of {', '.join(WRAP)}")
     if tex.ndim != 4 or uv.ndim != 4 or uv.shape[-1] != 2 or tex.shape[0] not in (1, uv.shape[0]):
         raise InputError(
-            f"texture {tuple(tex.shape)} and uv {tuple(uv.shape)} do not match; give (B or 1, Ht, Wt, C) and (B, H, W, 2)"
+            f"texture {tuple(tex.shape)} and uv {tuple(uv.shape)} do not match; give (B or 1, Ht, Wt, C), (B, H, W, 2)"
         )
     if mode == "bilinear":
         out = _bilinear(tex.expand(uv.shape[0], -1, -1, -1), uv, wrap)

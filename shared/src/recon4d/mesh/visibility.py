@@ -125,24 +125,16 @@ def _numba(pos: Tensor, tri: Tensor, height: int, width: int, cull: int) -> tupl
     from recon4d import numba_setup
     from recon4d.mesh import scanline
 
-    batch, vertices = pos.shape[:2]
-    points = pos.cpu().contiguous().view(batch * vertices, 4).numpy()
+    points = pos.cpu().contiguous().numpy()
     faces = tri.detach().to("cpu", torch.int32).contiguous().numpy()
-    tri_id = np.empty((batch, height * width), np.int32)
-    depth = np.empty((batch, height * width), np.float32)
-    numba_setup.announce_compile("the mesh rasterizer", 15, scanline.draw_threads)
-    with numba_setup.threads() as count:
-        # bands: several per thread, so that the load evens out, yet high enough that few triangles span two
-        rows = min(max(-(-height // (8 * count)), 8), 64)
-        if count == 1:
-            bad = scanline.draw_serial(points, faces, height, width, cull, rows, tri_id, depth)
-        else:
-            bad = scanline.draw_threads(points, faces, height, width, cull, rows, tri_id, depth, count)
-    if bad:
+    tri_id = np.empty((len(points), height * width), np.int32)
+    depth = np.empty((len(points), height * width), np.float32)
+    numba_setup.announce_compile("the mesh rasterizer", 10, scanline._draw_bands)
+    if scanline.draw(points, faces, height, width, cull, tri_id, depth):
         raise InputError(
-            f"tri names vertices outside 0..{vertices - 1}; check that it belongs to these vertices"
+            f"tri names vertices outside 0..{pos.shape[1] - 1}; check that it belongs to these vertices"
         )
-    shape = (batch, height, width)
+    shape = (len(points), height, width)
     return torch.from_numpy(tri_id).view(shape).to(pos.device), torch.from_numpy(depth).view(shape).to(
         pos.device
     )
