@@ -1,0 +1,170 @@
+"""A subject's folder: RGBA images (alpha = head) and the tracked parameters of each; which frames train and test."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from recon4d import InputError
+from recon4d.formats import insta
+from recon4d.formats import track as track_format
+from recon4d.formats.track import Track
+from torch import Tensor
+
+from gaussian_avatar import config as settings
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Images on disk and their track, in the same order."""
+
+    folder: Path
+    track: Track
+    width: int  # pixels of the images as they are trained on
+    height: int
+
+    def __len__(self) -> int:
+        return len(self.track)
+
+    def image_path(self, frame: int) -> Path:
+        return self.folder / "images" / f"{Path(str(self.track.names[frame])).stem}.png"
+
+
+def open_capture(folder: str | Path, image_size: int | None, log: Callable[[str], None]) -> Capture:
+    """Read `<folder>/track.npz` (or `checkpoint/*.frame`) and check that the images pair with it.
+
+    Args:
+        image_size: longer side in pixels to reduce larger images to; None keeps them.
+
+    Raises:
+        InputError: a missing folder, no track, images and frames that do not pair up.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} is not a folder; --data-dir and --subject must name one with images and a track"
+        )
+    if (folder / "track.npz").is_file():
+        track = track_format.read(folder / "track.npz")
+        images = {path.stem for path in (folder / "images").glob("*.png")}
+        if not images:
+            raise InputError(f"{folder / 'images'} has no PNG images; make them with prep-faces matte")
+        insta.check_pairs(folder, images, {Path(str(name)).stem for name in track.names})
+    else:
+        track, notes = insta.read(folder)
+        for note in notes:
+            log(f"{folder}: {note}")
+    return Capture(
+        folder, track, *reduced_size(int(track.image_size[0]), int(track.image_size[1]), image_size)
+    )
+
+
+def reduced_size(width: int, height: int, image_size: int | None) -> tuple[int, int]:
+    """Width and height with the longer side reduced to `image_size`, never enlarged."""
+    scale = 1.0 if image_size is None else min(1.0, image_size / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def split_frames(
+    n: int, test_frames: int, test_share: float, log: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and of the held-out frames: the last `test_frames`, or the last share of a short clip.
+
+    A clip is short when it would be left with fewer training than held-out frames.
+    """
+    held_out = test_frames
+    if n < 2 * test_frames:
+        held_out = max(1, round(n * test_share)) if test_share > 0 and n > 1 else 0
+        log(
+            f"the clip has {n} frames: its last {held_out} ({test_share:.0%}) are held out, not {test_frames}"
+        )
+    return np.arange(n - held_out), np.arange(n - held_out, n)
+
+
+def choose_frames(
+    capture: Capture, config: settings.Config, split: str, log: Callable[[str], None]
+) -> np.ndarray:
+    """Indices of the frames of a split that have a track of their own (`valid`)."""
+    n = len(capture)
+    train, test = split_frames(n, config.data.test_frames, config.data.test_share, log)
+    chosen = {"train": train, "test": test, "all": np.arange(n)}[split]
+    valid = chosen[capture.track.valid[chosen]]
+    if len(valid) < len(chosen):
+        log(
+            f"{len(chosen) - len(valid)} frames without a track of their own are left out of the {split} split"
+        )
+    if not len(valid):
+        raise InputError(
+            f"{capture.folder}: the {split} split has no tracked frame; choose another with --split"
+        )
+    return valid
+
+
+def read_image(path: Path, width: int, height: int, size: tuple[int, int]) -> np.ndarray:
+    """One RGBA image (height, width, 4) uint8, reduced by area averaging with the mask taken into account.
+
+    Args:
+        size: width and height the file must have, the track's.
+
+    Raises:
+        InputError: not readable, no alpha channel, another size, or an empty mask.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise InputError(f"{path} is not a readable image; make it again with prep-faces matte")
+    if image.ndim != 3 or image.shape[2] != 4:
+        channels = 1 if image.ndim == 2 else image.shape[2]
+        raise InputError(
+            f"{path} has {channels} channels; RGBA with the head's mask as alpha is needed (prep-faces matte)"
+        )
+    if image.dtype != np.uint8:
+        raise InputError(f"{path} has {image.dtype} pixels; 8-bit RGBA is needed")
+    if (image.shape[1], image.shape[0]) != size:
+        raise InputError(
+            f"{path} is {image.shape[1]}x{image.shape[0]} pixels but the track is of {size[0]}x{size[1]} images"
+        )
+    if not image[..., 3].any():
+        raise InputError(
+            f"{path} has an empty mask (alpha is 0 everywhere); make it again with prep-faces matte"
+        )
+    if size != (width, height):
+        alpha = image[..., 3:].astype(np.float32) / 255
+        premultiplied = np.concatenate([image[..., :3] * alpha, alpha], -1)
+        small = cv2.resize(premultiplied, (width, height), interpolation=cv2.INTER_AREA)
+        small[..., :3] /= np.maximum(small[..., 3:], 1e-6)
+        small[..., 3] *= 255
+        image = np.clip(small + 0.5, 0, 255).astype(np.uint8)
+    return image[..., [2, 1, 0, 3]]
+
+
+def read_images(capture: Capture, frames: np.ndarray, threads: int = 4) -> Iterator[np.ndarray]:
+    """The images of the chosen frames, in order, read ahead by a few threads."""
+    size = (int(capture.track.image_size[0]), int(capture.track.image_size[1]))
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: list = []
+        for frame in frames:
+            ahead.append(
+                pool.submit(read_image, capture.image_path(frame), capture.width, capture.height, size)
+            )
+            if len(ahead) > 2 * threads:
+                yield ahead.pop(0).result()
+        for waiting in ahead:
+            yield waiting.result()
+
+
+def preload(capture: Capture, frames: np.ndarray, pin: bool = False) -> Tensor:
+    """All images of the chosen frames (n, height, width, 4) uint8, pinned where a GPU will fetch them."""
+    images = torch.empty(len(frames), capture.height, capture.width, 4, dtype=torch.uint8, pin_memory=pin)
+    for i, image in enumerate(read_images(capture, frames)):
+        images[i] = torch.from_numpy(image)
+    return images
+
+
+def composite(images: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
+    """RGBA uint8 (B, H, W, 4) over backgrounds (B, 3): float (B, H, W, 3), and the mask (B, H, W, 1)."""
+    pixels = images.float() / 255
+    alpha = pixels[..., 3:]
+    return torch.lerp(background[:, None, None], pixels[..., :3], alpha), alpha

@@ -1,0 +1,160 @@
+"""The settings of a training run: YAML checked by pydantic; an unknown key or a wrong type is named with its file."""
+
+import contextlib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from recon4d import InputError
+from recon4d.files import write_text
+
+PRESETS = ("offline", "cpu-quick")
+
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Which frames, and at which size."""
+
+    image_size: Positive | None = None  # longer side in pixels; larger images are reduced to it
+    test_frames: Annotated[int, Field(ge=0)] = 350  # the last frames are held out
+    test_share: Annotated[float, Field(ge=0, le=0.5)] = 0.15  # of clips too short to spare that many
+    preload: bool = True  # keep all images in memory
+
+
+class Model(Section):
+    """What is learned."""
+
+    tex_size: Positive = 256  # UV texels per side; each covered one is a Gaussian
+    basis: Positive = 20  # K
+    hidden: Positive = 128
+    init_scale: Annotated[float, Field(gt=0)] | None = 0.0008  # metres; null: by the distance of the texels
+    init_opacity: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+class Rates(Section):
+    """Adam's learning rates. Those of the basis are multiples of the attribute's own."""
+
+    position: Rate = 8e-4
+    position_final: Rate = 8e-6
+    position_images: Positive = 30000  # images over which the position's rate falls, log-linearly
+    position_delay_images: Annotated[int, Field(ge=0)] = 0
+    position_delay_factor: Rate = 0.01
+    opacity: Rate = 0.25
+    scale: Rate = 0.025
+    rotation: Rate = 0.005
+    colour: Rate = 0.0125
+    basis_position: Rate = 0.05
+    basis_rotation: Rate = 0.5
+    basis_colour: Rate = 0.5
+    mlp: Rate = 1e-3
+    final_factor: Annotated[float, Field(gt=0, le=1)] = (
+        1.0  # all other rates end at this share of their start
+    )
+
+
+class Losses(Section):
+    """Weights of the loss terms."""
+
+    l1: Weight = 1.0
+    ssim: Weight = 0.0
+    lpips: Weight = 0.0
+    lpips_start: int = 20000  # images
+    alpha: Weight = 0.0
+    sparsity: Weight = 0.0
+    orthogonality: Weight = 0.0
+    offset: Weight = 0.0  # mean square distance from the surface, in units of the initial scale
+    size: Weight = 0.0  # mean square of the log scale above four times the initial one
+
+
+class Train(Section):
+    """How it is learned. Lengths count images, not batches."""
+
+    batch_size: Positive = 10
+    iterations: Positive = 50000
+    blend_start: int = 3000  # the basis joins in at this image
+    colour_weight: Annotated[float, Field(gt=0)] = 0.1  # blending weight in a batch that initialises a colour
+    checkpoint_every: Positive = 5000
+    rates: Rates = Rates()
+    losses: Losses = Losses()
+
+
+class Config(Section):
+    """All settings of one run."""
+
+    data_dir: str = "data"
+    output_dir: str = "output"
+    head_model: str | None = None  # a FLAME file; null is the open head
+    split: str = Field("train", pattern="^(train|test|all)$")
+    seed: int = 0
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+
+
+def load(source: str | Path, overrides: tuple[str, ...] | list[str] = (), **top: Any) -> Config:
+    """A config from a preset's name or a YAML file.
+
+    Args:
+        overrides: `key=value` strings, `train.batch_size=6`; the value is YAML.
+        top: top-level keys that replace the file's; None is left alone.
+
+    Raises:
+        InputError: a missing file, bad YAML, an unknown key, a wrong type; the message names file and key.
+    """
+    source = str(source)
+    if source in PRESETS:
+        text = resources.files("gaussian_avatar").joinpath("configs", f"{source}.yaml").read_text()
+    elif Path(source).is_file():
+        text = Path(source).read_text(errors="replace")
+    else:
+        raise InputError(f"--config {source} is neither a file nor one of {', '.join(PRESETS)}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not readable YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{source} holds a {type(values).__name__}, not the keys of a config")
+    for override in overrides:
+        _set(values, override)
+    values |= {key: value for key, value in top.items() if value is not None}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{source}: the key {key} is not known; see the shipped offline.yaml") from error
+        raise InputError(f"{source}: {key}: {first['msg']}, not {first['input']!r}") from error
+
+
+def _set(values: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override} must be key=value, for example train.batch_size=6")
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = values.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise InputError(f"--set {override}: {parent} is a value, not a section")
+        values = below
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: {text} is not a YAML value") from error
+    if isinstance(values[last], str):  # YAML 1.1 reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            values[last] = float(text)
+
+
+def write(path: str | Path, config: Config) -> None:
+    """Write all settings as YAML, atomically."""
+    write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))

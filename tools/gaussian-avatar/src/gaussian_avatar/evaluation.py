@@ -1,0 +1,113 @@
+"""How good a trained avatar is: image metrics on held-out frames, and a contact sheet to look at."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from recon4d import InputError, metrics
+from recon4d.files import write_npz, write_text
+from torch import Tensor
+
+from gaussian_avatar import avatar as avatars
+from gaussian_avatar import capture as captures
+from gaussian_avatar.run import Run
+from gaussian_avatar.training import View, rasterize
+
+BATCH = 8
+METRICS = ("l1_error", "l2_error", "psnr", "ssim", "lpips")
+ERROR_GAIN = 4  # the error row of the contact sheet shows this many times the absolute difference
+
+
+def render_frames(
+    run: Run, frames: np.ndarray, background: Tensor, view: View | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images (n, H, W, 3) in [0, 1] and opacities (n, H, W, 1) of the training clip's frames on a background (3,)."""
+    device = run.avatar.means.device
+    motion = run.motion
+    if view is None:
+        view = View(motion.world_to_camera.to(device), motion.K.to(device), motion.width, motion.height)
+    head = run.head.to(device)
+    with torch.no_grad():
+        splats, _ = avatars.deform(
+            run.avatar, head, motion.vertices[frames].to(device), motion.inputs[frames].to(device)
+        )
+        image, alpha = rasterize(splats, view, background.to(device).expand(len(frames), 3))
+    return image.clamp(0, 1), alpha
+
+
+def measure(
+    run: Run, frames: np.ndarray, images_dir: Path, log: Callable[[str], None]
+) -> dict[str, np.ndarray]:
+    """Per-frame metrics, inside the mask (`psnr` ...) and over the whole image on black (`full_psnr` ...).
+
+    Renders and targets have the size that the avatar was trained on. LPIPS is NaN where its weights are missing.
+    """
+    capture = captures.Capture(images_dir, run.track, run.motion.width, run.motion.height)
+    rows: dict[str, list[Tensor]] = {}
+    lpips_missing = False
+    device = run.avatar.means.device
+    for start in range(0, len(frames), BATCH):
+        chosen = frames[start : start + BATCH]
+        images = torch.from_numpy(np.stack(list(captures.read_images(capture, chosen)))).to(device)
+        black = torch.zeros(len(chosen), 3, device=device)
+        target, mask = captures.composite(images, black)
+        rendered, _ = render_frames(run, chosen, torch.zeros(3))
+        a, b, m = (x.permute(0, 3, 1, 2) for x in (rendered, target, mask))
+        values = {
+            "l1_error": ((a - b).abs() * m).sum((1, 2, 3)) / (3 * m.sum((1, 2, 3))),
+            "l2_error": ((a - b).square() * m).sum((1, 2, 3)) / (3 * m.sum((1, 2, 3))),
+            "psnr": metrics.psnr(a, b, m),
+            "ssim": metrics.ssim(a, b, m),
+            "full_psnr": metrics.psnr(a, b),
+            "full_ssim": metrics.ssim(a, b),
+        }
+        values["lpips"] = torch.full_like(values["psnr"], float("nan"))
+        if not lpips_missing:
+            try:
+                values["lpips"] = metrics.lpips(a, b, m)
+            except InputError as error:
+                log(str(error))
+                lpips_missing = True
+        for name, value in values.items():
+            rows.setdefault(name, []).append(value.detach().cpu())
+    return {"frame": np.asarray(frames)} | {name: torch.cat(parts).numpy() for name, parts in rows.items()}
+
+
+def summary(values: dict[str, np.ndarray], run: Run) -> dict:
+    """Means over the frames, with what they were measured on; LPIPS is null without weights."""
+    means = {name: float(values[name].mean()) for name in values if name != "frame"}
+    return {name: value if np.isfinite(value) else None for name, value in means.items()} | {
+        "frames": len(values["frame"]),
+        "width": run.motion.width,
+        "height": run.motion.height,
+        "gaussians": len(run.avatar),
+    }
+
+
+def write_metrics(folder: Path, values: dict[str, np.ndarray], means: dict) -> None:
+    """`metrics.npz` (per frame), `metrics.txt` and `metrics.json` (means), each atomically."""
+    import json
+
+    write_npz(folder / "metrics.npz", **values)
+    write_text(folder / "metrics.json", json.dumps(means, indent=2) + "\n")
+    lines = [
+        f"{name}: {means[name]:.6f}" if means[name] is not None else f"{name}: no weights" for name in METRICS
+    ]
+    write_text(folder / "metrics.txt", "\n".join(lines) + "\n")
+
+
+def contact_sheet(run: Run, frames: np.ndarray, images_dir: Path, columns: int = 8) -> np.ndarray:
+    """Evenly spaced frames as columns; rows are truth, render, error (times 4). RGB uint8, tiles of 320 at most."""
+    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int))]
+    capture = captures.Capture(images_dir, run.track, run.motion.width, run.motion.height)
+    images = torch.from_numpy(np.stack(list(captures.read_images(capture, chosen))))
+    truth = captures.composite(images, torch.ones(len(chosen), 3))[0].numpy()
+    rendered = render_frames(run, chosen, torch.ones(3))[0].cpu().numpy()
+    error = np.minimum(ERROR_GAIN * np.abs(truth - rendered), 1)
+    sheet = np.concatenate([np.concatenate(list(row), 1) for row in (truth, rendered, error)], 0)
+    tile = max(run.motion.width, run.motion.height)
+    if tile > 320:
+        sheet = cv2.resize(sheet, None, fx=320 / tile, fy=320 / tile, interpolation=cv2.INTER_AREA)
+    return (sheet * 255 + 0.5).astype(np.uint8)
