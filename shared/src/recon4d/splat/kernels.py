@@ -33,6 +33,7 @@ CHUNK = 512  # Gaussians per piece of work
 ALPHA_MIN = 1.0 / 255.0
 ALPHA_MAX = np.float32(0.999)
 TRANSMITTANCE_MIN = np.float32(1e-4)
+NEVER = np.float32(1e9)
 EXTENT = 3.33  # sigmas
 LOG2_E = 1.4426950408889634
 LOG2_ALPHA_MIN = np.float32(np.log2(ALPHA_MIN))
@@ -548,7 +549,7 @@ def _make_composite(channels: int):
         tiles_y,
         image,  # (I, H, W, D); outputs from here on
         alpha_image,  # (I, H, W)
-        state,  # (I * tiles, 2 * TILE_PIXELS): final transmittance, index of the last contributor
+        state,  # (I * tiles, 2 * TILE_PIXELS): final transmittance, index of the entry that ended the pixel, or NEVER
     ):
         """Front-to-back compositing (Kerbl et al. 2023, eq. 3), a tile at a time, a block of pixels per instruction."""
         images, height, width, D = image.shape
@@ -570,7 +571,7 @@ def _make_composite(channels: int):
             corner_x, corner_y = np.float32(tx * TILE), np.float32(ty * TILE)
             for p in range(0, TILE_PIXELS, 16):
                 store(T, p, one)
-                store(last, p, splat(np.float32(-1.0)))
+                store(last, p, splat(NEVER))
             for p in range(0, D * TILE_PIXELS, 16):
                 store(sums, p, zero)
             start = tile_starts[tile]
@@ -601,15 +602,18 @@ def _make_composite(channels: int):
                         p = (by * BLOCKS_X + bx) * 16
                         dx = lane_x + splat(np.float32(bx * BLOCK_W) - mean_x)
                         exponent = fma(fma(xx, dx, cross), dx, base)
-                        seen = exponent >= least
+                        # zero where it is not seen: then nothing changes, with no masked store in the chain
+                        alpha = select(exponent >= least, minimum(exp2(exponent), most), zero)
                         before = load(T, p)
-                        alpha = minimum(exp2(exponent), most)
-                        after = before - before * alpha
-                        keep = seen & (after > stop)
-                        weight = select(keep, before * alpha, zero)
-                        ended = select(seen, zero - absolute(before), before)
-                        store(T, p, select(keep, after, ended))
-                        store(last, p, select(keep, index, load(last, p)))
+                        share = before * alpha
+                        after = before - share
+                        keep = after > stop
+                        store(T, p, select(keep, after, zero - absolute(before)))
+                        if any_lane((after <= stop) & (before > zero)):
+                            # this Gaussian and those behind it do not count; rare, once per pixel
+                            ending = (after <= stop) & (before > zero)
+                            store(last, p, select(ending, index, load(last, p)))
+                        weight = select(keep, share, zero)
                         if channels > 0:
                             store(sums, p, fma(weight, c0, load(sums, p)))
                         if channels > 1:
@@ -671,7 +675,7 @@ def _make_composite_backward(channels: int, absolutes: bool):
         v_alpha_image,  # (I, H, W)
         parts,  # (intersections, MOMENTS + extra + D): one Gaussian's sums over one tile's pixels
     ):
-        """Walk each tile's list from its last contributor, undoing the compositing (Kerbl et al. 2023, appendix C).
+        """Walk each tile's list back from its last contributor, undoing the compositing (Kerbl et al. 2023, appendix C).
 
         With S = sum over the channels of colour times upstream gradient, only one running number per pixel is needed
         for what lies behind, whatever the number of channels. Per Gaussian the sums over pixels of v_sigma times
@@ -681,6 +685,7 @@ def _make_composite_backward(channels: int, absolutes: bool):
         tiles = tiles_x * tiles_y
         T = _aligned(TILE_PIXELS)
         behind = _aligned(TILE_PIXELS)
+        end = _aligned(TILE_PIXELS)
         v = _aligned(D * TILE_PIXELS)
         color_sums = _aligned(D * 16)
         lane_x, lane_y = load(_LANE_X, 0), load(_LANE_Y, 0)
@@ -695,7 +700,8 @@ def _make_composite_backward(channels: int, absolutes: bool):
             tx = tile - i * tiles - ty * tiles_x
             corner_x, corner_y = np.float32(tx * TILE), np.float32(ty * TILE)
             kept = state[tile]
-            last_of_tile = np.float32(-1.0)
+            count = tile_starts[tile + 1] - tile_starts[tile]
+            walked = np.float32(0.0)  # how many entries count for some pixel of the tile
             for by in range(TILE):
                 y = ty * TILE + by
                 for bx in range(TILE):
@@ -709,17 +715,19 @@ def _make_composite_backward(channels: int, absolutes: bool):
                             if backgrounds.shape[0] > 0:
                                 gradient += backgrounds[i, d] * v_image[i, y, x, d]
                         behind[p] = gradient * kept[p]
-                        last_of_tile = max(last_of_tile, kept[TILE_PIXELS + p])
+                        walked = max(walked, kept[TILE_PIXELS + p])
+                        end[p] = kept[TILE_PIXELS + p]
                     else:
                         behind[p] = 0.0
-                        kept[TILE_PIXELS + p] = -1.0
+                        end[p] = 0.0
                         for d in range(D):
                             v[d * TILE_PIXELS + p] = 0.0
             start = tile_starts[tile]
-            for k in range(np.int64(last_of_tile) + 1, tile_starts[tile + 1] - start):
+            walk = min(np.int64(walked), count)
+            for k in range(walk, count):
                 for d in range(parts.shape[1]):
                     parts[entry_slots[start + k], d] = 0.0
-            for k in range(np.int64(last_of_tile), -1, -1):
+            for k in range(walk - 1, -1, -1):
                 item = entries[start + k]
                 mean_x, mean_y = shape[item, 0] - corner_x, shape[item, 1] - corner_y
                 x0, x1, y0, y1 = _block_box(mean_x, mean_y, shape[item, 6], shape[item, 7])
@@ -752,13 +760,12 @@ def _make_composite_backward(channels: int, absolutes: bool):
                         dx = lane_x + splat(np.float32(bx * BLOCK_W) - mean_x)
                         exponent = fma(fma(xx, dx, cross), dx, base)
                         raw = exp2(exponent)
-                        alpha = minimum(raw, most)
-                        seen = (exponent >= least) & (index <= load(kept, TILE_PIXELS + p))
+                        seen = (exponent >= least) & (index < load(end, p))
+                        alpha = select(seen, minimum(raw, most), zero)
                         ratio = one / (one - alpha)
-                        after = load(T, p)
-                        before = select(seen, after * ratio, after)
+                        before = load(T, p) * ratio
                         store(T, p, before)
-                        weight = select(seen, before * alpha, zero)
+                        weight = before * alpha
                         if channels > 0:
                             v0 = load(v, p)
                             shade = c0 * v0
