@@ -15,7 +15,7 @@ from prep_faces.alpha import BAND, foreground_colors, refine
 from prep_faces.dlib_faces import find_faces
 from prep_faces.grabcut import Cut, cut
 from prep_faces.headshape import HeadShape, shape_from_landmarks
-from prep_faces.images import ImageFile, clashes, find_images, read_image, write_png
+from prep_faces.images import ImageFile, clashes, find_images, read_image, remove_temporaries, write_png
 from prep_faces.landmarks import MEMORY, SURE, choose_face
 from prep_faces.parallel import cores, ordered_map
 from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
@@ -97,6 +97,7 @@ def write_mattes(
     table = out / "matte.jsonl"
     if not claim_run(out / "matte.json", "matte", options, force):
         table.unlink(missing_ok=True)
+    remove_temporaries(out)
     known = {record.get("file"): record for record in read_records(table)}
     targets = [out / f"{file.name}.png" for file in files]
     sources = [_sources(file, landmarks, track, model) for file in files]

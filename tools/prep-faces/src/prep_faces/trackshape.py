@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 import torch
 from recon4d import InputError, head
+from recon4d.cameras import Camera
 from recon4d.formats import track as track_format
-from recon4d.mesh.visibility import visibility
+from recon4d.mesh import visibility
 
 from prep_faces.headshape import HeadShape
 from prep_faces.images import ImageFile
 
 LONGEST = 512  # longer side of the picture that silhouettes are drawn into
 BATCH = 32
-NEAR, FAR = 0.01, 100.0  # metres
 
 
 def shapes_from_track(
@@ -56,10 +56,11 @@ def mesh_shapes(
     width, height = (int(length) for length in image_size)
     scale = min(1.0, LONGEST / max(width, height))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    seen, _ = visibility(clip_space(vertices, intrinsics, width, height), model.faces, size)
+    camera = Camera(torch.from_numpy(np.asarray(intrinsics, np.float32)), torch.eye(4), width, height)
+    seen, _ = visibility(camera.clip(vertices), model.faces, size)
     masks = (seen >= 0).numpy().astype(np.uint8)
-    points = project(model.landmarks(vertices), intrinsics)
-    corners = project(vertices, intrinsics)
+    points = camera.project(model.landmarks(vertices))[0].double().numpy()
+    corners = camera.project(vertices)[0].double().numpy()
     steady = np.flatnonzero((model.weights[:, 0] + model.weights[:, 1] > 0.99).numpy())[::20]
     back = np.array([width / size[1], height / size[0]])
     shapes = []
@@ -94,24 +95,3 @@ def neck_end(polygons: tuple[np.ndarray, ...], middle: np.ndarray, up: np.ndarra
     below = -offset @ up / unit
     beside = np.abs(offset @ np.array([-up[1], up[0]])) / unit
     return float(below[beside < 0.45].max(initial=0.6))
-
-
-def clip_space(vertices: torch.Tensor, intrinsics: np.ndarray, width: int, height: int) -> torch.Tensor:
-    """Camera space (OpenCV axes) to OpenGL clip space (B, V, 4), for intrinsics in pixels with centres at +0.5."""
-    x, y, z = vertices.unbind(-1)
-    fx, fy, cx, cy, skew = (float(intrinsics[i, j]) for i, j in ((0, 0), (1, 1), (0, 2), (1, 2), (0, 1)))
-    return torch.stack(
-        [
-            (2 * fx * x + 2 * skew * y) / width + (2 * cx / width - 1) * z,
-            -2 * fy * y / height + (1 - 2 * cy / height) * z,
-            (FAR + NEAR) / (FAR - NEAR) * z - 2 * FAR * NEAR / (FAR - NEAR),
-            z,
-        ],
-        dim=-1,
-    )
-
-
-def project(points: torch.Tensor, intrinsics: np.ndarray) -> np.ndarray:
-    """Pixels (B, n, 2) float64 of camera-space points (B, n, 3)."""
-    image = points.double().numpy() @ np.asarray(intrinsics, np.float64).T
-    return image[..., :2] / np.maximum(image[..., 2:], 1e-6)

@@ -15,7 +15,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from recon4d import InputError
 
 from prep_faces.dlib_faces import find_boxes
-from prep_faces.images import resize, write_png
+from prep_faces.images import remove_temporaries, resize, write_png
 from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
 
 
@@ -215,6 +215,7 @@ def extract_frames(
         for stale in (out / "frames").glob("[0-9]*.png"):
             stale.unlink()
         table.unlink(missing_ok=True)
+    remove_temporaries(out / "frames")
     earlier = {record["index"]: record for record in read_records(table) if "index" in record}
     records: list[dict[str, Any]] = []
     problems: list[str] = []
