@@ -226,6 +226,7 @@ def pca(samples: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 JAW_HINGE = np.array(
     [0.0, -0.004, 0.004]
 )  # the temporomandibular joint: a finger's breadth before the ear canal
+BLINK_CLOSED = 0.8  # of MakeHuman's eyeBlink units: at 1 they draw the upper lid well below the lower one
 # Height of the border between skin and hair (second row) over z (first row); the side of the head has the smaller z.
 HAIRLINE = np.array(
     [
@@ -277,6 +278,24 @@ def jaw_correctives(vertices: np.ndarray, weights: np.ndarray, jaw_open: np.ndar
     posedirs[:, :, 9 + 5] = -missing / (2 * np.sin(JAW_ANGLE))
     posedirs[:, :, 9 + 7] = missing / (2 * np.sin(JAW_ANGLE))
     return posedirs
+
+
+def symmetric_actions(actions: dict, mirror: np.ndarray) -> dict:
+    """Actions of the right side as mirror images of the left side's, and the two-sided ones symmetric.
+
+    MakeHuman's mouthSmileRight has a sharp crease in the cheek that mouthSmileLeft has not, mouthFunnel and jawOpen
+    differ by up to 2 mm between the sides; the others are mirror images to 0.3 mm.
+    """
+    flip = np.array([-1, 1, 1])
+    even = {}
+    for name, moved in actions.items():
+        if name.endswith("Left"):
+            even[name] = moved
+        elif name.endswith("Right"):
+            even[name] = actions[name.removesuffix("Right") + "Left"][mirror] * flip
+        else:
+            even[name] = (moved + moved[mirror] * flip) / 2
+    return even
 
 
 def mirror_map(vertices: np.ndarray) -> np.ndarray:
@@ -931,7 +950,7 @@ def paint(
     lips = np.where(skin, step(lip_ring, 7.6, 5.6), 0)
     furrows = noise(np.stack([x, 0.25 * y, 0.25 * z], -1), 0.0014, rng)
     lip_colour = np.array([0.69, 0.385, 0.365]) * (1 + 0.05 * furrows[..., None])
-    lip_colour = lip_colour * (1 - 0.55 * step(lip_ring, 2.2, 0.3))[..., None]
+    lip_colour = lip_colour * (1 - 0.72 * step(lip_ring, 3.0, 0.8))[..., None]
     colour += lips[..., None] * (lip_colour - colour)
 
     # Lid margins pink, lashes dark on the rim (more on the upper lid), a shade in the crease.
@@ -939,7 +958,7 @@ def paint(
     near_eye = np.where(skin, 1.0, 0.0)
     margin = near_eye * step(eye_ring, 2.4, 1.2)
     colour += margin[..., None] * (np.array([0.72, 0.47, 0.43]) - colour) * 0.8
-    lash = near_eye * np.exp(-(((eye_ring - 2.2) / 0.75) ** 2)) * (0.35 + 0.6 * upper)
+    lash = near_eye * np.exp(-(((eye_ring - 2.2) / 0.95) ** 2)) * (0.30 + 0.65 * upper)
     colour += lash[..., None] * (np.array([0.13, 0.09, 0.08]) - colour)
 
     # Hair strokes of the brows, drawn along the hairs' direction (up and out, flatter towards the temple).
@@ -967,7 +986,7 @@ def paint(
     over = y - np.interp(z, *HAIRLINE)
     hair = np.where(skin, step(over + 0.0022 * strands, -0.003, 0.009) * (1 - step(ear, 0.02, 0.12)), 0)
     hair *= np.clip(0.90 + 0.06 * strands, 0, 1)
-    hair_colour = np.array([0.205, 0.150, 0.115]) * (1 + 0.22 * strands[..., None])
+    hair_colour = np.array([0.205, 0.150, 0.115]) * np.clip(1 + 0.32 * strands[..., None], 0.3, 2)
     colour += hair[..., None] * (hair_colour - colour)
     colour += brow[..., None] * (np.array([0.215, 0.150, 0.115]) - colour)
 
@@ -981,11 +1000,11 @@ def paint(
 
     # Mouth cavity and sockets.
     deep = step(z, 0.085, 0.03)
-    inside = np.array([0.46, 0.20, 0.19]) * (1 - 0.75 * deep[..., None])
+    inside = np.array([0.34, 0.13, 0.12]) * (1 - 0.75 * deep[..., None])
     colour = np.where(mouth[..., None], inside, colour)
     colour = np.where(
         tongue[..., None],
-        np.array([0.66, 0.34, 0.33]) * (1 - 0.5 * deep[..., None]) * (1 + mottle[..., None]),
+        np.array([0.50, 0.24, 0.23]) * (1 - 0.6 * deep[..., None]) * (1 + mottle[..., None]),
         colour,
     )
     colour = np.where(socket[..., None], np.array([0.52, 0.26, 0.24]), colour)
@@ -1062,7 +1081,6 @@ def build(n_samples: int, seed: int) -> dict[str, np.ndarray]:
     samples = align_samples(head["samples"], template, masks)
     mean, identity, explained = pca(samples, N_IDENTITY)
     mean = (mean + mean[mirror] * [-1, 1, 1]) / 2
-    # Deviations of the symmetrised mean's eyeballs stay spheres: the template's are symmetric.
     print("explained variance:", {k: round(float(explained[k - 1]), 4) for k in (1, 5, 10, 20, 50, 100)})
 
     seam = {c: masks[c] & masks["face_chart"] for c in ("mouth_chart", "left_socket", "right_socket")}
@@ -1072,7 +1090,16 @@ def build(n_samples: int, seed: int) -> dict[str, np.ndarray]:
     regions = regions_of(mean, head, masks, lip_ring)
 
     growth = np.linalg.norm(mean - mean.mean(0)) / np.linalg.norm(template - template.mean(0))
-    actions = {name: d * growth for name, d in head["actions"].items() if not name.startswith("eyeLook")}
+    actions = symmetric_actions(
+        {n: d * growth for n, d in head["actions"].items() if n[:7] != "eyeLook"}, mirror
+    )
+    cheek = step(lip_ring, 8, 11)[:, None] * masks["skin"][:, None]
+    for name, moved in actions.items():
+        if name.startswith("eyeBlink"):
+            actions[name] = moved * BLINK_CLOSED
+        elif name.startswith(("mouth", "cheek")):
+            # MakeHuman's targets have creases one edge wide in the cheeks, which shade as scars.
+            actions[name] = moved + cheek * (smooth(moved, faces, 3) - moved)
     jaw_open = actions["jawOpen"]
     jaw = jaw_share(mean, faces, jaw_open, masks["tongue"])
     eyes = masks["left_eye"] | masks["right_eye"]
@@ -1121,7 +1148,9 @@ def build(n_samples: int, seed: int) -> dict[str, np.ndarray]:
         mean, identity, faces, uv, uv_faces, albedo, mirror, 24, np.random.default_rng(seed + 1)
     )
 
+    # The units also pull at the bridge of the nose; an eyelid's shape stays on its own side.
     eyelids = np.stack([actions["eyeBlinkLeft"], actions["eyeBlinkRight"]], -1)
+    eyelids *= step(mean[:, :1] * [1, -1], 0.004, 0.012)[:, None]
     rows, columns = np.nonzero(J_regressor)
     return {
         "v_template": mean.astype(np.float32),
@@ -1159,7 +1188,7 @@ def main(output: Path, samples: int, seed: int) -> None:
     arrays = build(samples, seed)
     np.savez_compressed(output, **arrays)
     for name, array in arrays.items():
-        print(f"{name:20} {str(array.shape):18} {array.dtype}")
+        print(f"{name:20} {array.shape!s:18} {array.dtype}")
     print(f"{output.name}: {output.stat().st_size / 1e6:.2f} MB")
 
 
