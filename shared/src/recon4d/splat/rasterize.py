@@ -232,7 +232,7 @@ def _rasterize_cpu(
     if width < 1 or height < 1:
         raise ValueError(f"width and height are {width} and {height}; they must be at least 1")
 
-    radii, means2d, depths, conics, compensations, shape, tile_counts = _Project.apply(
+    radii, means2d, depths, conics, compensations, shape, boxes, tile_counts = _Project.apply(
         _rows(means, B, N, 3),
         _rows(quats, B, N, 4),
         _rows(scales, B, N, 3),
@@ -244,6 +244,9 @@ def _rasterize_cpu(
         *options,
     )
     antialiased = options[-1]
+    radii, means2d = radii.reshape(B, C, N, 2), means2d.reshape(B, C, N, 2)
+    depths, conics = depths.reshape(B, C, N), conics.reshape(B, C, N, 3)
+    compensations = compensations.reshape(B, C, N)
     opacities = opacities.float().reshape(B, 1, N).expand(B, C, N)
     if antialiased:
         opacities = opacities * compensations
@@ -285,18 +288,16 @@ def _rasterize_cpu(
         starts = torch.searchsorted(chosen, starts)
         lead = (len(chosen),)
         ids = (chosen // (C * N), chosen // N % C, chosen % N) if N else (chosen, chosen, chosen)
-        radii, means2d, depths, conics, opacities, colors, shape, tile_counts = (
-            t.reshape(images * N, *t.shape[trailing:])[chosen]
-            for t, trailing in (
-                (radii, 3), (means2d, 3), (depths, 3), (conics, 3), (opacities, 3), (colors, 3), (shape, 1),
-                (tile_counts, 1),
-            )
-        )  # fmt: skip
+        radii, means2d, depths, conics, opacities, colors = (
+            t.reshape(images * N, *t.shape[3:])[chosen]
+            for t in (radii, means2d, depths, conics, opacities, colors)
+        )
+        shape, boxes, tile_counts = shape[chosen], boxes[chosen], tile_counts[chosen]
     radii, means2d = radii.reshape(*lead, 2), means2d.reshape(*lead, 2)
     depths, conics, opacities = depths.reshape(lead), conics.reshape(*lead, 3), opacities.reshape(lead)
     count = math.prod(lead)
     tiles_x, tiles_y = -(-width // kernels.TILE), -(-height // kernels.TILE)
-    lists = _tile_lists(shape, depths.detach().reshape(count), tile_counts, starts, tiles_x, tiles_y)
+    lists = _tile_lists(boxes, depths.detach().reshape(count), tile_counts, starts, tiles_x, tiles_y)
     rendered, alphas = _Composite.apply(
         means2d,
         conics.reshape(count, 3),
@@ -359,13 +360,16 @@ class _Project(torch.autograd.Function):
         antialiased,
     ):
         B, N, C = means.shape[0], means.shape[1], viewmats.shape[1]
-        radii = torch.empty(B, C, N, 2, dtype=torch.int32)
-        means2d, depths = torch.empty(B, C, N, 2), torch.empty(B, C, N)
-        conics, compensations = torch.empty(B, C, N, 3), torch.empty(B, C, N)
+        radii = torch.empty(B * C, N, 2, dtype=torch.int32)
+        means2d, depths = torch.empty(B * C, N, 2), torch.empty(B * C, N)
+        conics, compensations = torch.empty(B * C, N, 3), torch.empty(B * C, N)
         shape = torch.empty(B * C * N, kernels.SHAPE)
+        boxes = torch.empty(B * C * N, 4, dtype=torch.int16)
         tile_counts = torch.empty(B * C * N, dtype=torch.int32)
         inputs = [t.detach().numpy() for t in (means, quats, scales, opacities, viewmats, Ks)]
-        outputs = [t.numpy() for t in (radii, means2d, depths, conics, compensations, shape, tile_counts)]
+        outputs = [
+            t.numpy() for t in (radii, means2d, depths, conics, compensations, shape, boxes, tile_counts)
+        ]
         run(
             kernels.project, B * C * -(-N // kernels.CHUNK), *inputs, width, height, near, far, radius_clip, eps2d,
             antialiased, *outputs,
@@ -373,28 +377,30 @@ class _Project(torch.autograd.Function):
         ctx.save_for_backward(means, quats, scales, viewmats, Ks, radii, conics, compensations)
         ctx.options = (width, height, eps2d)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(radii, shape, tile_counts)
-        return radii, means2d, depths, conics, compensations, shape, tile_counts
+        ctx.mark_non_differentiable(radii, shape, boxes, tile_counts)
+        return radii, means2d, depths, conics, compensations, shape, boxes, tile_counts
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, _radii, v_means2d, v_depths, v_conics, v_compensations, _shape, _counts):
+    def backward(ctx, _radii, v_means2d, v_depths, v_conics, v_compensations, *_):
         means, quats, scales, viewmats, Ks, radii, conics, compensations = ctx.saved_tensors
         B, N, C = means.shape[0], means.shape[1], viewmats.shape[1]
         upstream = [
-            torch.zeros(size) if v is None else v.contiguous()
-            for v, size in (
-                (v_means2d, (B, C, N, 2)), (v_depths, (B, C, N)), (v_conics, (B, C, N, 3)),
-                (v_compensations, (B, C, N)),
+            torch.zeros(empty) if v is None else v.contiguous()
+            for v, empty in (
+                (v_means2d, radii.shape),
+                (v_depths, (0, 0)),
+                (v_conics, conics.shape),
+                (v_compensations, (0, 0)),
             )
-        ]  # fmt: skip
+        ]
         pieces = -(-N // kernels.CHUNK)
         v_means, v_quats, v_scales = (
             torch.empty_like(means),
             torch.empty_like(quats),
             torch.empty_like(scales),
         )
-        v_viewmats = torch.zeros(B, pieces, C, 3, 4, dtype=torch.float64)
+        v_parts = torch.empty(B, pieces, C, 12)
         run(
             kernels.project_backward,
             B * pieces,
@@ -402,15 +408,15 @@ class _Project(torch.autograd.Function):
             *ctx.options,
             *(
                 t.numpy()
-                for t in (radii, conics, compensations, *upstream, v_means, v_quats, v_scales, v_viewmats)
+                for t in (radii, conics, compensations, *upstream, v_means, v_quats, v_scales, v_parts)
             ),
         )
-        v_view = torch.zeros(B, C, 4, 4)
-        v_view[:, :, :3] = v_viewmats.sum(1)
-        return (v_means, v_quats, v_scales, None, v_view, *[None] * 8)
+        v_viewmats = torch.zeros(B, C, 4, 4)
+        v_viewmats[:, :, :3] = v_parts.sum(1, dtype=torch.float64).reshape(B, C, 3, 4)
+        return (v_means, v_quats, v_scales, None, v_viewmats, *[None] * 8)
 
 
-def _tile_lists(shape, depths, tile_counts, starts, tiles_x, tiles_y) -> dict[str, Any]:
+def _tile_lists(boxes, depths, tile_counts, starts, tiles_x, tiles_y) -> dict[str, Any]:
     """The Gaussians of every tile, front to back. Memory grows with the number of (Gaussian, tile) pairs."""
     images = len(starts) - 1
     slots = torch.zeros(len(tile_counts) + 1, dtype=torch.int64)
@@ -418,20 +424,20 @@ def _tile_lists(shape, depths, tile_counts, starts, tiles_x, tiles_y) -> dict[st
     total = int(slots[-1])
     tile_starts = torch.zeros(images * tiles_x * tiles_y + 1, dtype=torch.int64)
     entries = torch.empty(total, dtype=torch.int32)
-    entry_slots = torch.empty(total, dtype=torch.int32)
+    places = torch.empty(total, dtype=torch.int32)
     run(
         kernels.bin_tiles,
         images,
-        *(t.numpy() for t in (shape, depths, tile_counts, slots, starts)),
+        *(t.numpy() for t in (boxes, depths, tile_counts, slots, starts)),
         tiles_x,
         tiles_y,
-        *(t.numpy() for t in (tile_starts, entries, entry_slots)),
+        *(t.numpy() for t in (tile_starts, entries, places)),
     )
     return {
         "slots": slots,
         "tile_starts": tile_starts,
         "entries": entries,
-        "entry_slots": entry_slots,
+        "places": places,
         "tiles": (tiles_x, tiles_y),
     }
 
@@ -468,7 +474,10 @@ class _Composite(torch.autograd.Function):
         conics, opacities = conics.contiguous(), opacities.contiguous()
         v_image, v_alphas = v_image.contiguous(), v_alphas.contiguous().reshape(alphas.shape)
         wanted = ctx.absolute_of is not None
-        parts = torch.empty(len(lists["entries"]), kernels.MOMENTS + (2 if wanted else 0) + D)
+        row = kernels.MOMENTS + (2 if wanted else 0) + D
+        parts = torch.empty(
+            len(lists["entries"]) + 1 + 16 // row, row
+        )  # `gather` reads a vector past the end
         run(
             kernels.composite_backward_for(D, wanted),
             state.shape[0],
@@ -481,7 +490,6 @@ class _Composite(torch.autograd.Function):
                     behind,
                     lists["tile_starts"],
                     lists["entries"],
-                    lists["entry_slots"],
                 )
             ),
             *lists["tiles"],
@@ -496,7 +504,8 @@ class _Composite(torch.autograd.Function):
             *(
                 t.numpy()
                 for t in (
-                    lists["slots"], parts, conics, opacities, v_means2d, v_conics, v_opacities, v_colors, v_absolute,
+                    lists["slots"], lists["places"], parts, conics, opacities,
+                    v_means2d, v_conics, v_opacities, v_colors, v_absolute,
                 )
             ),
         )  # fmt: skip
