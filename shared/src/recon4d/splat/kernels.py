@@ -597,6 +597,7 @@ def _make_composite(channels: int):
     ):
         """Front-to-back compositing (Kerbl et al. 2023, eq. 3), a tile at a time, a block of pixels per instruction."""
         images, height, width, D = image.shape
+        image_flat, alphas_flat = image.reshape(image.size), alpha_image.reshape(alpha_image.size)
         tiles = tiles_x * tiles_y
         T = _aligned(TILE_PIXELS)
         last = _aligned(TILE_PIXELS)
@@ -670,23 +671,26 @@ def _make_composite(channels: int):
                             for d in range(D):
                                 q = p + d * TILE_PIXELS
                                 store(sums, q, fma(weight, splat(colors[item, d]), load(sums, q)))
-            for by in range(TILE):
-                y = ty * TILE + by
-                if y >= height:
-                    break
-                for bx in range(min(TILE, width - tx * TILE)):
-                    x = tx * TILE + bx
-                    p = _pixel(bx, by)
-                    transmittance = abs(T[p])
-                    alpha_image[i, y, x] = np.float32(1.0) - transmittance
-                    for d in range(D):
-                        value = sums[d * TILE_PIXELS + p]
-                        if backgrounds.shape[0] > 0:
-                            value += transmittance * backgrounds[i, d]
-                        image[i, y, x, d] = value
+            for p in range(0, TILE_PIXELS, 16):
+                store(T, p, absolute(load(T, p)))
+            if backgrounds.shape[0] > 0:
+                for d in range(D):
+                    behind = splat(backgrounds[i, d])
+                    for p in range(0, TILE_PIXELS, 16):
+                        q = d * TILE_PIXELS + p
+                        store(sums, q, fma(load(T, p), behind, load(sums, q)))
+            columns = min(TILE, width - tx * TILE)
+            for by in range(min(TILE, height - ty * TILE)):
+                at = (i * height + ty * TILE + by) * width + tx * TILE
+                for bx in range(columns):
+                    alphas_flat[at + bx] = np.float32(1.0) - T[_pixel(bx, by)]
+                for d in range(channels if channels > 0 else D):
+                    plane = sums[d * TILE_PIXELS : (d + 1) * TILE_PIXELS]
+                    for bx in range(columns):
+                        image_flat[(at + bx) * (channels if channels > 0 else D) + d] = plane[_pixel(bx, by)]
             kept = state[tile]
             for p in range(0, TILE_PIXELS, 16):
-                store(kept, p, absolute(load(T, p)))
+                store(kept, p, load(T, p))
                 store(kept, TILE_PIXELS + p, load(last, p))
 
     return composite
@@ -725,10 +729,11 @@ def _make_composite_backward(channels: int, absolutes: bool):
         (1, dx, dy, dx^2, dx dy, dy^2) give the gradients of opacity, mean and conic.
         """
         images, height, width, D = v_image.shape
+        v_image_flat, v_alphas_flat = v_image.reshape(v_image.size), v_alpha_image.reshape(v_alpha_image.size)
         tiles = tiles_x * tiles_y
         T = _aligned(TILE_PIXELS)
         behind = _aligned(TILE_PIXELS)
-        end = _aligned(TILE_PIXELS)
+        end = _aligned(TILE_PIXELS + 16)
         v = _aligned(D * TILE_PIXELS)
         color_sums = _aligned(D * 16)
         lane_x, lane_y = load(_LANE_X, 0), load(_LANE_Y, 0)
@@ -743,29 +748,41 @@ def _make_composite_backward(channels: int, absolutes: bool):
             tx = tile - i * tiles - ty * tiles_x
             corner_x, corner_y = np.float32(tx * TILE), np.float32(ty * TILE)
             kept = state[tile]
-            count = tile_starts[tile + 1] - tile_starts[tile]
-            walked = np.float32(0.0)  # how many entries count for some pixel of the tile
-            for by in range(TILE):
-                y = ty * TILE + by
-                for bx in range(TILE):
-                    x = tx * TILE + bx
-                    p = _pixel(bx, by)
-                    T[p] = kept[p]
-                    if y < height and x < width:
-                        gradient = -v_alpha_image[i, y, x]
-                        for d in range(D):
-                            v[d * TILE_PIXELS + p] = v_image[i, y, x, d]
-                            if backgrounds.shape[0] > 0:
-                                gradient += backgrounds[i, d] * v_image[i, y, x, d]
-                        behind[p] = gradient * kept[p]
-                        walked = max(walked, kept[TILE_PIXELS + p])
-                        end[p] = kept[TILE_PIXELS + p]
-                    else:
-                        behind[p] = 0.0
-                        end[p] = 0.0
-                        for d in range(D):
-                            v[d * TILE_PIXELS + p] = 0.0
             start = tile_starts[tile]
+            count = tile_starts[tile + 1] - start
+            columns = min(TILE, width - tx * TILE)
+            rows = min(TILE, height - ty * TILE)
+            if columns < TILE or rows < TILE:  # nothing counts for pixels outside the image
+                v[:] = 0.0
+                behind[:] = 0.0
+                end[:] = 0.0
+            for by in range(rows):
+                at = (i * height + ty * TILE + by) * width + tx * TILE
+                for bx in range(columns):
+                    p = _pixel(bx, by)
+                    behind[p] = -v_alphas_flat[at + bx]
+                    end[p] = kept[TILE_PIXELS + p]
+                for d in range(channels if channels > 0 else D):
+                    plane = v[d * TILE_PIXELS : (d + 1) * TILE_PIXELS]
+                    for bx in range(columns):
+                        plane[_pixel(bx, by)] = v_image_flat[
+                            (at + bx) * (channels if channels > 0 else D) + d
+                        ]
+            if backgrounds.shape[0] > 0:
+                for d in range(D):
+                    background = splat(backgrounds[i, d])
+                    for p in range(0, TILE_PIXELS, 16):
+                        store(behind, p, fma(background, load(v, d * TILE_PIXELS + p), load(behind, p)))
+            furthest = zero
+            for p in range(0, TILE_PIXELS, 16):
+                store(T, p, load(kept, p))
+                store(behind, p, load(behind, p) * load(T, p))
+                furthest = maximum(furthest, load(end, p))
+            # how many entries count for some pixel of the tile
+            walked = np.float32(0.0)
+            store(end, TILE_PIXELS, furthest)
+            for lane in range(16):
+                walked = max(walked, end[TILE_PIXELS + lane])
             walk = min(np.int64(walked), count)
             for k in range(walk, count):
                 for d in range(parts.shape[1]):
