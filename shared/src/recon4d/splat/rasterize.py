@@ -332,7 +332,8 @@ def _rasterize_cpu(
         "n_batches": B,
         "n_cameras": C,
     }
-    return rendered.reshape(*batch, C, height, width, -1), alphas.reshape(*batch, C, height, width, 1), meta
+    size = (*batch, C, height, width)
+    return rendered.reshape(*size, rendered.shape[-1]), alphas.reshape(*size, 1), meta
 
 
 def _rows(tensor: Tensor, *shape: int) -> Tensor:
