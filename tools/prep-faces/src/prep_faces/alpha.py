@@ -42,25 +42,28 @@ def refine(image: np.ndarray, cut: Cut, face_width: float) -> np.ndarray:
 def foreground_colors(image: np.ndarray, alpha: np.ndarray, radius: int) -> np.ndarray:
     """What the head's own colour is where it is mixed with the background: (H, W, 3) uint8.
 
-    One step of blur fusion (Forte and Pitie 2021, Approximate fast foreground colour estimation, equation 7), where
-    0 < alpha < 1; elsewhere the image is left as it is.
+    Blur fusion (Forte and Pitie 2021, Approximate fast foreground colour estimation, equations 5-7) in windows of
+    4 `radius`, then of `radius`, where 0 < alpha < 1; elsewhere the image is left as it is.
     """
     mixed = (alpha > 0) & (alpha < 1)
     if not mixed.any():
         return image
     ys, xs = np.nonzero(mixed)
+    reach = 4 * radius
     part = np.s_[
-        max(ys.min() - radius, 0) : ys.max() + radius + 1, max(xs.min() - radius, 0) : xs.max() + radius + 1
+        max(ys.min() - reach, 0) : ys.max() + reach + 1, max(xs.min() - reach, 0) : xs.max() + reach + 1
     ]
     color = image[part].astype(np.float32)
-    cover = alpha[part][..., None]
-
-    def local_mean(weight: np.ndarray) -> np.ndarray:
-        window = (2 * radius + 1, 2 * radius + 1)
-        return cv2.blur(color * weight, window) / (cv2.blur(weight, window)[..., None] + 1e-4)
-
-    front, back = local_mean(cover), local_mean(1 - cover)
-    front = front + cover * (color - cover * front - (1 - cover) * back)
+    cover = alpha[part]
+    front = back = color
+    for size in (reach, radius):
+        window = (2 * size + 1, 2 * size + 1)
+        weight = cv2.blur(cover, window)[..., None]
+        front_mean = cv2.blur(front * cover[..., None], window) / (weight + 1e-4)
+        back = cv2.blur(back * (1 - cover[..., None]), window) / (1 - weight + 1e-4)
+        front = front_mean + cover[..., None] * (
+            color - cover[..., None] * front_mean - (1 - cover[..., None]) * back
+        )
     result = image.copy()
     chosen = mixed[part]
     result[part][chosen] = np.rint(np.clip(front, 0, 255))[chosen].astype(np.uint8)

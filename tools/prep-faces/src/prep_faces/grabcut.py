@@ -66,34 +66,45 @@ def distances(
     return outside, inside, offset @ shape.up / shape.width
 
 
-def seeds(shape: HeadShape, to_small: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def seeds(
+    shape: HeadShape, to_small: np.ndarray, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """What the shape alone says of a reduced picture.
 
-    Returns GrabCut's labels (height, width) uint8, GC_FGD and GC_BGD where it is sure, and prior log odds of head
-    against background (height, width) float.
+    Returns GrabCut's labels (height, width) uint8, GC_FGD and GC_BGD where it is sure; prior log odds of head
+    against background (height, width) float; and how much each pixel's colour says of the head's colours and of the
+    background's, two (height, width) floats: nothing where there may be hair, else whatever touches the head would
+    be learnt as hair, or hair as background.
     """
     outside, inside, above = distances(shape, to_small, height, width)
-    # Hair thickens the skull above the eyes, less so at the sides.
-    hair = np.clip(0.02 + 0.12 * above, 0.0, 0.14)
-    odds = np.clip((hair - outside) / 0.06, -4, 4)
+    # Hair thickens the skull, the more the further up: there the shape cannot tell.
+    hair = np.clip(0.03 + 0.25 * above, 0.0, 0.20)
+    beyond = outside - hair
+    odds = np.where(outside > 0, np.clip(-beyond / 0.06, -4, 0), np.minimum(inside / 0.03, 4))
+    # The neck may be covered: by a collar, a scarf, long hair.
+    odds = np.where(above < -shape.chin, np.minimum(odds, 0.5), odds)
     labels = np.where(odds > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     labels[outside > np.where(above < -shape.chin, BESIDE, HAIR)] = cv2.GC_BGD
     face = np.zeros((height, width), np.uint8)
     draw_polygon(face, shape.face, to_small)
     pixels = float(np.sqrt(abs(np.linalg.det(to_small[:, :2])))) * shape.width
     core = cv2.erode(face, np.ones((3, 3), np.uint8), iterations=max(1, round(0.03 * pixels)), borderValue=1)
-    # The neck may be covered: by a collar, a scarf, long hair.
     labels[(core > 0) | ((inside > shape.margin) & (above > -shape.chin))] = cv2.GC_FGD
     labels[above < -shape.neck] = cv2.GC_BGD
     odds[labels == cv2.GC_FGD] = 8
     odds[labels == cv2.GC_BGD] = -8
-    return labels, odds
+    front = np.where(outside > 0, 0.0, 1 / (1 + np.exp(-odds)))
+    back = np.where(labels == cv2.GC_BGD, 1.0, np.clip(beyond / 0.2, 0, 1))
+    return labels, odds, (front, back)
 
 
-def color_odds(picture: np.ndarray, odds: np.ndarray, rounds: int = 6) -> np.ndarray:
+def color_odds(
+    picture: np.ndarray, odds: np.ndarray, weights: tuple[np.ndarray, np.ndarray], rounds: int = 3
+) -> np.ndarray:
     """Log odds of head against background from colours and the prior `odds` (h, w), of (h, w, 3) uint8 RGB.
 
-    Expectation maximisation with one smoothed Lab histogram for the head and one for the rest. GrabCut alone has no
+    `weights` say which pixels teach the first colours of head and background, two (h, w). Expectation maximisation
+    with one smoothed Lab histogram for the head and one for the rest, because GrabCut alone has no
     place for a prior per pixel, and on a busy background its mixtures drift to colours that only touch the head.
     """
     bins = np.array([24, 48, 48])
@@ -102,13 +113,14 @@ def color_odds(picture: np.ndarray, odds: np.ndarray, rounds: int = 6) -> np.nda
     floor = 0.1 / bins.prod()  # colours that neither side has tell nothing
     posterior = odds
     for _ in range(rounds):
-        share = 1 / (1 + np.exp(-posterior))
         front, back = (
             gaussian_filter(np.bincount(index.ravel(), weight.ravel(), bins.prod()).reshape(bins), 1.0)
-            for weight in (share, 1 - share)
+            for weight in weights
         )
         ratio = np.log((front / max(front.sum(), 1e-9) + floor) / (back / max(back.sum(), 1e-9) + floor))
         posterior = odds + np.clip(ratio.ravel()[index], -6, 6)
+        share = 1 / (1 + np.exp(-posterior))
+        weights = (share, 1 - share)
     return posterior
 
 
@@ -116,8 +128,8 @@ def cut(image: np.ndarray, shape: HeadShape) -> Cut:
     """Cut the head out of (H, W, 3) uint8 RGB at reduced size."""
     to_small, height, width = reduced_frame(shape, *image.shape[:2])
     picture = warp(image, to_small, height, width)
-    given, odds = seeds(shape, to_small, height, width)
-    share = (1 / (1 + np.exp(-color_odds(picture, odds)))).astype(np.float32)
+    given, odds, weights = seeds(shape, to_small, height, width)
+    share = (1 / (1 + np.exp(-color_odds(picture, odds, weights)))).astype(np.float32)
     share = guided_filter(picture.astype(np.float32) / 255, share, 4, 1e-3)
     labels = np.where(share > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     labels[share < 0.05] = cv2.GC_BGD

@@ -20,7 +20,7 @@ from prep_faces.landmarks import MEMORY, SURE, choose_face
 from prep_faces.parallel import cores, ordered_map
 from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
 
-REACH = 3  # frames before and after that vote on a cut
+REACH = 2  # frames before and after that vote on a cut
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,10 @@ def steadied(cuts: Iterator[Answer], reach: int) -> Iterator[Answer]:
     while current < len(window):
         here = window[current]
         if isinstance(here, tuple) and reach:
-            voters = [item for item in window if isinstance(item, tuple)]
+            # As many before as after: a lopsided median lags behind a head that moves.
+            each = min(current, len(window) - 1 - current)
+            around = list(window)[current - each : current + each + 1]
+            voters = [item for item in around if isinstance(item, tuple)]
             motions = [head_motion(shape.anchors, here[1].anchors) for _, shape in voters]
             index = next(i for i, item in enumerate(voters) if item is here)
             yield steady([cut for cut, _ in voters], motions, index), here[1]

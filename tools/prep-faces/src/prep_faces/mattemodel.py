@@ -61,7 +61,7 @@ def cut_with_model(image: np.ndarray, shape: HeadShape, path: str) -> Cut:
     """
     to_small, height, width = reduced_frame(shape, *image.shape[:2], detail=2.0)
     alpha = run_model(load_model(path), warp(image, to_small, height, width), path)
-    labels, _ = seeds(shape, to_small, height, width)
+    labels, _, _ = seeds(shape, to_small, height, width)
     alpha = np.where(labels == cv2.GC_BGD, 0, alpha)
     kept = tidy((alpha > 0.5).astype(np.uint8), labels == cv2.GC_FGD)
     brush = np.ones((3, 3), np.uint8)

@@ -80,7 +80,8 @@ def mesh_shapes(
                 up=up,
                 width=unit,
                 chin=float((middle - landmarks[8]) @ up) / unit,
-                neck=neck_end(polygons or (hull,), middle, up, unit),
+                # Where the image cuts the neck off, nothing says that it ends there.
+                neck=9.0 if mask[-1].any() else neck_end(polygons or (hull,), middle, up, unit),
                 margin=0.06,
                 anchors=outline[steady],
                 image_size=(width, height),
