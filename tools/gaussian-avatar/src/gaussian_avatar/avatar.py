@@ -15,6 +15,8 @@ from recon4d.files import atomic_path
 from recon4d.head import HeadModel
 from torch import Tensor, nn
 
+from gaussian_avatar.attachment import Attach
+
 SH0 = 0.28209479177387814  # the constant spherical harmonic
 UNSEEN_OPACITY = -9999.0
 
@@ -71,8 +73,7 @@ class Splats:
 
 def texel_count(head: HeadModel, tex_size: int) -> int:
     """About how many Gaussians `bind` will make: the UV area of the faces, in texels. Overlaps count twice."""
-    a, b = _uv_edges(head)
-    return int((_cross2(a, b).abs() / 2).sum() * tex_size**2)
+    return int(_uv_area(head).sum() * tex_size**2)
 
 
 def bind(head: HeadModel, tex_size: int) -> tuple[Tensor, Tensor]:
@@ -147,15 +148,22 @@ def new_mlp(n_inputs: int, hidden: int, basis: int, generator: torch.Generator) 
 
 def texel_spacing(head: HeadModel, tex_size: int) -> Tensor:
     """Distance of neighbouring texels on each face (F,) of the mean head, metres."""
-    a, b = _uv_edges(head)
     corners = head.v_template[head.faces]
-    area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1)
-    return (area / _cross2(a, b).abs().clamp_min(1e-12)).sqrt() / tex_size
+    area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1) / 2
+    return (area / _uv_area(head).clamp_min(1e-12)).sqrt() / tex_size
 
 
-def _uv_edges(head: HeadModel) -> tuple[Tensor, Tensor]:
-    uv = head.vt[head.ft]
-    return uv[:, 1] - uv[:, 0], uv[:, 2] - uv[:, 0]
+def _uv_edges(head: HeadModel, faces: Tensor | slice = slice(None)) -> Tensor:
+    """Both texture-space edges of faces and the sign of their cross product: (F, 5)."""
+    uv = head.vt[head.ft[faces]]
+    a, b = uv[:, 1] - uv[:, 0], uv[:, 2] - uv[:, 0]
+    return torch.cat([a, b, torch.where(_cross2(a, b) < 0, -1.0, 1.0)[:, None]], 1)
+
+
+def _uv_area(head: HeadModel) -> Tensor:
+    """Area of the faces in texture space (F,)."""
+    edges = _uv_edges(head)
+    return _cross2(edges[:, :2], edges[:, 2:4]).abs() / 2
 
 
 def _cross2(a: Tensor, b: Tensor) -> Tensor:
@@ -197,20 +205,23 @@ def quat_multiply(p: Tensor, q: Tensor) -> Tensor:
     )
 
 
-def pose_surface(avatar: Avatar, head: HeadModel, vertices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the Gaussians' surface points are in each frame, and how their triangles are turned.
+def attach(
+    avatar: Avatar, head: HeadModel, vertices: Tensor, local: Tensor, quats: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Carry means and rotations from the triangles' frames into the world, in plain torch.
 
     Args:
-        vertices: (B, V, 3).
+        vertices: (B, V, 3) posed head. local: (B, N, 3). quats: (B, N, 4) wxyz.
 
     Returns:
-        Points (B, N, 3), frames (B, N, 3, 3), their quaternions (B, N, 4) wxyz.
+        Means (B, N, 3): the surface point plus the frame times local. Quaternions (B, N, 4): the frame's times quats.
     """
     corners = vertices[:, head.faces]  # (B, F, 3, 3)
     frames = face_frames(corners, head.vt[head.ft])
-    quats = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(frames))
+    turns = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(frames))
     points = torch.einsum("nj,bnjc->bnc", avatar.bary, corners[:, avatar.face_id])
-    return points, frames[:, avatar.face_id], quats[:, avatar.face_id]
+    means = points + (frames[:, avatar.face_id] * local[..., None, :]).sum(-1)
+    return means, quat_multiply(turns[:, avatar.face_id], quats)
 
 
 def deform(
@@ -219,28 +230,32 @@ def deform(
     """The Gaussians of B frames in world space, and the basis weights (B, K).
 
     Raw attributes are base + sum_k w_k delta_k (equations 3 and 4 of the paper); means and rotations then go
-    through the triangle's frame.
+    through the triangle's frame. Vertices get no gradient on the CPU.
 
     Args:
         vertices: (B, V, 3) posed head. inputs: (B, D) blendshape input.
         blend: whether the basis takes part.
     """
-    points, frames, turns = pose_surface(avatar, head, vertices)
-    batch, n = points.shape[:2]
+    batch, n = len(vertices), len(avatar)
     if blend:
         weights = avatar.mlp(inputs)
 
         def blended(base: Tensor, basis: Tensor) -> Tensor:
-            return base + (weights @ basis.flatten(1)).view(batch, *base.shape)
+            return torch.addmm(base.flatten(), weights, basis.flatten(1)).view(batch, *base.shape)
 
         local, quats = blended(avatar.means, avatar.mean_basis), blended(avatar.quats, avatar.quat_basis)
         sh0 = blended(avatar.sh0, avatar.sh0_basis)
     else:
         weights = inputs.new_zeros(batch, avatar.mean_basis.shape[0])
         local, quats, sh0 = (x.expand(batch, *x.shape) for x in (avatar.means, avatar.quats, avatar.sh0))
+    if vertices.device.type == "cpu" and vertices.dtype == torch.float32:
+        uv = _uv_edges(head, avatar.face_id)
+        means, quats = Attach.apply(vertices, head.faces[avatar.face_id], avatar.bary, uv, local, quats)
+    else:
+        means, quats = attach(avatar, head, vertices, local, quats)
     splats = Splats(
-        means=points + (frames * local[..., None, :]).sum(-1),
-        quats=quat_multiply(turns, quats),  # the rasterizer normalises
+        means=means,
+        quats=quats,  # the rasterizer normalises
         scales=avatar.log_scales.exp().expand(batch, n, 3),
         opacities=avatar.opacity_logits.sigmoid().expand(batch, n),
         colors=(0.5 + SH0 * sh0).clamp_min(0),
