@@ -130,6 +130,6 @@ def antialias(
         t, own, opposite = t[keep], own[keep], opposite[keep]
         inner = t < 0.5
         target, source = torch.where(inner, own, opposite), torch.where(inner, opposite, own)
-        share = (t - 0.5).abs().to(color)[:, None]
+        share = torch.where(inner, 0.5 - t, t - 0.5).to(color)[:, None]  # not abs(): its slope at 0 is 0
         out = out.index_add(0, target, share * (flat[source] - flat[target]))
     return out.view(color.shape)
