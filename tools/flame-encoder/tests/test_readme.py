@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 import pytest
-
 from flame_encoder.cli import main
 
 README = Path(__file__).parents[1] / "README.md"

@@ -19,6 +19,10 @@ def clip(model, n=40, yaw=25.0, noise=0.004, focal=900.0, seed=0):
     g = torch.Generator().manual_seed(seed)
     time = torch.linspace(0, 2 * torch.pi, n)
     shape = torch.randn(1, model.n_shape, generator=g) * 0.8
+    # No video tells the size of a head; the tracker takes the mean head's, so the true head has it too.
+    layout = tracker.Layout(model.n_shape, model.n_expression, True)
+    growth = tracker._Points.on(model, model.landmark_faces, model.landmark_bary, layout).growth
+    shape = shape - (shape @ growth)[:, None] * growth / growth.square().sum()
     phase = torch.rand(model.n_expression, generator=g) * 2 * torch.pi
     expression = (torch.sin(time[:, None] * 2 + phase) - 0.6).clamp_min(0) * 0.8
     jaw = torch.stack([0.15 * (1 + torch.sin(3 * time)) / 2, 0 * time, 0 * time], 1)

@@ -24,10 +24,9 @@ from flame_encoder import contour
 from flame_encoder.observations import Observations
 
 FACING = torch.diag(torch.tensor([1.0, -1.0, -1.0]))  # head space (y up, z out of the face) facing an OpenCV camera
-EYELID_PAIRS = ((37, 41), (38, 40), (43, 47), (44, 46))
-LIP_PAIRS = ((61, 67), (62, 66), (63, 65))
-EYE_LANDMARKS = (range(42, 48), range(36, 42))  # of the person's left and right eye
-CHUNK = 32  # frames linearised at a time
+GAPS = torch.tensor([(37, 41), (38, 40), (43, 47), (44, 46), (61, 67), (62, 66), (63, 65)])  # lids and inner lips
+EYES = torch.stack([torch.arange(42, 48), torch.arange(36, 42)])  # landmarks of the person's left and right eye
+CHUNK = 64  # frames linearised at a time
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class Options:
     gap_sigma: float = 0.01
     gaze_sigma: float = 0.02
     independent_frames: float = 20.0
+    size_sigma: float = 0.01  # of the head's size relative to the mean head's; a video has no size of its own
     expression_sigma: float = 0.3
     jaw_sigma: tuple[float, float, float] = (0.15, 0.03, 0.02)
     eyelid_sigma: float = 0.5
@@ -61,7 +61,7 @@ class Options:
     focal_prior: float = 2.0  # times the longer side of the image
     focal_sigma: float = 0.5  # of the logarithm
     smooth_rotation: float = 0.01
-    smooth_translation: float = 0.001
+    smooth_translation: float = 0.0015  # of direction (radians) and of log distance: free of the unknown scale
     smooth_expression: float = 0.08
     smooth_jaw: float = 0.03
     smooth_eyelids: float = 0.3
@@ -70,7 +70,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns of a frame's parameters: rotation vector 3, translation 3, expression E, jaw 3, eyelids 2, gaze 2."""
+    """Columns of a frame's parameters: rotation vector 3, place 3, expression E, jaw 3, eyelids 2, gaze 2.
+
+    One video does not tell a small head nearby from a large one far away, so no prior may prefer either: place is
+    (x / z, y / z, log z) of the translation, and expression and eyelids are in units of the head's size, without which
+    a small head, which needs smaller coefficients, would win. Gaze is (yaw, pitch).
+    """
 
     n_shape: int
     n_expression: int
@@ -82,7 +87,7 @@ class Layout:
 
     def split(self, q: Tensor) -> dict[str, Tensor]:
         sizes = [3, 3, self.n_expression, 3, 2 if self.eyelids else 0, 2]
-        names = ("rotation", "translation", "expression", "jaw", "eyelids", "gaze")
+        names = ("rotation", "place", "expression", "jaw", "eyelids", "gaze")
         return dict(zip(names, q.split(sizes, -1)))
 
 
@@ -133,15 +138,11 @@ class _Problem:
     def __init__(self, head: HeadModel, seen: Observations, options: Options, n_shape: int, n_expression: int):
         self.head, self.seen, self.options = head, seen, options
         self.layout = Layout(min(n_shape, head.n_shape), min(n_expression, head.n_expression), head.eyelids is not None)
-        # Fixed landmarks and contour candidates are points on few triangles: keep only their vertices.
         contour_faces, contour_bary = contour.candidates(head)
-        point_faces = torch.cat([contour_faces.reshape(-1), head.landmark_faces[17:]])
-        self.bary = torch.cat([contour_bary.reshape(-1, 3), head.landmark_bary[17:]])
-        used, corners = head.faces[point_faces].unique(return_inverse=True)
-        self.corners = corners.reshape(-1, 3)
-        self.small, iris = _restricted_to(head, used)
-        self.iris = iris
         self.n_candidates = contour_faces.shape[1]
+        faces = torch.cat([contour_faces.reshape(-1), head.landmark_faces[17:]])
+        bary = torch.cat([contour_bary.reshape(-1, 3), head.landmark_bary[17:]])
+        self.points = _Points.on(head, faces, bary, self.layout)
         size = max(seen.image_size)
         self.centre = torch.tensor([seen.image_size[0] / 2, seen.image_size[1] / 2], dtype=torch.float32)
         self.focal_guess = options.focal or options.focal_prior * size
@@ -150,11 +151,17 @@ class _Problem:
         valid = torch.from_numpy(seen.valid).float()
         sigma = torch.full((68,), options.landmark_sigma)
         sigma[:17] = options.contour_sigma
-        self.landmark_weight = valid[:, None] / (sigma * iod[:, None])  # (N, 68), 1/px
-        self.gap_weight = valid / (options.gap_sigma * iod)
-        self.gaze_weight = torch.from_numpy(seen.iris_valid).float() * (valid / (options.gaze_sigma * iod))[:, None]
-        self.landmarks = torch.from_numpy(np.nan_to_num(seen.landmarks)).float()
-        self.irises = torch.from_numpy(np.nan_to_num(seen.irises)).float()
+        weight = torch.cat(
+            [
+                valid[:, None] / (sigma * iod[:, None]),
+                (valid / (options.gap_sigma * iod))[:, None].expand(-1, len(GAPS)),
+                torch.from_numpy(seen.iris_valid).float() * (valid / (options.gaze_sigma * iod))[:, None],
+            ],
+            1,
+        )
+        self.weight = weight  # (N, 77), 1/px
+        observed = np.concatenate([seen.landmarks, seen.irises], 1)
+        self.observed = _compared(torch.from_numpy(np.nan_to_num(observed)).float())
         self._priors()
 
     def _priors(self) -> None:
@@ -168,12 +175,12 @@ class _Problem:
         prior["jaw"] += torch.tensor(o.jaw_sigma, **fill) ** -2
         prior["eyelids"] += o.eyelid_sigma**-2
         prior["gaze"] += o.gaze_prior_sigma**-2
-        prior["rotation"] += 1e-2  # keeps frames before the first landmark solvable
-        prior["translation"] += 1e-2
+        prior["rotation"] += 1e-4  # keeps clips without neighbours solvable
+        prior["place"] += 1e-4
         self.frame_prior = torch.cat(list(prior.values()))
         smooth = {
             "rotation": o.smooth_rotation,
-            "translation": o.smooth_translation,
+            "place": o.smooth_translation,
             "expression": o.smooth_expression,
             "jaw": o.smooth_jaw,
             "eyelids": o.smooth_eyelids,
@@ -186,6 +193,7 @@ class _Problem:
         self.shared_mean = torch.zeros(layout.n_shape + 1, **fill)
         self.shared_mean[-1] = np.log(self.focal_guess)
         self.shared_prior[-1] = evidence * (o.focal_sigma**-2 if o.focal is None else 1e12)
+        self.size_weight = evidence * o.size_sigma**-2
         # Named expressions are activations between 0 and 1; FLAME's components have no such bounds.
         lower = {k: torch.full_like(v, -torch.inf) for k, v in kinds.items()}
         upper = {k: torch.full_like(v, torch.inf) for k, v in kinds.items()}
@@ -213,7 +221,8 @@ class _Problem:
             if not ok or translation[2, 0] <= 0 or R[2, 2] > 0:  # behind the camera or facing away: a mirror solution
                 R, translation = FACING.double(), self._frontal_translation(points)
             q[i, :3] = roma.rotmat_to_rotvec(R @ FACING.double().T)
-            q[i, 3:6] = torch.from_numpy(np.asarray(translation).reshape(3))
+            x, y, z = np.asarray(translation).reshape(3)
+            q[i, 3:6] = torch.tensor([x / z, y / z, np.log(z)])
         for column in range(6):
             q[:, column] = torch.from_numpy(np.interp(np.arange(self.n), rows, q[rows, column].numpy()))
         return g, q
@@ -228,87 +237,78 @@ class _Problem:
 
     # -- residuals -------------------------------------------------------------------------------------------------
 
-    def _project(self, g: Tensor, q: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Points (B, 17 C + 51, 2) and iris centres (B, 2, 2) in pixels; `rows` (B, 68) keeps only those points."""
-        parts = self.layout.split(q)
-        S = self.layout.n_shape
-        gaze = torch.cat([-parts["gaze"][:, 1:], parts["gaze"][:, :1], torch.zeros_like(parts["gaze"][:, :1])], 1)
-        eye = roma.rotvec_to_rotmat(gaze)
-        vertices = self.small(
-            shape=g[None, :S],
-            expression=parts["expression"],
-            jaw=roma.rotvec_to_rotmat(parts["jaw"]),
-            eyes=torch.stack([eye, eye], 1),
-            eyelids=parts["eyelids"] if self.layout.eyelids else None,
+    def _project(self, g: Tensor, q: Tensor, rows: Tensor | None = None, derivatives: bool = False):
+        """Points (B, n, 2) in pixels and, where asked, their derivatives (B, n, 2, G) and (B, n, 2, P).
+
+        The points are those in `rows` (B, n - 2), or all, followed by the left and right iris. For a fixed pose the
+        posed points are affine in the coefficients, so those derivatives are the basis, posed like a point; the few
+        pose parameters go through forward-mode differentiation.
+        """
+        S, parts = self.layout.n_shape, self.layout.split(q)
+        size = self._size(g)
+        relative = torch.cat([parts["expression"], parts["eyelids"]], 1)
+        coefficients = torch.cat([g[:S].expand(len(q), -1), size * relative], 1)
+        points = self.points if rows is None else self.points.taken(rows)
+        template = points.template + (points.basis @ coefficients[:, None, :, None])[..., 0]
+        joints = self.points.joints + torch.einsum("jcs,bs->bjc", self.points.joint_basis, coefficients)
+        pose = torch.cat([parts["rotation"], parts["place"], parts["jaw"], parts["gaze"]], 1)
+        data = (template, joints, points.weights, points.posedirs)
+        batched = (0, None, 0, 0, *((None, None) if rows is None else (0, 0)))
+
+        def pixels(pose, log_focal, template, joints, weights, posedirs):
+            camera = _posed(pose, template, joints, weights, posedirs)[0]
+            return camera[:, :2] / camera[:, 2:].clamp_min(1e-3) * log_focal.exp() + self.centre
+
+        found = torch.func.vmap(pixels, in_dims=batched)(pose, g[-1], *data)
+        if not derivatives:
+            return found
+        by_pose, by_focal = torch.func.vmap(torch.func.jacfwd(pixels, (0, 1)), in_dims=batched)(pose, g[-1], *data)
+        camera, turned, spread = torch.func.vmap(_posed, in_dims=(0, 0, 0, *batched[4:]))(pose, *data)
+        moved = turned @ points.basis + torch.einsum("bnjcd,jds->bncs", spread, self.points.joint_basis)
+        depth = camera[..., 2:].clamp_min(1e-3)
+        by_coefficient = (moved[:, :, :2] - camera[..., :2, None] / depth[..., None] * moved[:, :, 2:]) / depth[
+            ..., None
+        ]
+        by_coefficient = by_coefficient * g[-1].exp()
+        by_size = (by_coefficient[..., S:] @ relative[:, None, :, None])[..., 0]
+        by_shape = by_coefficient[..., :S] + by_size[..., None] * self.points.growth
+        Jg = torch.cat([by_shape, by_focal[..., None]], -1)
+        by_frame = size * by_coefficient[..., S:]
+        E = self.layout.n_expression
+        Jq = torch.cat(
+            [by_pose[..., :6], by_frame[..., :E], by_pose[..., 6:9], by_frame[..., E:], by_pose[..., 9:]], -1
         )
-        R = roma.rotvec_to_rotmat(parts["rotation"]) @ FACING.to(q)
-        camera = vertices @ R.transpose(1, 2) + parts["translation"][:, None]
-        bary = self.bary.to(q)
-        if rows is None:
-            points = (camera[:, self.corners] * bary[:, :, None]).sum(2)
-        else:
-            batch = torch.arange(len(q))[:, None, None]
-            points = (camera[batch, self.corners[rows]] * bary[rows][..., None]).sum(2)
-        points = torch.cat([points, camera[:, self.iris]], 1)
-        pixels = points[..., :2] / points[..., 2:].clamp_min(1e-3) * g[-1].exp() + self.centre.to(q)
-        return pixels[:, :-2], pixels[:, -2:]
+        return found, Jg, Jq
+
+    def _size(self, g: Tensor) -> Tensor:
+        """Size of the head relative to the mean head's, linear in the identity."""
+        return 1 + self.points.growth.to(g) @ g[: self.layout.n_shape]
 
     def choose(self, g: Tensor, q: Tensor) -> Tensor:
         """Which of all points are the 68 landmarks in each frame (N, 68): the outline of the face slides."""
-        with torch.no_grad():
-            points, _ = self._project(g.float(), q.float())
         C = self.n_candidates
-        chosen = contour.visible(points[:, : 17 * C].reshape(-1, 17, C, 2))
-        rows = torch.arange(17) * C + chosen
+        chosen = []
+        for part in self._chunks():
+            points = self._project(g.float(), q[part].float())
+            chosen.append(contour.visible(points[:, : 17 * C].reshape(-1, 17, C, 2)))
+        rows = torch.arange(17) * C + torch.cat(chosen)
         fixed = torch.arange(17 * C, 17 * C + 51).expand(len(q), -1)
         return torch.cat([rows, fixed], 1)
 
-    def _residuals(self, g, q, rows, landmarks, irises, w_landmark, w_gap, w_gaze):
-        """Weighted residuals of one frame (68*2 + gaps*2 + 4,), all of unit variance."""
-        points, iris = self._project(g, q[None], rows[None])
-        points, iris = points[0], iris[0]
-        pairs = torch.tensor(EYELID_PAIRS + LIP_PAIRS)
-        gaps = points[pairs[:, 0]] - points[pairs[:, 1]] - (landmarks[pairs[:, 0]] - landmarks[pairs[:, 1]])
-        # Where the iris stands within the eye: free of the pose, which the landmarks fix.
-        eyes = torch.tensor([list(r) for r in EYE_LANDMARKS])
-        place = (iris - points[eyes].mean(1)) - (irises - landmarks[eyes].mean(1))
-        return torch.cat(
-            [
-                ((points - landmarks) * w_landmark[:, None]).reshape(-1),
-                (gaps * w_gap).reshape(-1),
-                (place * w_gaze[:, None]).reshape(-1),
-            ]
-        )
-
-    def _robust(self, residuals: Tensor) -> Tensor:
-        """Square roots of Geman-McClure weights (B, R) of landmark and iris residuals, falling beyond 3 sigma."""
-        n = 136 + 2 * len(EYELID_PAIRS + LIP_PAIRS)
-        squared = residuals[:, :136].reshape(-1, 68, 2).square().sum(-1)
-        weight = (9 / (9 + squared)).repeat_interleave(2, dim=1)
-        gaze = residuals[:, n:].reshape(-1, 2, 2).square().sum(-1)
-        return torch.cat(
-            [weight, torch.ones_like(residuals[:, 136:n]), (9 / (9 + gaze)).repeat_interleave(2, dim=1)], 1
-        )
-
-    def _chunks(self):
+    def _chunks(self) -> list[slice]:
         return [slice(a, min(a + CHUNK, self.n)) for a in range(0, self.n, CHUNK)]
 
-    def _frame_data(self, part: slice, rows: Tensor) -> tuple:
-        data = (self.landmarks, self.irises, self.landmark_weight, self.gap_weight, self.gaze_weight)
-        return (rows[part], *(d[part] for d in data))
-
     def cost(self, g: Tensor, q: Tensor, rows: Tensor) -> float:
-        """The Geman-McClure data cost plus the priors."""
+        """The data terms (Geman-McClure at 3 sigma) plus the priors."""
         total = 0.0
-        function = torch.func.vmap(self._residuals, in_dims=(None, 0, 0, 0, 0, 0, 0, 0))
-        n = 136 + 2 * len(EYELID_PAIRS + LIP_PAIRS)
         for part in self._chunks():
-            with torch.no_grad():
-                r = function(g.float(), q[part].float(), *self._frame_data(part, rows)).double()
-            squared = torch.cat([r[:, :136].reshape(-1, 68, 2), r[:, n:].reshape(-1, 2, 2)], 1).square().sum(-1)
-            total += float((9 * squared / (9 + squared)).sum()) + float(r[:, 136:n].square().sum())
+            points = self._project(g.float(), q[part].float(), rows[part])
+            r = (_compared(points) - self.observed[part]) * self.weight[part][..., None]
+            squared = r.double().square().sum(-1)
+            total += float((9 * squared / (9 + squared)).sum())
         total += float((q.square() * self.frame_prior).sum())
         total += float(((g - self.shared_mean).square() * self.shared_prior).sum())
+        total += float(self.size_weight * (self._size(g) - 1) ** 2)
         total += float(self.bound_weight * (self._excess(q)).square().sum())
         if self.n > 2:
             total += float(((q[2:] - 2 * q[1:-1] + q[:-2]).square() * self.smooth).sum())
@@ -322,31 +322,30 @@ class _Problem:
     def _normal_equations(self, g: Tensor, q: Tensor, rows: Tensor):
         """Frame blocks (N, P, P), border (N, P, G), shared block (G, G), gradients (N, P) and (G,)."""
         G, P = len(g), self.layout.size
-
-        def residuals(both, *data):
-            r = self._residuals(both[:G], both[G:], *data)
-            return r, r
-
-        jacobian = torch.func.vmap(torch.func.jacfwd(residuals, has_aux=True))
         A, B, C = torch.zeros(self.n, P, P, dtype=torch.float64), [], torch.zeros(G, G, dtype=torch.float64)
         a, c = torch.zeros(self.n, P, dtype=torch.float64), torch.zeros(G, dtype=torch.float64)
         for part in self._chunks():
-            both = torch.cat([g.float().expand(len(q[part]), -1), q[part].float()], 1)
-            J, r = jacobian(both, *self._frame_data(part, rows))
-            weight = self._robust(r)
-            J, r = (J * weight[..., None]).double(), (r * weight).double()
-            Jg, Jq = J[..., :G], J[..., G:]
-            A[part] = Jq.transpose(1, 2) @ Jq
-            B.append(Jq.transpose(1, 2) @ Jg)
-            C += torch.einsum("brg,brh->gh", Jg, Jg)
-            a[part] = torch.einsum("brp,br->bp", Jq, r)
-            c += torch.einsum("brg,br->g", Jg, r)
+            points, Jg, Jq = self._project(g.float(), q[part].float(), rows[part], derivatives=True)
+            weight = self.weight[part][..., None]
+            r = (_compared(points) - self.observed[part]) * weight
+            # Geman-McClure by reweighting: its gradient is that of the squares weighted by (9 / (9 + r^2))^2.
+            robust = (9 / (9 + r.square().sum(-1)))[..., None]
+            r = (r * robust).flatten(1)
+            Jg = (_compared(Jg) * (weight * robust)[..., None]).flatten(1, 2)
+            Jq = (_compared(Jq) * (weight * robust)[..., None]).flatten(1, 2)
+            A[part] = (Jq.mT @ Jq).double()
+            B.append((Jq.mT @ Jg).double())
+            C += (Jg.mT @ Jg).double().sum(0)
+            a[part] = (Jq.mT @ r[..., None])[..., 0].double()
+            c += (Jg.mT @ r[..., None])[..., 0].double().sum(0)
         excess = self._excess(q)
         diagonal = self.frame_prior + self.bound_weight * (excess != 0)
         A.diagonal(dim1=1, dim2=2).add_(diagonal)
         a += q * self.frame_prior + self.bound_weight * excess
+        growth = torch.cat([self.points.growth, torch.zeros(1)]).double()
         C.diagonal().add_(self.shared_prior)
-        c += (g - self.shared_mean) * self.shared_prior
+        C += self.size_weight * growth[:, None] * growth
+        c += (g - self.shared_mean) * self.shared_prior + self.size_weight * (self._size(g) - 1) * growth
         return A, torch.cat(B), C, a, c
 
     def _banded(self, A: Tensor, damping: float) -> np.ndarray:
@@ -420,19 +419,17 @@ class _Problem:
 
     def landmarks_of(self, g: Tensor, q: Tensor) -> Tensor:
         """The model's 68 landmarks (N, 68, 2) in pixels, contour slid."""
-        with torch.no_grad():
-            points, _ = self._project(g.float(), q.float(), self.choose(g, q))
-        return points
+        return self._project(g.float(), q.float(), self.choose(g, q))[:, :68]
 
     def errors(self, g: Tensor, q: Tensor) -> np.ndarray:
         """Reprojection errors (valid frames, 68), pixels."""
-        return (self.landmarks_of(g, q) - self.landmarks).norm(dim=-1).numpy()[self.seen.valid]
+        return (self.landmarks_of(g, q) - self.observed[:, :68]).norm(dim=-1).numpy()[self.seen.valid]
 
     def as_track(self, g: Tensor, q: Tensor) -> Track:
         parts = {k: v.float() for k, v in self.layout.split(q).items()}
-        n, focal = self.n, float(g[-1].exp())
-        gaze = torch.cat([-parts["gaze"][:, 1:], parts["gaze"][:, :1], torch.zeros(n, 1)], 1)
-        eye = roma.rotvec_to_rotmat(gaze)
+        n, focal, size = self.n, float(g[-1].exp()), float(self._size(g))
+        eye = _eye_rotation(parts["gaze"])
+        x, y, log_z = parts["place"].unbind(1)
         K = np.array([[focal, 0, self.centre[0]], [0, focal, self.centre[1]], [0, 0, 1]], np.float32)
         return Track(
             head_model=self.head.name,
@@ -442,57 +439,107 @@ class _Problem:
             names=self.seen.names,
             valid=self.seen.valid,
             shape=g[:-1].float().numpy(),
-            expression=parts["expression"].numpy(),
+            expression=size * parts["expression"].numpy(),
             R=(roma.rotvec_to_rotmat(parts["rotation"]) @ FACING).numpy(),
-            t=parts["translation"].numpy(),
+            t=(torch.stack([x, y, torch.ones(n)], 1) * log_z.exp()[:, None]).numpy(),
             neck=np.tile(np.eye(3, dtype=np.float32), (n, 1, 1)),
             jaw=roma.rotvec_to_rotmat(parts["jaw"]).numpy(),
             eyes=torch.stack([eye, eye], 1).numpy(),
-            eyelids=parts["eyelids"].numpy() if self.layout.eyelids else np.zeros((n, 2), np.float32),
+            eyelids=size * parts["eyelids"].numpy() if self.layout.eyelids else np.zeros((n, 2), np.float32),
         )
 
 
-def _restricted_to(head: HeadModel, vertex_ids: Tensor) -> tuple[HeadModel, Tensor]:
-    """The model on some vertices only, and the ids of two added vertices at the iris centres (left, right).
+def _eye_rotation(gaze: Tensor) -> Tensor:
+    """(..., 2) yaw and pitch, radians, to rotation matrices (..., 3, 3); positive looks left and up."""
+    return roma.rotvec_to_rotmat(torch.stack([-gaze[..., 1], gaze[..., 0], torch.zeros_like(gaze[..., 0])], -1))
 
-    The joints of the full head, which the regressor makes from all vertices, are appended as vertices of their own, so
-    that the small model's regressor only has to pick them.
+
+def _compared(points: Tensor) -> Tensor:
+    """What is compared with the image: (B, 70, 2, ...) points to (B, 77, 2, ...) landmarks, gaps, places of the irises.
+
+    Linear, so that it maps derivatives too. An iris is taken relative to the middle of its eye, which frees the gaze
+    from errors of the pose.
     """
-    template, shape_basis, expression_basis = head._joint_basis
-    n, device = len(vertex_ids), head.v_template.device
-    # Iris centres: on the eye joint's axis, one eyeball radius in front of it; they move with the joint.
-    radius = _eye_radius(head)
-    iris_template = template[3:5] + torch.tensor([0.0, 0.0, radius])
+    gaps = points[:, GAPS[:, 0]] - points[:, GAPS[:, 1]]
+    irises = points[:, 68:] - points[:, EYES].mean(2)
+    return torch.cat([points[:, :68], gaps, irises], 1)
 
-    def grown(values: Tensor, joints: Tensor, irises: Tensor) -> Tensor:
-        return torch.cat([values[vertex_ids], joints, irises])
 
-    def zeros(like: Tensor) -> Tensor:
-        return torch.zeros(5, *like.shape[1:]), torch.zeros(2, *like.shape[1:])
+def _posed(pose: Tensor, template: Tensor, joints: Tensor, weights: Tensor, posedirs: Tensor):
+    """Points of one head in camera space, and what makes them: their rotations and their shares of the joints.
 
-    iris_weights = torch.zeros(2, 5)
-    iris_weights[0, 3] = iris_weights[1, 4] = 1
-    regressor = torch.zeros(5, n + 7, device=device)
-    regressor[:, n : n + 5] = torch.eye(5)
-    small = replace(
-        head,
-        v_template=grown(head.v_template, template, iris_template),
-        shapedirs=grown(head.shapedirs, shape_basis, shape_basis[3:5]),
-        expressiondirs=grown(head.expressiondirs, expression_basis, expression_basis[3:5]),
-        posedirs=grown(head.posedirs, *zeros(head.posedirs)),
-        weights=grown(head.weights, torch.zeros(5, 5), iris_weights),
-        eyelids=None if head.eyelids is None else grown(head.eyelids, *zeros(head.eyelids)),
-        J_regressor=regressor,
-        faces=torch.zeros(0, 3, dtype=torch.long),
-        vt=None,
-        ft=None,
-        landmark_faces=None,
-        landmark_bary=None,
-        regions=None,
-        albedo_mean=None,
-        albedo_components=None,
-    )
-    return small, torch.tensor([n + 5, n + 6])
+    Args:
+        pose: (11,) rotation vector, place, jaw rotation vector, gaze.
+        template: (n, 3) unposed points. joints: (5, 3). weights: (n, 5). posedirs: (n, 3, 36).
+
+    Returns:
+        (n, 3); (n, 3, 3) and (n, 5, 3, 3), the derivatives by `template` and by `joints`.
+    """
+    identity = torch.eye(3)
+    eye = _eye_rotation(pose[9:])
+    # Global and neck rotation are identity, so every joint turns about its own place.
+    R = torch.stack([identity, identity, roma.rotvec_to_rotmat(pose[6:9]), eye, eye])
+    corrected = template + posedirs @ (R[1:] - identity).reshape(36)
+    head = roma.rotvec_to_rotmat(pose[:3]) @ FACING
+    turned = head @ torch.einsum("nj,jcd->ncd", weights, R)
+    spread = weights[:, :, None, None] * (head @ (identity - R))
+    place = torch.cat([pose[3:5], torch.ones(1)]) * pose[5].exp()
+    camera = (turned @ corrected[..., None])[..., 0] + torch.einsum("njcd,jd->nc", spread, joints) + place
+    return camera, turned, spread
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Points on a head model as vertices of their own: arrays of the model, interpolated; coefficients side by side.
+
+    Skinning weights are interpolated too, which differs from interpolating posed vertices by a few hundredths of a
+    millimetre where the weights change within a triangle.
+    """
+
+    template: Tensor  # (n, 3) or (B, n, 3); the last two are the left and right iris
+    basis: Tensor  # (n, 3, S + E + 2)
+    weights: Tensor  # (n, 5)
+    posedirs: Tensor  # (n, 3, 36)
+    joints: Tensor  # (5, 3)
+    joint_basis: Tensor  # (5, 3, S + E + 2)
+    growth: Tensor  # (S,) relative growth of the points per identity coefficient
+
+    @staticmethod
+    def on(head: HeadModel, faces: Tensor, bary: Tensor, layout: Layout) -> "_Points":
+        template, shape_basis, expression_basis = head._joint_basis
+        S, E = layout.n_shape, layout.n_expression
+        basis = [head.shapedirs[:, :, :S], head.expressiondirs[:, :, :E]]
+        joint_basis = [shape_basis[:, :, :S], expression_basis[:, :, :E]]
+        if head.eyelids is not None:
+            basis.append(head.eyelids)
+            joint_basis.append(torch.zeros(5, 3, 2))  # eyelids move no joint
+        corners = head.faces[faces]
+
+        def interpolated(values: Tensor) -> Tensor:
+            return torch.einsum("nk,nk...->n...", bary, values[corners])
+
+        joint_basis = torch.cat(joint_basis, 2)
+        forward = torch.tensor([0.0, 0.0, _eye_radius(head)])  # an iris lies one eyeball radius in front of its joint
+        iris_weights = torch.eye(5)[3:]
+        points, points_basis = interpolated(head.v_template), interpolated(torch.cat(basis, 2))
+        centred = points - points.mean(0)
+        growth = torch.einsum("nc,ncs->s", centred, points_basis[..., :S]) / centred.square().sum()
+        return _Points(
+            template=torch.cat([points, template[3:] + forward]),
+            basis=torch.cat([points_basis, joint_basis[3:]]),
+            weights=torch.cat([interpolated(head.weights), iris_weights]),
+            posedirs=torch.cat([interpolated(head.posedirs), torch.zeros(2, 3, 36)]),
+            joints=template,
+            joint_basis=joint_basis,
+            growth=growth,
+        )
+
+    def taken(self, rows: Tensor) -> "_Points":
+        """Per frame only the points in `rows` (B, n), and the irises: arrays get a leading dimension B."""
+        last = len(self.weights)
+        rows = torch.cat([rows, torch.tensor([last - 2, last - 1]).expand(len(rows), 2)], 1)
+        kept = {k: getattr(self, k)[rows] for k in ("template", "basis", "weights", "posedirs")}
+        return replace(self, **kept)
 
 
 def _eye_radius(head: HeadModel) -> float:
