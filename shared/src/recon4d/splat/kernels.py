@@ -719,7 +719,7 @@ def _make_composite_backward(channels: int, absolutes: bool):
         tiles_y,
         state,
         v_image,  # (I, H, W, D) gradients that come in
-        v_alpha_image,  # (I, H, W)
+        v_alpha_image,  # (I, H, W), or (0, 0, 0) for zero
         parts,  # (intersections + padding, MOMENTS + extra + D): as `entries`, sums over one tile's pixels
     ):
         """Walk each tile's list from its last contributor, undoing the compositing (Kerbl et al. 2023, appendix C).
@@ -760,7 +760,7 @@ def _make_composite_backward(channels: int, absolutes: bool):
                 at = (i * height + ty * TILE + by) * width + tx * TILE
                 for bx in range(columns):
                     p = _pixel(bx, by)
-                    behind[p] = -v_alphas_flat[at + bx]
+                    behind[p] = -v_alphas_flat[at + bx] if v_alphas_flat.shape[0] > 0 else np.float32(0.0)
                     end[p] = kept[TILE_PIXELS + p]
                 for d in range(channels if channels > 0 else D):
                     plane = v[d * TILE_PIXELS : (d + 1) * TILE_PIXELS]

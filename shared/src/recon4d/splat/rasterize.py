@@ -1,10 +1,13 @@
 """`rasterize`: what `gsplat.rasterization` 1.5.3 does, on the CPU through our kernels and on CUDA through gsplat."""
 
+import dataclasses
+import functools
 import importlib.util
 import math
 import os
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -31,13 +34,18 @@ _GSPLAT_ONLY = (
 
 def backends() -> dict[str, str | None]:
     """The backends by name; the value is None when usable here, else the reason why not."""
-    if importlib.util.find_spec("gsplat") is None:
+    if not _gsplat_installed():
         reason = "gsplat is not installed (install recon4d[cuda])"
     elif not torch.cuda.is_available():
         reason = "there is no CUDA device"
     else:
         reason = None
     return {"numba": None, "gsplat": reason}
+
+
+@functools.cache
+def _gsplat_installed() -> bool:
+    return importlib.util.find_spec("gsplat") is not None
 
 
 def rasterize(
@@ -185,12 +193,14 @@ def rasterize(
 
 
 def _choose_backend(forced: str | None, device: torch.device) -> str:
-    usable = backends()
     source = "backend"
     if forced is None and os.environ.get(ENVIRONMENT_VARIABLE):
         forced, source = os.environ[ENVIRONMENT_VARIABLE], ENVIRONMENT_VARIABLE
     if forced is None:
         forced, source = ("gsplat" if device.type == "cuda" else "numba"), f"device {device}"
+    if forced == "numba" and device.type == "cpu":
+        return forced
+    usable = backends()
     if forced not in usable:
         raise InputError(f"{source}={forced} is not a backend; choose one of {', '.join(usable)}")
     if usable[forced] is not None:
@@ -232,21 +242,20 @@ def _rasterize_cpu(
     if width < 1 or height < 1:
         raise ValueError(f"width and height are {width} and {height}; they must be at least 1")
 
-    radii, means2d, depths, conics, compensations, shape, boxes, tile_counts = _Project.apply(
+    radii = torch.empty(B, C, N, 2, dtype=torch.int32)
+    shape = np.empty((images * N, kernels.SHAPE), np.float32)
+    boxes, tile_counts = np.empty((images * N, 4), np.int16), np.empty(images * N, np.int32)
+    means2d, depths, conics, compensations = _Project.apply(
         _rows(means, B, N, 3),
         _rows(quats, B, N, 4),
         _rows(scales, B, N, 3),
         _rows(opacities, B, N),
         _rows(viewmats, B, C, 4, 4),
         _rows(Ks, B, C, 3, 3),
-        width,
-        height,
-        *options,
+        (width, height, *options),
+        (radii, shape, boxes, tile_counts),
     )
     antialiased = options[-1]
-    radii, means2d = radii.reshape(B, C, N, 2), means2d.reshape(B, C, N, 2)
-    depths, conics = depths.reshape(B, C, N), conics.reshape(B, C, N, 3)
-    compensations = compensations.reshape(B, C, N)
     opacities = opacities.float().reshape(B, 1, N).expand(B, C, N)
     if antialiased:
         opacities = opacities * compensations
@@ -282,27 +291,25 @@ def _rasterize_cpu(
 
     lead = (*batch, C, N)
     ids: tuple = (None, None, None)
-    starts = torch.arange(images + 1) * N
+    starts = np.arange(images + 1) * N
     if packed:
         chosen = torch.nonzero((radii[..., 0] > 0).reshape(-1))[:, 0]
-        starts = torch.searchsorted(chosen, starts)
+        starts = np.searchsorted(chosen.numpy(), starts)
         lead = (len(chosen),)
         ids = (chosen // (C * N), chosen // N % C, chosen % N) if N else (chosen, chosen, chosen)
         radii, means2d, depths, conics, opacities, colors = (
             t.reshape(images * N, *t.shape[3:])[chosen]
             for t in (radii, means2d, depths, conics, opacities, colors)
         )
-        shape, boxes, tile_counts = shape[chosen], boxes[chosen], tile_counts[chosen]
+        shape, boxes, tile_counts = (a[chosen.numpy()] for a in (shape, boxes, tile_counts))
     radii, means2d = radii.reshape(*lead, 2), means2d.reshape(*lead, 2)
     depths, conics, opacities = depths.reshape(lead), conics.reshape(*lead, 3), opacities.reshape(lead)
-    count = math.prod(lead)
-    tiles_x, tiles_y = -(-width // kernels.TILE), -(-height // kernels.TILE)
-    lists = _tile_lists(boxes, depths.detach().reshape(count), tile_counts, starts, tiles_x, tiles_y)
+    lists = _tile_lists(boxes, depths.detach().numpy().reshape(-1), tile_counts, starts, width, height)
     rendered, alphas = _Composite.apply(
         means2d,
-        conics.reshape(count, 3),
-        colors.reshape(count, colors.shape[-1]),
-        opacities.reshape(count),
+        conics,
+        colors.reshape(*lead, colors.shape[-1]),
+        opacities,
         backgrounds,
         shape,
         lists,
@@ -321,11 +328,11 @@ def _rasterize_cpu(
         "depths": depths,
         "conics": conics,
         "opacities": opacities,
-        "tile_width": tiles_x,
-        "tile_height": tiles_y,
-        "tiles_per_gauss": tile_counts.reshape(lead),
-        "flatten_ids": lists["entries"],
-        "isect_offsets": lists["tile_starts"][:-1].int().reshape(*batch, C, tiles_y, tiles_x),
+        "tile_width": lists.tiles_x,
+        "tile_height": lists.tiles_y,
+        "tiles_per_gauss": torch.from_numpy(tile_counts).reshape(lead),
+        "flatten_ids": torch.from_numpy(lists.entries),
+        "isect_offsets": torch.from_numpy(lists.starts[:-1]).reshape(*batch, C, lists.tiles_y, lists.tiles_x),
         "width": width,
         "height": height,
         "tile_size": kernels.TILE,
@@ -341,106 +348,101 @@ def _rows(tensor: Tensor, *shape: int) -> Tensor:
 
 
 class _Project(torch.autograd.Function):
-    """Projection of every Gaussian into every image. The opacities bound the radii and get no gradient here."""
+    """Projection of every Gaussian into every image; `filled` takes what is not differentiable.
+
+    The opacities bound the radii and get no gradient here.
+    """
 
     @staticmethod
-    def forward(
-        ctx,
-        means,
-        quats,
-        scales,
-        opacities,
-        viewmats,
-        Ks,
-        width,
-        height,
-        near,
-        far,
-        radius_clip,
-        eps2d,
-        antialiased,
-    ):
+    def forward(ctx, means, quats, scales, opacities, viewmats, Ks, options, filled):
         B, N, C = means.shape[0], means.shape[1], viewmats.shape[1]
-        radii = torch.empty(B * C, N, 2, dtype=torch.int32)
-        means2d, depths = torch.empty(B * C, N, 2), torch.empty(B * C, N)
-        conics, compensations = torch.empty(B * C, N, 3), torch.empty(B * C, N)
-        shape = torch.empty(B * C * N, kernels.SHAPE)
-        boxes = torch.empty(B * C * N, 4, dtype=torch.int16)
-        tile_counts = torch.empty(B * C * N, dtype=torch.int32)
-        inputs = [t.detach().numpy() for t in (means, quats, scales, opacities, viewmats, Ks)]
-        outputs = [
-            t.numpy() for t in (radii, means2d, depths, conics, compensations, shape, boxes, tile_counts)
-        ]
+        outputs = (
+            torch.empty(B, C, N, 2),
+            torch.empty(B, C, N),
+            torch.empty(B, C, N, 3),
+            torch.empty(B, C, N),
+        )
+        radii, shape, boxes, tile_counts = filled
         run(
-            kernels.project, B * C * -(-N // kernels.CHUNK), *inputs, width, height, near, far, radius_clip, eps2d,
-            antialiased, *outputs,
-        )  # fmt: skip
-        ctx.save_for_backward(means, quats, scales, viewmats, Ks, radii, conics, compensations)
+            kernels.project,
+            B * C * -(-N // kernels.CHUNK),
+            *(t.numpy() for t in (means, quats, scales, opacities, viewmats, Ks)),
+            *options,
+            *(_images(t) for t in (radii, *outputs)),
+            shape,
+            boxes,
+            tile_counts,
+        )
+        ctx.save_for_backward(means, quats, scales, viewmats, Ks, radii, *outputs[2:])
+        width, height, _, _, _, eps2d, _ = options
         ctx.options = (width, height, eps2d)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(radii, shape, boxes, tile_counts)
-        return radii, means2d, depths, conics, compensations, shape, boxes, tile_counts
+        return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, _radii, v_means2d, v_depths, v_conics, v_compensations, *_):
+    def backward(ctx, v_means2d, v_depths, v_conics, v_compensations):
         means, quats, scales, viewmats, Ks, radii, conics, compensations = ctx.saved_tensors
         B, N, C = means.shape[0], means.shape[1], viewmats.shape[1]
-        upstream = [
-            torch.zeros(empty) if v is None else v.contiguous()
-            for v, empty in (
-                (v_means2d, radii.shape),
-                (v_depths, (0, 0)),
-                (v_conics, conics.shape),
-                (v_compensations, (0, 0)),
-            )
-        ]
         pieces = -(-N // kernels.CHUNK)
-        v_means, v_quats, v_scales = (
-            torch.empty_like(means),
-            torch.empty_like(quats),
-            torch.empty_like(scales),
-        )
-        v_parts = torch.empty(B, pieces, C, 12)
+        v_means, v_quats, v_scales = (torch.empty_like(t) for t in (means, quats, scales))
+        v_parts = np.empty((B, pieces, C, 12), np.float32)
+        absent = torch.empty(0, 0, 0)
         run(
             kernels.project_backward,
             B * pieces,
             *(t.numpy() for t in (means, quats, scales, viewmats, Ks)),
             *ctx.options,
-            *(
-                t.numpy()
-                for t in (radii, conics, compensations, *upstream, v_means, v_quats, v_scales, v_parts)
-            ),
+            *(_images(t) for t in (radii, conics, compensations)),
+            _images(torch.zeros(B, C, N, 2) if v_means2d is None else v_means2d),
+            _images(absent if v_depths is None else v_depths),
+            _images(torch.zeros(B, C, N, 3) if v_conics is None else v_conics),
+            _images(absent if v_compensations is None else v_compensations),
+            *(t.numpy() for t in (v_means, v_quats, v_scales)),
+            v_parts,
         )
-        v_viewmats = torch.zeros(B, C, 4, 4)
-        v_viewmats[:, :, :3] = v_parts.sum(1, dtype=torch.float64).reshape(B, C, 3, 4)
-        return (v_means, v_quats, v_scales, None, v_viewmats, *[None] * 8)
+        v_viewmats = np.zeros((B, C, 4, 4), np.float32)
+        v_viewmats[:, :, :3] = v_parts.sum(1, dtype=np.float64).reshape(B, C, 3, 4)
+        return v_means, v_quats, v_scales, None, torch.from_numpy(v_viewmats), None, None, None
 
 
-def _tile_lists(boxes, depths, tile_counts, starts, tiles_x, tiles_y) -> dict[str, Any]:
-    """The Gaussians of every tile, front to back. Memory grows with the number of (Gaussian, tile) pairs."""
-    images = len(starts) - 1
-    slots = torch.zeros(len(tile_counts) + 1, dtype=torch.int64)
-    torch.cumsum(tile_counts, 0, out=slots[1:])
-    total = int(slots[-1])
-    tile_starts = torch.zeros(images * tiles_x * tiles_y + 1, dtype=torch.int64)
-    entries = torch.empty(total, dtype=torch.int32)
-    places = torch.empty(total, dtype=torch.int32)
-    run(
-        kernels.bin_tiles,
-        images,
-        *(t.numpy() for t in (boxes, depths, tile_counts, slots, starts)),
+def _images(tensor: Tensor) -> np.ndarray:
+    """(B, C, ...) as (B * C, ...)."""
+    array = tensor.contiguous().numpy()
+    return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
+
+
+@dataclasses.dataclass(frozen=True)
+class _TileLists:
+    """The Gaussians of every tile, front to back. Arrays as `kernels.bin_tiles` names them."""
+
+    tiles_x: int
+    tiles_y: int
+    slots: np.ndarray
+    starts: np.ndarray
+    entries: np.ndarray
+    places: np.ndarray
+
+
+def _tile_lists(boxes, depths, tile_counts, image_starts, width, height) -> _TileLists:
+    """Memory grows with the number of (Gaussian, tile) pairs."""
+    images = len(image_starts) - 1
+    tiles_x, tiles_y = -(-width // kernels.TILE), -(-height // kernels.TILE)
+    slots = np.zeros(len(tile_counts) + 1, np.int64)
+    np.cumsum(tile_counts, out=slots[1:])
+    lists = _TileLists(
         tiles_x,
         tiles_y,
-        *(t.numpy() for t in (tile_starts, entries, places)),
+        slots,
+        np.zeros(images * tiles_x * tiles_y + 1, np.int64),
+        np.empty(slots[-1], np.int32),
+        np.empty(slots[-1], np.int32),
     )
-    return {
-        "slots": slots,
-        "tile_starts": tile_starts,
-        "entries": entries,
-        "places": places,
-        "tiles": (tiles_x, tiles_y),
-    }
+    run(
+        kernels.bin_tiles, images, boxes, depths, tile_counts, slots, image_starts, tiles_x, tiles_y, lists.starts,
+        lists.entries, lists.places,
+    )  # fmt: skip
+    return lists
 
 
 class _Composite(torch.autograd.Function):
@@ -449,71 +451,57 @@ class _Composite(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means2d, conics, colors, opacities, backgrounds, shape, lists, size, absolute_of):
         images, height, width = size
-        colors = colors.contiguous()
+        conics, colors, opacities = conics.contiguous(), colors.contiguous(), opacities.contiguous()
         D = colors.shape[-1]
         image, alphas = torch.empty(images, height, width, D), torch.empty(images, height, width)
-        tiles = images * lists["tiles"][0] * lists["tiles"][1]
-        state = torch.empty(tiles, 2 * kernels.TILE_PIXELS)
-        behind = torch.zeros(0, D) if backgrounds is None else backgrounds.detach().contiguous()
+        tiles = images * lists.tiles_x * lists.tiles_y
+        state = np.empty((tiles, 2 * kernels.TILE_PIXELS), np.float32)
+        behind = torch.empty(0, D) if backgrounds is None else backgrounds.contiguous()
         run(
-            kernels.composite_for(D),
-            tiles,
-            *(t.detach().numpy() for t in (shape, colors, behind, lists["tile_starts"], lists["entries"])),
-            *lists["tiles"],
-            *(t.numpy() for t in (image, alphas, state)),
-        )
-        ctx.save_for_backward(conics, colors, opacities, behind, shape, state, alphas)
-        ctx.lists, ctx.means_shape, ctx.absolute_of = lists, means2d.shape, absolute_of
+            kernels.composite_for(D), tiles, shape, colors.numpy().reshape(-1, D), behind.numpy(), lists.starts,
+            lists.entries, lists.tiles_x, lists.tiles_y, image.numpy(), alphas.numpy(), state,
+        )  # fmt: skip
+        ctx.save_for_backward(conics, colors, opacities, behind, alphas)
+        ctx.kept = shape, lists, state, absolute_of
+        ctx.set_materialize_grads(False)
         return image, alphas[..., None]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v_image, v_alphas):
-        conics, colors, opacities, behind, shape, state, alphas = ctx.saved_tensors
-        count, D = colors.shape
-        lists = ctx.lists
-        conics, opacities = conics.contiguous(), opacities.contiguous()
-        v_image, v_alphas = v_image.contiguous(), v_alphas.contiguous().reshape(alphas.shape)
-        wanted = ctx.absolute_of is not None
+        conics, colors, opacities, behind, alphas = ctx.saved_tensors
+        shape, lists, state, absolute_of = ctx.kept
+        lead, D = colors.shape[:-1], colors.shape[-1]
+        v_image = v_image.contiguous() if v_image is not None else torch.zeros(*alphas.shape, D)
+        v_alphas = torch.empty(0, 0, 0) if v_alphas is None else v_alphas.reshape(alphas.shape).contiguous()
+        wanted = absolute_of is not None
         row = kernels.MOMENTS + (2 if wanted else 0) + D
-        parts = torch.empty(
-            len(lists["entries"]) + 1 + 16 // row, row
-        )  # `gather` reads a vector past the end
+        # `gather` reads whole vectors, past the end of the last row
+        parts = np.empty((len(lists.entries) + 1 + 16 // row, row), np.float32)
+        conics, opacities = conics.numpy().reshape(-1, 3), opacities.numpy().reshape(-1)
         run(
-            kernels.composite_backward_for(D, wanted),
-            state.shape[0],
-            *(
-                t.numpy()
-                for t in (
-                    shape,
-                    colors,
-                    conics,
-                    behind,
-                    lists["tile_starts"],
-                    lists["entries"],
-                )
-            ),
-            *lists["tiles"],
-            *(t.numpy() for t in (state, v_image, v_alphas, parts)),
-        )
-        v_means2d, v_conics = torch.empty(count, 2), torch.empty(count, 3)
-        v_opacities, v_colors = torch.empty(count), torch.empty(count, D)
-        v_absolute = torch.empty(count if wanted else 0, 2)
+            kernels.composite_backward_for(D, wanted), len(state), shape, colors.numpy().reshape(-1, D), conics,
+            behind.numpy(), lists.starts, lists.entries, lists.tiles_x, lists.tiles_y, state, v_image.numpy(),
+            v_alphas.numpy(), parts,
+        )  # fmt: skip
+        count = len(opacities)
+        v_means2d, v_conics = np.empty((count, 2), np.float32), np.empty((count, 3), np.float32)
+        v_opacities, v_colors = np.empty(count, np.float32), np.empty((count, D), np.float32)
+        v_absolute = np.empty((count if wanted else 0, 2), np.float32)
         run(
-            kernels.gather,
-            -(-count // kernels.CHUNK),
-            *(
-                t.numpy()
-                for t in (
-                    lists["slots"], lists["places"], parts, conics, opacities,
-                    v_means2d, v_conics, v_opacities, v_colors, v_absolute,
-                )
-            ),
+            kernels.gather, -(-count // kernels.CHUNK), lists.slots, lists.places, parts, conics, opacities, v_means2d,
+            v_conics, v_opacities, v_colors, v_absolute,
         )  # fmt: skip
         if wanted:
-            ctx.absolute_of.absgrad = v_absolute.reshape(ctx.absolute_of.shape)
+            absolute_of.absgrad = torch.from_numpy(v_absolute).reshape(*lead, 2)
         v_backgrounds = None
         if ctx.needs_input_grad[4]:
             v_backgrounds = ((1.0 - alphas[..., None]) * v_image).sum((1, 2))
-        v_means2d = v_means2d.reshape(ctx.means_shape)
-        return v_means2d, v_conics, v_colors, v_opacities, v_backgrounds, None, None, None, None
+        return (
+            *(
+                torch.from_numpy(v).reshape(*lead, *v.shape[1:])
+                for v in (v_means2d, v_conics, v_colors, v_opacities)
+            ),
+            v_backgrounds,
+            *[None] * 4,
+        )
