@@ -131,7 +131,8 @@ def _edge(xa, ya, xb, yb, y):
     dy = yb - ya
     d = dy << FRACTION
     n = xa * dy + dx * ((y << FRACTION) - ya) + d - 1
-    q = np.int64(math.floor(np.float64(n) / np.float64(d)))
+    inverse = 1.0 / np.float64(dy)
+    q = np.int64(math.floor(np.float64(n) * inverse * (1.0 / STEP)))
     r = n - q * d
     if r < 0:
         q -= 1
@@ -139,7 +140,7 @@ def _edge(xa, ya, xb, yb, y):
     elif r >= d:
         q += 1
         r -= d
-    dq = np.int64(math.floor(np.float64(dx) / np.float64(dy)))
+    dq = np.int64(math.floor(np.float64(dx) * inverse))
     dr = dx - dq * dy
     if dr < 0:
         dq -= 1
@@ -199,9 +200,8 @@ def _draw(xa, ya, za, xb, yb, zb, xc, yc, zc, f, low, high, width, ids, depth):
                 start = y * width + x0
                 for x in range(x1 - x0):
                     at = np.uint64(start + x)
-                    z = min(
-                        max(z0 + np.float32(x) * slope, z_min), z_max
-                    )  # clamped: slivers have wild slopes
+                    # clamped, because slivers have wild slopes
+                    z = min(max(z0 + np.float32(x) * slope, z_min), z_max)
                     if z < depth[at]:
                         depth[at] = z
                         ids[at] = f
@@ -308,9 +308,8 @@ def _draw_clipped(pos, a, b, c, f, low, high, height, width, cull, ids, depth):
 def _draw_band(
     pos, base, tri, order, first, last, low, high, height, width, cull, xs, ys, zs, state, ids, depth
 ):
-    for at in range(low * width, high * width):
-        ids[at] = -1
-        depth[at] = 1.0
+    ids[low * width : high * width] = -1
+    depth[low * width : high * width] = 1.0
     for n in range(first, last):
         f = order[n]
         a, b, c = base + tri[f, 0], base + tri[f, 1], base + tri[f, 2]
