@@ -6,8 +6,11 @@ from typing import Any
 
 import click
 from recon4d import InputError
-from recon4d.cli import Group, force_option, log, print_result, progress
+from recon4d.cli import Group, device_option, force_option, log, pick_device, print_result, progress
 
+from prep_faces.faces import DETECTORS
+
+POINTS = "What finds faces; with mtcnn, dlib finds the points."
 paths_argument = click.argument("paths", nargs=-1, required=True, type=click.Path())
 out_option = click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder to write into."
@@ -62,12 +65,47 @@ def frames(
 @paths_argument
 @out_option
 @click.option(
-    "--detector",
-    type=click.Choice(["dlib"]),
-    default="dlib",
-    show_default=True,
-    help="What finds faces and points.",
+    "--detector", type=click.Choice(DETECTORS), default="mtcnn", show_default=True, help="What finds faces."
 )
+@click.option("--threshold", type=float, help="Least score of a face.  [default: the detector's own]")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images at a time.")
+@device_option
+@workers_option
+@strict_option
+@force_option
+def detect(
+    paths: tuple[str, ...],
+    out: Path,
+    detector: str,
+    threshold: float | None,
+    batch: int,
+    device: str,
+    workers: int | None,
+    strict: bool,
+    force: bool,
+) -> None:
+    """Write all faces in PATHS (boxes, five points, scores) to OUT/faces.jsonl."""
+    from prep_faces.detection import write_faces
+
+    result = write_faces(
+        list(paths),
+        out,
+        detector,
+        _device(device, detector),
+        threshold,
+        batch,
+        workers,
+        force,
+        _watch("detect"),
+    )
+    _finish(result, out / "faces.jsonl", strict)
+
+
+@main.command()
+@paths_argument
+@out_option
+@click.option("--detector", type=click.Choice(DETECTORS), default="dlib", show_default=True, help=POINTS)
+@device_option
 @click.option(
     "--photos", is_flag=True, help="The files are unrelated: do not follow a face from one to the next."
 )
@@ -78,6 +116,7 @@ def landmarks(
     paths: tuple[str, ...],
     out: Path,
     detector: str,
+    device: str,
     photos: bool,
     workers: int | None,
     strict: bool,
@@ -86,7 +125,9 @@ def landmarks(
     """Write 68 points per image of PATHS as OUT/landmarks/NAME.npy and OUT/landmarks.jsonl."""
     from prep_faces.landmarks import write_landmarks
 
-    result = write_landmarks(list(paths), out, detector, "cpu", photos, workers, force, _watch("landmarks"))
+    result = write_landmarks(
+        list(paths), out, detector, _device(device, detector), photos, workers, force, _watch("landmarks")
+    )
     _finish(result, out / "landmarks.jsonl", strict)
 
 
@@ -120,6 +161,11 @@ def matte(
         list(paths), out, landmarks, track, head_model, model, photos, workers, force, _watch("matte")
     )
     _finish(result, out / "matte.jsonl", strict)
+
+
+def _device(name: str, detector: str) -> str:
+    """The device as PyTorch names it; dlib needs none, and PyTorch takes seconds to import."""
+    return "cpu" if detector == "dlib" and name in ("auto", "cpu") else str(pick_device(name))
 
 
 def _watch(what: str) -> Callable[[Iterator, int], Iterator]:

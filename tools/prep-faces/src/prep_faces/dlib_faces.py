@@ -23,7 +23,7 @@ JITTER = [
 
 
 @cache
-def _models() -> tuple[Any, Any]:
+def load_models() -> tuple[Any, Any]:
     try:
         import dlib
     except ImportError as error:
@@ -45,7 +45,7 @@ def find_boxes(image: np.ndarray, threshold: float = 0.0) -> tuple[np.ndarray, n
 
     Works on a copy of at most DETECT_SIDE pixels, and on a finer one only when that shows nothing.
     """
-    detector, _ = _models()
+    detector, _ = load_models()
     longest = max(image.shape[:2])
     for side in (DETECT_SIDE, 3 * DETECT_SIDE):
         # Small pictures are enlarged, up to 4 times, because of the detector's smallest face.
@@ -73,7 +73,7 @@ def predict_points(image: np.ndarray, box: np.ndarray) -> np.ndarray:
     a pixel. The answer also depends on where the box lies, by a percent of its side, and the detector's boxes
     jump from frame to frame: so a first answer gives a new box, and the mean over shifts of that is the result.
     """
-    _, predictor = _models()
+    _, predictor = load_models()
     import dlib
 
     x0, y0, x1, y1 = map(float, box)

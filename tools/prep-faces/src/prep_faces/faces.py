@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from recon4d import InputError
@@ -35,7 +36,30 @@ def detect(
         from prep_faces import dlib_faces
 
         return [dlib_faces.find_faces(image, 0.0 if threshold is None else threshold) for image in images]
+    if detector == "mtcnn":
+        from prep_faces import mtcnn
+
+        return mtcnn.find_faces(images, device, threshold)
+    if detector == "face-alignment":
+        from prep_faces import fan_faces
+
+        return fan_faces.find_faces(images, device, threshold)
     raise InputError(f"--detector {detector} is unknown; use one of {', '.join(DETECTORS)}")
+
+
+def prepare(detector: str, device: str) -> None:
+    """Load the detector's models. Raises InputError, saying what to install, when they are not there."""
+    if detector == "dlib":
+        from prep_faces.dlib_faces import load_models as load
+    elif detector == "mtcnn":
+        from prep_faces.mtcnn import load_networks
+
+        load = partial(load_networks, device)
+    else:
+        from prep_faces.fan_faces import load_aligner
+
+        load = partial(load_aligner, device)
+    load()
 
 
 def five_points(landmarks: np.ndarray) -> np.ndarray:

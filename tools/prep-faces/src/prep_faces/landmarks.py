@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 from recon4d import InputError
 from recon4d.files import atomic_path
 
-from prep_faces.faces import Faces, detect
+from prep_faces.dlib_faces import predict_points
+from prep_faces.faces import Faces, detect, prepare
 from prep_faces.images import ImageFile, clashes, find_images, read_image
 from prep_faces.parallel import cores, ordered_map
 from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
@@ -62,6 +64,7 @@ def write_landmarks(
     """
     out = Path(out)
     files = find_images(paths)
+    prepare(detector, device)
     options = {"detector": detector, "photos": photos}
     table = out / "landmarks.jsonl"
     if not claim_run(out / "landmarks.json", "landmarks", options, force):
@@ -74,7 +77,9 @@ def write_landmarks(
     clashing = clashes(files)
     find = functools.partial(_find, detector=detector, device=device, threshold=SURE if photos else FAINT)
     todo = [file for file, is_fresh, clash in zip(files, fresh, clashing) if is_fresh and clash is None]
-    found = ordered_map(find, todo, len(todo), workers or cores())
+    # PyTorch uses all cores by itself.
+    workers = (workers or cores()) if detector == "dlib" else 1
+    found = ordered_map(find, todo, len(todo), workers)
 
     records: list[dict[str, Any]] = []
     previous: np.ndarray | None = None
@@ -119,7 +124,21 @@ def _up_to_date(file: ImageFile, target: Path, record: dict[str, Any] | None) ->
 
 def _find(file: ImageFile, detector: str, device: str, threshold: float) -> tuple[tuple[int, int], Faces]:
     image = read_image(file.path)
-    return image.shape[:2], detect([image], detector, device, threshold)[0]
+    faces = detect([image], detector, device, threshold if detector == "dlib" else None)[0]
+    if faces.landmarks is None:
+        # The predictor expects boxes as dlib's detector draws them: a square around eyes and mouth.
+        boxes = np.array([square_around(points) for points in faces.points]).reshape(-1, 4)
+        points = [predict_points(image, box) for box in boxes]
+        faces = replace(faces, landmarks=np.array(points, np.float32).reshape(-1, 68, 2))
+    return image.shape[:2], faces
+
+
+def square_around(points: np.ndarray) -> np.ndarray:
+    """Roughly dlib's box (4,) around five points (5, 2)."""
+    eyes, mouth = points[:2].mean(0), points[3:].mean(0)
+    half = 1.15 * max(float(np.linalg.norm(mouth - eyes)), float(np.linalg.norm(points[1] - points[0])))
+    center = eyes + 0.55 * (mouth - eyes)
+    return np.concatenate([center - half, center + half])
 
 
 def _settle(

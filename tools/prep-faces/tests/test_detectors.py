@@ -1,0 +1,149 @@
+"""The detectors against the packages they come from, and against each other."""
+
+import json
+import sys
+import types
+
+import lz4.frame
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from prep_faces.detection import write_faces
+from prep_faces.faces import detect, five_points
+from prep_faces.fan_faces import load_aligner
+from prep_faces.images import write_png
+from prep_faces.landmarks import overlap
+from prep_faces.mtcnn import crop_and_resize, load_networks, read_weights
+from recon4d import InputError
+
+# What the package mtcnn 1.0.0 (TensorFlow 2, CPU) answers for skimage.data.astronaut(): box, score, x and y of points.
+REFERENCE_BOX = [181.598, 63.7258, 264.5528, 171.0792]
+REFERENCE_SCORE = 0.9991
+REFERENCE_X = [203.5409, 245.4086, 224.2244, 201.7895, 244.3894]
+REFERENCE_Y = [100.1035, 102.2382, 126.4196, 138.5869, 140.377]
+
+
+def test_mtcnn_gives_the_numbers_of_its_package():
+    faces = detect([skimage.data.astronaut()], "mtcnn")[0]
+    assert faces.boxes == pytest.approx(np.array([REFERENCE_BOX]), abs=0.05)
+    assert faces.scores == pytest.approx([REFERENCE_SCORE], abs=1e-3)
+    # The package counts pixel centres from 0, we have them at a half.
+    reference = np.stack([REFERENCE_X, REFERENCE_Y], axis=1) + 0.5
+    assert faces.points[0] == pytest.approx(reference, abs=0.05)
+
+
+def test_a_batch_gives_what_single_images_give(portrait):
+    pictures = [
+        portrait,
+        np.full((1, 1, 3), 9, np.uint8),
+        portrait[:200, :250],
+        np.zeros((30, 400, 3), np.uint8),
+    ]
+    together = detect(pictures, "mtcnn")
+    assert [len(faces.boxes) for faces in together] == [1, 0, 1, 0]
+    for picture, faces in zip(pictures, together):
+        alone = detect([picture], "mtcnn")[0]
+        assert np.allclose(alone.boxes, faces.boxes, atol=1e-2)
+        assert np.allclose(alone.points, faces.points, atol=1e-2)
+
+
+def test_detectors_agree(portrait, capture):
+    for picture in (portrait, capture.images[3]):
+        by_mtcnn, by_dlib = (detect([picture], name)[0] for name in ("mtcnn", "dlib"))
+        assert overlap(by_mtcnn.boxes[0], by_dlib.boxes[0]) > 0.5
+        eyes = np.linalg.norm(by_dlib.points[0, 0] - by_dlib.points[0, 1])
+        assert np.linalg.norm(by_mtcnn.points[0] - by_dlib.points[0], axis=1).mean() < 0.1 * eyes
+
+
+def test_crops_against_torch_grid_sample():
+    rng = np.random.default_rng(0)
+    image = rng.random((20, 30, 3)).astype(np.float32)
+    boxes = np.array([[3.0, 2, 14, 13], [0, 0, 29, 19]], np.float32)
+    crops = crop_and_resize(image, boxes, 7)
+    for box, crop in zip(boxes, crops):
+        # Corner samples on the box's corners, in coordinates that run from 0 to length - 1 over the image.
+        x = torch.linspace(box[0], box[2], 7) * 29 / 30
+        y = torch.linspace(box[1], box[3], 7) * 19 / 20
+        grid = torch.stack(torch.meshgrid(x / 29 * 2 - 1, y / 19 * 2 - 1, indexing="xy"), -1)[None]
+        planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+        expected = torch.nn.functional.grid_sample(planes, grid, align_corners=True)[0].permute(1, 2, 0)
+        assert crop == pytest.approx(expected.numpy(), abs=1e-5)
+    assert not crop_and_resize(image, np.array([[-50.0, -50, -10, -10]]), 5).any()
+
+
+def test_broken_weights_are_refused(tmp_path):
+    (tmp_path / "w.lz4").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="is not the expected weights file"):
+        read_weights(tmp_path / "w.lz4", [(3, 3)])
+    (tmp_path / "w.lz4").write_bytes(lz4.frame.compress(b"cos\nsystem\n(S'touch x'\ntR."))
+    with pytest.raises(InputError, match="is not the expected weights file"):
+        read_weights(tmp_path / "w.lz4", [(3, 3)])
+    with pytest.raises(InputError, match="is missing"):
+        read_weights(tmp_path / "none.lz4", [(3, 3)])
+    assert sum(p.numel() for p in load_networks()[2].parameters()) == 389040
+
+
+@pytest.mark.parametrize("detector", ["mtcnn", "dlib"])
+def test_detect_command(run, portrait, tmp_path, detector):
+    pair = np.concatenate([portrait, portrait[:, ::-1]], axis=1)
+    write_png(tmp_path / "f" / "zwei ü.png", np.ascontiguousarray(pair))
+    write_png(tmp_path / "f" / "wall.png", np.full((70, 70, 3), 128, np.uint8))
+    (tmp_path / "f" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    arguments = ("detect", tmp_path / "f", "--out", tmp_path / "o", "--detector", detector, "--device", "cpu")
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["images"], result["failed"], result["faces"]) == (3, 2, 2)
+    records = {
+        r["file"]: r for r in map(json.loads, (tmp_path / "o" / "faces.jsonl").read_text().splitlines())
+    }
+    assert records["wall.png"]["error"] == "no face found"
+    assert "not a readable image" in records["broken.jpg"]["error"]
+    left, right = sorted(
+        np.array([face["points"] for face in records["zwei ü.png"]["faces"]]), key=lambda p: p[0, 0]
+    )
+    # The right half is the left one mirrored about x = 300: eyes and mouth corners change places.
+    mirrored = (left * [-1, 1] + [600, 0])[[1, 0, 2, 4, 3]]
+    assert np.abs(mirrored - right).mean() < 1.5
+    if detector == "dlib":
+        assert write_faces([tmp_path / "f"], tmp_path / "o", detector)["kept"] == 1
+        assert run(*arguments, "--strict").returncode == 2
+
+
+def test_face_alignment_through_a_stand_in(portrait, monkeypatch):
+    """The package's interface is used as it is: boxes with scores, then points for those boxes."""
+    truth = detect([portrait], "dlib")[0]
+
+    class Stand:
+        def __init__(self, kind, device, face_detector):
+            assert (kind, device, face_detector) == ("2D", "cpu", "sfd")
+            self.face_detector = self
+
+        def detect_from_image(self, image):
+            return [np.array([0, 0, 5, 5, 0.3]), np.array([*truth.boxes[0], 0.9])]
+
+        def get_landmarks_from_image(self, image, detected_faces):
+            assert len(detected_faces) == 1 and detected_faces[0][4] == pytest.approx(0.9)
+            return [truth.landmarks[0] - 0.5]
+
+    package = types.ModuleType("face_alignment")
+    package.FaceAlignment = Stand
+    package.LandmarksType = types.SimpleNamespace(TWO_D="2D")
+    monkeypatch.setitem(sys.modules, "face_alignment", package)
+    load_aligner.cache_clear()
+    faces = detect([portrait], "face-alignment")[0]
+    load_aligner.cache_clear()
+    assert np.allclose(faces.landmarks, truth.landmarks) and np.allclose(
+        faces.points, five_points(truth.landmarks)
+    )
+
+    def no_network(*args, **kwargs):
+        raise OSError("network is unreachable")
+
+    package.FaceAlignment = no_network
+    with pytest.raises(InputError, match=r"could not get its weights .* place the files"):
+        detect([portrait], "face-alignment")
+    monkeypatch.setitem(sys.modules, "face_alignment", None)
+    with pytest.raises(InputError, match=r"install prep-faces\[fan\]"):
+        detect([portrait], "face-alignment")
