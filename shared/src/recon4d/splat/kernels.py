@@ -819,8 +819,10 @@ def _make_composite_backward(channels: int, absolutes: bool):
                         p = (by * BLOCKS_X + bx) * 16
                         dx = lane_x + splat(np.float32(bx * BLOCK_W) - mean_x)
                         exponent = fma(fma(xx, dx, cross), dx, base)
-                        raw = exp2(exponent)
                         seen = (exponent >= least) & (index < load(end, p))
+                        if not any_lane(seen):  # worth its mispredictions here, not in the forward kernel
+                            continue
+                        raw = exp2(exponent)
                         alpha = select(seen, minimum(raw, most), zero)
                         ratio = one / (one - alpha)
                         before = load(T, p) * ratio
