@@ -1,10 +1,12 @@
 """Which backend runs, what each refuses, threads, forks, the compile cache, and CUDA against the CPU."""
 
+import inspect
 import os
 import subprocess
 import sys
 import threading
 
+import gsplat
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,64 @@ def test_unknown_keyword_is_a_type_error():
         splat.rasterize(**small_scene(), tile_sise=16)
 
 
+def test_signature_is_that_of_gsplat():
+    theirs = inspect.signature(gsplat.rasterization).parameters
+    ours = inspect.signature(splat.rasterize).parameters
+    own = {"backend", "gsplat_only"}
+    different = {n for n in set(ours) - own if ours[n].default != theirs[n].default}
+    assert different == {"packed"}
+    rest = set(theirs) - set(ours)
+    assert rest == set(sys.modules["recon4d.splat.rasterize"]._GSPLAT_ONLY)
+
+
+def test_gsplat_gets_every_argument(monkeypatch):
+    """What is passed on where gsplat renders; that it renders is for the tests marked cuda."""
+    module = sys.modules["recon4d.splat.rasterize"]
+    monkeypatch.setattr(module, "_choose_backend", lambda forced, device: "gsplat")
+    given: dict = {}
+    signature = inspect.signature(gsplat.rasterization)
+    monkeypatch.setattr(
+        gsplat, "rasterization", lambda *a, **k: given.update(signature.bind(*a, **k).arguments)
+    )
+    # a value of its own for every parameter, so that a swap shows
+    tokens = {name: f"<{name}>" for name in signature.parameters}
+    tokens |= {"render_mode": "RGB+ED", "rasterize_mode": "antialiased", "means": torch.zeros(1, 3)}
+    splat.rasterize(**tokens)
+    assert given == tokens
+    given.clear()
+    splat.rasterize(**small_scene())
+    defaults = {
+        n: p.default for n, p in signature.parameters.items() if p.default is not inspect.Parameter.empty
+    }
+    assert {n: given[n] for n in defaults if n in given} == {
+        n: v for n, v in (defaults | {"packed": False}).items() if n in given
+    }
+
+
+def test_other_number_types_and_strides():
+    scene = small_scene()
+    expected, gradient = gradients(scene)
+    strided = {
+        k: v.double().t().contiguous().t() if torch.is_tensor(v) and v.dim() == 2 else v
+        for k, v in scene.items()
+    }
+    image, double_gradient = gradients(strided)
+    assert torch.equal(image, expected) and image.dtype == torch.float32
+    assert double_gradient.dtype == torch.float64 and torch.equal(double_gradient.float(), gradient)
+
+
+def test_backward_twice_gives_the_same():
+    scene = small_scene()
+    means = scene["means"].clone().requires_grad_()
+    image, alphas, _ = splat.rasterize(**(scene | {"means": means}))
+    loss = image.square().sum() + alphas.sum()
+    first, second = (torch.autograd.grad(loss, means, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    (only_alphas,) = torch.autograd.grad(alphas.sum(), means, retain_graph=True)
+    (only_image,) = torch.autograd.grad(image.square().sum(), means)
+    torch.testing.assert_close(only_alphas + only_image, first, rtol=1e-4, atol=1e-4)
+
+
 def gradients(scene):
     means = scene["means"].clone().requires_grad_()
     image, _, _ = splat.rasterize(**(scene | {"means": means}))
@@ -145,7 +205,7 @@ K = torch.tensor([[[30.0, 0, 16], [0, 30, 16], [0, 0, 1]]])
 def render():
     return splat.rasterize(means, torch.ones(50, 4), torch.full((50, 3), 0.1), torch.full((50,), 0.5),
                            torch.rand(50, 3), torch.eye(4)[None], K, 32, 32)[0]
-render().sum().backward()
+render()
 """
 
 
