@@ -35,7 +35,11 @@ def main() -> None:
 )
 @click.option("--size", type=click.IntRange(min=1), help="Pixels of the longer side.  [default: as it is]")
 @click.option(
-    "--sharpest", type=click.IntRange(min=1), default=1, help="Of every N frames keep the sharpest."
+    "--sharpest",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Of every N frames keep the sharpest.",
 )
 @click.option("--max-frames", type=click.IntRange(min=1), help="Stop after this many.")
 @strict_option
@@ -161,6 +165,57 @@ def matte(
         list(paths), out, landmarks, track, head_model, model, photos, workers, force, _watch("matte")
     )
     _finish(result, out / "matte.jsonl", strict)
+
+
+@main.command()
+@click.option(
+    "--config", required=True, type=click.Path(path_type=Path), help="exp.yaml: dataset, section prep_faces."
+)
+@device_option
+@workers_option
+@strict_option
+@force_option
+def crop(config: Path, device: str, workers: int | None, strict: bool, force: bool) -> None:
+    """Write original_image/SEQUENCE/FRAME of a dataset as face crops of fixed size in lr_image, with crops.jsonl."""
+    from prep_faces.crop import read_config, write_crops
+
+    dataset, options = read_config(config)
+    result = write_crops(dataset, options, _device(device, options.detector), workers, force, _watch("crop"))
+    _finish(result, dataset / options.output / "crops.jsonl", strict)
+
+
+@main.command()
+@click.argument("source", default="nuwandaa/ffhq128")
+@out_option
+@click.option("--split", default="train", show_default=True, help="Of a Hugging Face dataset.")
+@click.option("--limit", type=click.IntRange(min=1), help="How many images at most.  [default: all]")
+@click.option("--size", type=click.IntRange(min=1), help="Pixels of the longer side.  [default: as it is]")
+@click.option("--detector", type=click.Choice(DETECTORS), default="dlib", show_default=True, help=POINTS)
+@device_option
+@workers_option
+@strict_option
+@force_option
+def ffhq(
+    source: str,
+    out: Path,
+    split: str,
+    limit: int | None,
+    size: int | None,
+    detector: str,
+    device: str,
+    workers: int | None,
+    strict: bool,
+    force: bool,
+) -> None:
+    """Write the images of SOURCE as OUT/thumbnails/thumb_00000.png ... and their 68 points as OUT/landmarks.
+
+    SOURCE is a folder, a parquet file or folder of them, or a Hugging Face dataset (nuwandaa/ffhq128 by default).
+    """
+    from prep_faces.ffhq import write_ffhq
+
+    where = _device(device, detector)
+    result = write_ffhq(source, out, split, limit, size, detector, where, workers, force, _watch("ffhq"))
+    _finish(result, out / "ffhq.jsonl", strict)
 
 
 def _device(name: str, detector: str) -> str:

@@ -1,5 +1,6 @@
 """Images: finding them, reading any kind as 8-bit RGB, writing PNG."""
 
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,15 +69,15 @@ def clashes(files: list[ImageFile]) -> list[InputError | None]:
     ]
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Any image as (H, W, 3) uint8 RGB, upright.
+def read_image(path: str | Path, data: bytes | None = None) -> np.ndarray:
+    """Any image as (H, W, 3) uint8 RGB, upright; `data` is the file's content where `path` is only its name.
 
     EXIF orientation is applied, 16-bit and float values are scaled to 8 bits, grey becomes RGB, transparency is
     dropped (the colours under it are kept), of an animation the first frame is taken. Raises InputError when the
     file is not an image or ends early.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path if data is None else io.BytesIO(data)) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):  # 16-bit grey, and 32-bit integers that hold 16-bit grey
                 return _grey_to_rgb(np.clip(np.asarray(image, np.float64) / 257, 0, 255))

@@ -1,0 +1,214 @@
+"""Face crops of fixed size from sequences of frames, steady along each sequence."""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from recon4d import InputError
+from scipy.ndimage import gaussian_filter1d
+
+from prep_faces.affine import invert, warp
+from prep_faces.faces import Faces, detect, prepare
+from prep_faces.images import ImageFile, clashes, find_images, read_image, remove_temporaries, write_png
+from prep_faces.landmarks import choose_face
+from prep_faces.parallel import cores, ordered_map
+from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
+
+EYES, MOUTH = 0.36, 0.74  # heights of eyes and mouth in an aligned crop at `margin` 0, shares of its side
+
+
+class CropConfig(BaseModel):
+    """The section `prep_faces` of exp.yaml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: str = "original_image"  # folder in the dataset: <sequence>/<frame>
+    output: str = "lr_image"
+    size: int = Field(128, ge=8, le=4096)  # pixels of a crop's side
+    mode: Literal["align", "box"] = "align"  # turn the eyes level, or only cut a square
+    margin: float = Field(0.15, ge=0, le=2)  # around the face, shares of its size
+    smooth: float = Field(2.0, ge=0)  # standard deviation in frames; 0 for none
+    detector: Literal["dlib", "mtcnn", "face-alignment"] = "dlib"
+
+
+def read_config(path: str | Path) -> tuple[Path, CropConfig]:
+    """The dataset folder and the section `prep_faces` of a YAML file; other sections belong to other tools.
+
+    Raises InputError naming the file, the key and what was expected.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path} cannot be read ({error}); give a YAML file") from error
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"--config {path} is not YAML ({' '.join(str(error).split())[:150]}); correct it"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("dataset"), str):
+        raise InputError(f"--config {path} has no key dataset; give the folder that holds original_image")
+    section = content.get("prep_faces") or {}
+    try:
+        config = CropConfig.model_validate(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, ("prep_faces", *first["loc"])))
+        raise InputError(f"--config {path}: {key}: {first['msg']}; correct it") from error
+    dataset = path.parent / content["dataset"]  # an absolute path stays as it is
+    if not (dataset / config.input).is_dir():
+        raise InputError(
+            f"--config {path}: {dataset / config.input} is not a folder; correct dataset or prep_faces.input"
+        )
+    return dataset, config
+
+
+def write_crops(
+    dataset: str | Path,
+    config: CropConfig,
+    device: str = "cpu",
+    workers: int | None = None,
+    force: bool = False,
+    watch: Callable[[Iterator, int], Iterator] = lambda items, total: items,
+) -> dict[str, Any]:
+    """Crop every frame of dataset/input/<sequence>/ into dataset/output/<sequence>/<frame>.png.
+
+    output/crops.jsonl holds per frame the 2x3 matrices from image to crop pixels and back (centres at +0.5). Frames
+    without a face get the position between their neighbours'; a sequence without any face is recorded as failed.
+    Whole sequences that an earlier run finished are kept. Returns a summary.
+    """
+    source, out = Path(dataset) / config.input, Path(dataset) / config.output
+    files = find_images([source])
+    prepare(config.detector, device)
+    table = out / "crops.jsonl"
+    if not claim_run(out / "crops.json", "crop", config.model_dump(), force):
+        table.unlink(missing_ok=True)
+    remove_temporaries(out)
+    known = {record.get("file"): record for record in read_records(table)}
+    workers = (workers or cores()) if config.detector == "dlib" else 1
+    sequences: dict[str, list[ImageFile]] = {}
+    for file, clash in zip(files, clashes(files)):
+        if clash is not None:
+            raise clash
+        sequences.setdefault(str(Path(file.file).parent), []).append(file)
+
+    records: list[dict[str, Any]] = []
+    kept = 0
+    for members in watch(iter(sequences.values()), len(sequences)):
+        if all(_is_done(out, file, known.get(file.file)) for file in members):
+            records.extend(known[file.file] for file in members)
+            kept += len(members)
+            continue
+        for record in _crop_sequence(members, out, config, device, workers):
+            append_record(table, record)
+            records.append(record)
+    write_records(table, records)
+    failed = sum("error" in record for record in records)
+    result = {
+        "images": len(records),
+        "written": len(records) - failed,
+        "failed": failed,
+        "sequences": len(sequences),
+    }
+    finish_run(out / "crops.json", result)
+    return {**result, "kept": kept, "out": str(out)}
+
+
+def _is_done(out: Path, file: ImageFile, record: dict[str, Any] | None) -> bool:
+    target = out / f"{file.name}.png"
+    known = record is not None and "error" not in record and target.exists()
+    return known and target.stat().st_mtime_ns >= file.path.stat().st_mtime_ns
+
+
+def _crop_sequence(
+    files: list[ImageFile], out: Path, config: CropConfig, device: str, workers: int
+) -> Iterator[dict[str, Any]]:
+    places: list[np.ndarray | InputError] = []
+    previous: np.ndarray | None = None
+    find = functools.partial(_find, detector=config.detector, device=device)
+    for faces in ordered_map(find, files, len(files), workers):
+        if isinstance(faces, InputError):
+            places.append(faces)
+            continue
+        chosen = choose_face(faces, previous, -np.inf)
+        if chosen is None:
+            places.append(np.full(4, np.nan))
+            continue
+        previous = faces.boxes[chosen]
+        places.append(place(faces.points[chosen], faces.boxes[chosen], config))
+    readable = [i for i, item in enumerate(places) if not isinstance(item, InputError)]
+    matrices: dict[int, np.ndarray] = {}
+    found = np.array([places[i] for i in readable]).reshape(-1, 4)
+    if len(readable) and not np.isnan(found[:, 0]).all():
+        matrices = dict(
+            zip(readable, (crop_matrix(*row, config.size) for row in steady_places(found, config.smooth)))
+        )
+    tasks = [
+        (file.path, out / f"{file.name}.png", matrices.get(i), config.size) for i, file in enumerate(files)
+    ]
+    for i, (file, answer) in enumerate(zip(files, ordered_map(_write_crop, tasks, len(tasks), workers))):
+        if isinstance(answer, InputError):
+            yield {
+                "file": file.file,
+                "error": str(places[i] if isinstance(places[i], InputError) else answer),
+            }
+            continue
+        yield {
+            "file": file.file,
+            "to_crop": matrices[i].round(6).tolist(),
+            "to_image": invert(matrices[i]).round(6).tolist(),
+            "found": bool(np.isfinite(places[i]).all()),
+        }
+
+
+def _find(file: ImageFile, detector: str, device: str) -> Faces:
+    return detect([read_image(file.path)], detector, device)[0]
+
+
+def _write_crop(task: tuple[Path, Path, np.ndarray | None, int]) -> None:
+    path, target, matrix, size = task
+    if matrix is None:
+        target.unlink(missing_ok=True)
+        raise InputError("no face found in the whole sequence")
+    write_png(target, warp(read_image(path), matrix, size, size))
+
+
+def place(points: np.ndarray, box: np.ndarray, config: CropConfig) -> np.ndarray:
+    """Where to crop: centre x, y, logarithm of the side (pixels), turn (radians), from five points (5, 2) and box (4,).
+
+    `align` puts eyes and mouth of a frontal face at fixed heights; `box` takes the square around the box.
+    """
+    grow = 1 + 2 * config.margin
+    if config.mode == "box":
+        side = float(max(box[2:] - box[:2]))
+        return np.array([*(box[:2] + box[2:]) / 2, np.log(max(side * grow, 1.0)), 0.0])
+    eyes, mouth = points[:2].mean(0), points[3:].mean(0)
+    # The line from eyes to mouth and the line between the eyes shorten as the head turns, each about its own axis:
+    # the sum of both is steadier than one.
+    across = points[1] - points[0]
+    down = mouth - eyes
+    turned = across + np.array([down[1], -down[0]])
+    side = max(np.linalg.norm(down), np.linalg.norm(across)) / (MOUTH - EYES)
+    center = eyes + (0.5 - EYES) / (MOUTH - EYES) * down
+    return np.array([*center, np.log(max(side * grow, 1.0)), np.arctan2(turned[1], turned[0])])
+
+
+def steady_places(places: np.ndarray, smooth: float) -> np.ndarray:
+    """Places (N, 4) with rows of NaN filled from their neighbours and smoothed over `smooth` frames."""
+    known = np.isfinite(places[:, 0])
+    index = np.arange(len(places))
+    filled = places.copy()
+    filled[known, 3] = np.unwrap(places[known, 3])
+    filled = np.stack([np.interp(index, index[known], column[known]) for column in filled.T], axis=1)
+    return gaussian_filter1d(filled, smooth, axis=0, mode="nearest") if smooth > 0 else filled
+
+
+def crop_matrix(x: float, y: float, log_side: float, turn: float, size: int) -> np.ndarray:
+    """The 2x3 matrix from image pixels to pixels of the crop (centres at +0.5)."""
+    scale = size / np.exp(log_side)
+    cosine, sine = scale * np.cos(turn), scale * np.sin(turn)
+    linear = np.array([[cosine, sine], [-sine, cosine]])
+    return np.hstack([linear, (size / 2 - linear @ [x, y])[:, None]])

@@ -1,0 +1,151 @@
+"""An image dataset as numbered thumbnails with landmarks, the layout that encoders are trained from."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recon4d import InputError
+
+from prep_faces.images import find_images, natural_key, read_image, remove_temporaries, resize, write_png
+from prep_faces.landmarks import write_landmarks
+from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
+
+Item = tuple[str, bytes | None]  # a name, and the encoded image, or None where the name is a path
+
+
+def read_source(source: str, split: str) -> Iterator[Item]:
+    """Images of a folder, of parquet files (one, or a folder of them), or of a Hugging Face dataset by its name."""
+    path = Path(source)
+    if path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet"))):
+        return _read_parquet(path)
+    if path.exists():
+        return ((str(file.path), None) for file in find_images([source]))
+    if source.count("/") == 1 and not source.startswith((".", "/")):
+        return _read_hub(source, split)
+    raise InputError(
+        f"{source} does not exist; give a folder, a parquet file or the name of a Hugging Face dataset"
+    )
+
+
+def _read_parquet(path: Path) -> Iterator[Item]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(f"reading {path} needs pyarrow; install prep-faces[hub]") from error
+    files = (
+        [path] if path.is_file() else sorted(path.rglob("*.parquet"), key=lambda p: natural_key(p.as_posix()))
+    )
+    for file in files:
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+            column = next(
+                (name for name in table.schema_arrow.names if name in ("image", "img", "bytes")), None
+            )
+            if column is None:
+                raise InputError(f"{file} has no column image (only {', '.join(table.schema_arrow.names)})")
+            number = itertools.count()
+            for batch in table.iter_batches(64, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    data = value.get("bytes") if isinstance(value, dict) else value
+                    yield f"{file.name}[{next(number)}]", data if isinstance(data, bytes) else b""
+        except (OSError, pyarrow.ArrowException) as error:
+            raise InputError(
+                f"{file} is not a readable parquet file ({str(error)[:150]}); get it again"
+            ) from error
+
+
+def _read_hub(name: str, split: str) -> Iterator[Item]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"{name} is no file here, and datasets is not installed; install prep-faces[hub]"
+        ) from error
+    try:
+        stream = datasets.load_dataset(name, split=split, streaming=True)
+        column = next(key for key, kind in stream.features.items() if isinstance(kind, datasets.Image))
+        stream = stream.cast_column(column, datasets.Image(decode=False))
+        for number, row in enumerate(stream):
+            yield f"{name}[{number}]", row[column]["bytes"] or b""
+    except StopIteration as error:
+        raise InputError(f"the dataset {name} has no column of images; give another") from error
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # no network, no such dataset or split, no permission
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(
+            f"the dataset {name} cannot be read ({reason}); check name, split and network, or give local files"
+        ) from error
+
+
+def write_ffhq(
+    source: str,
+    out: str | Path,
+    split: str = "train",
+    limit: int | None = None,
+    size: int | None = None,
+    detector: str = "dlib",
+    device: str = "cpu",
+    workers: int | None = None,
+    force: bool = False,
+    watch: Callable[[Iterator, int | None], Iterator] = lambda items, total: items,
+) -> dict[str, Any]:
+    """Write out/thumbnails/thumb_00000.png ... and out/landmarks/thumb_00000.npy, (68, 2) pixels.
+
+    Args:
+        source: see `read_source`. split: of a Hugging Face dataset.
+        limit: how many images at most. size: scale the longer side to this many pixels.
+
+    Thumbnails of an earlier run with the same options are kept. An image that cannot be read keeps its number and
+    is recorded in out/ffhq.jsonl. Returns a summary; raises InputError when there is no image at all.
+    """
+    out = Path(out)
+    items = read_source(source, split)
+    first = next(items, None)
+    if first is None:
+        raise InputError(f"{source} holds no image; give another")
+    table = out / "ffhq.jsonl"
+    options = {"source": Path(source).name, "split": split, "limit": limit, "size": size}
+    if not claim_run(out / "ffhq.json", "ffhq", options, force):
+        table.unlink(missing_ok=True)
+        for stale in (out / "thumbnails").glob("thumb_*.png"):
+            stale.unlink()
+    remove_temporaries(out / "thumbnails")
+    known = {record.get("name"): record for record in read_records(table)}
+    records: list[dict[str, Any]] = []
+    for number, (label, data) in enumerate(
+        watch(itertools.islice(itertools.chain([first], items), limit), limit)
+    ):
+        name = f"thumb_{number:05d}"
+        target = out / "thumbnails" / f"{name}.png"
+        if name in known and "error" not in known[name] and target.exists():
+            records.append(known[name])
+            continue
+        record: dict[str, Any] = {"name": name, "source": Path(label).name}
+        try:
+            write_png(target, _scaled(read_image(label, data), size))
+        except InputError as error:
+            record["error"] = str(error)
+        records.append(record)
+        append_record(table, record)
+    write_records(table, records)
+    unreadable = sum("error" in record for record in records)
+    result = {"images": len(records), "unreadable": unreadable}
+    if unreadable == len(records):
+        raise InputError(f"none of the {unreadable} images of {source} can be read; {table} has the reasons")
+    points = write_landmarks([str(out / "thumbnails")], out, detector, device, True, workers, force)
+    finish_run(out / "ffhq.json", result)
+    failed = unreadable + points["failed"]
+    return {**result, "written": points["written"], "failed": failed, "kept": points["kept"], "out": str(out)}
+
+
+def _scaled(image: np.ndarray, size: int | None) -> np.ndarray:
+    if size is None:
+        return image
+    scale = size / max(image.shape[:2])
+    return resize(image, *(max(1, round(length * scale)) for length in (image.shape[1], image.shape[0])))

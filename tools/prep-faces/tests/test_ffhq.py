@@ -1,0 +1,109 @@
+"""Datasets of every source become the same numbered thumbnails and landmarks."""
+
+import io
+import json
+import sys
+import types
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from prep_faces.ffhq import write_ffhq
+from prep_faces.images import read_image, write_png
+from recon4d import InputError
+
+
+def encoded(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def pictures(portrait):
+    return [portrait, np.full((40, 40, 3), 99, np.uint8), np.ascontiguousarray(portrait[:, ::-1])]
+
+
+def test_command_on_a_folder(run, pictures, tmp_path):
+    for i, picture in enumerate(pictures):
+        write_png(tmp_path / "in" / f"bild {i + 9}.png", picture)
+    (tmp_path / "in" / "bild 8.png").write_bytes(b"broken")
+    arguments = ("ffhq", tmp_path / "in", "--out", tmp_path / "o", "--size", 150)
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert {key: json.loads(done.stdout)[key] for key in ("images", "unreadable", "written", "failed")} == {
+        "images": 4, "unreadable": 1, "written": 2, "failed": 2,
+    }  # fmt: skip
+    records = [json.loads(line) for line in (tmp_path / "o" / "ffhq.jsonl").read_text().splitlines()]
+    assert [record["source"] for record in records] == [f"bild {i}.png" for i in (8, 9, 10, 11)]
+    assert "not a readable image" in records[0]["error"]
+    assert read_image(tmp_path / "o" / "thumbnails" / "thumb_00001.png").shape == (150, 150, 3)
+    names = sorted(path.name for path in (tmp_path / "o" / "landmarks").iterdir())
+    assert names == ["thumb_00001.npy", "thumb_00003.npy"]
+    # The last picture is the first mirrored.
+    first, last = (np.load(tmp_path / "o" / "landmarks" / name) for name in names)
+    assert np.abs(first[30] - ([150, 0] + last[30] * [-1, 1])).max() < 2
+    # Killed and started again.
+    before = {path: path.read_bytes() for path in (tmp_path / "o").rglob("*.*") if path.is_file()}
+    (tmp_path / "o" / "thumbnails" / "thumb_00003.png").unlink()
+    (tmp_path / "o" / "landmarks" / "thumb_00003.npy").unlink()
+    write_ffhq(str(tmp_path / "in"), tmp_path / "o", size=150)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "o").rglob("*.*") if path.is_file()}
+    with pytest.raises(InputError, match="--force"):
+        write_ffhq(str(tmp_path / "in"), tmp_path / "o", size=99)
+
+
+def test_parquet(pictures, tmp_path):
+    rows = [{"bytes": encoded(picture), "path": None} for picture in pictures]
+    for i, part in enumerate((rows[:2], rows[2:])):
+        pyarrow.parquet.write_table(
+            pyarrow.table({"label": [0] * len(part), "image": part}), tmp_path / f"{i}.parquet"
+        )
+    result = write_ffhq(str(tmp_path), tmp_path / "o", limit=3)
+    assert (result["images"], result["written"], result["failed"]) == (3, 2, 1)
+    for i, picture in enumerate(pictures):
+        assert np.array_equal(read_image(tmp_path / "o" / "thumbnails" / f"thumb_{i:05d}.png"), picture)
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match=r"bad.parquet is not a readable parquet file"):
+        write_ffhq(str(tmp_path / "bad.parquet"), tmp_path / "x")
+    pyarrow.parquet.write_table(pyarrow.table({"label": [1]}), tmp_path / "bare.parquet")
+    with pytest.raises(InputError, match="has no column image"):
+        write_ffhq(str(tmp_path / "bare.parquet"), tmp_path / "x")
+
+
+def test_hugging_face_through_a_stand_in(pictures, tmp_path, monkeypatch):
+    class ImageKind:
+        def __init__(self, decode=True):
+            self.decode = decode
+
+    class Stream:
+        features = {"label": object(), "image": ImageKind()}  # noqa: RUF012
+
+        def cast_column(self, name, kind):
+            assert name == "image" and not kind.decode
+            return [{"image": {"bytes": encoded(picture), "path": None}} for picture in pictures]
+
+    def load_dataset(name, split, streaming):
+        assert (name, split, streaming) == ("some/faces", "test", True)
+        return Stream()
+
+    package = types.ModuleType("datasets")
+    package.Image, package.load_dataset = ImageKind, load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    result = write_ffhq("some/faces", tmp_path / "o", split="test", limit=1)
+    assert (result["images"], result["written"]) == (1, 1)
+
+    def no_network(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    package.load_dataset = no_network
+    with pytest.raises(InputError, match=r"some/faces cannot be read \(no route to host\).*local files"):
+        write_ffhq("some/faces", tmp_path / "x")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"install prep-faces\[hub\]"):
+        write_ffhq("some/faces", tmp_path / "x")
+    with pytest.raises(InputError, match="does not exist"):
+        write_ffhq("./nowhere", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
