@@ -123,98 +123,92 @@ def _fill(first, last, low, high, place, order):
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def _edge(xa, ya, xb, yb, y):
-    """First pixel column at or right of the edge a-b (ya < yb) in row y, its remainder, and their steps per row.
+    """First pixel column at or right of the line a-b in row y: quotient, remainder, their steps per row, divisor.
 
-    q = ceil(x_edge / STEP) with x_edge = n / d, in integers: floats only guess the quotient, the remainder corrects it.
+    q = ceil(x / STEP) of the crossing x = n / d, in integers: floats only guess the quotients, the remainders correct
+    them. Both triangles of an edge get the same q, from whichever end they start. A horizontal edge gives anything.
     """
     dx = xb - xa
     dy = yb - ya
+    if dy < 0:
+        dx = -dx
+        dy = -dy
+    elif dy == 0:
+        dy = np.int64(1)
     d = dy << FRACTION
     n = xa * dy + dx * ((y << FRACTION) - ya) + d - 1
     inverse = 1.0 / np.float64(dy)
     q = np.int64(math.floor(np.float64(n) * inverse * (1.0 / STEP)))
     r = n - q * d
-    if r < 0:
-        q -= 1
-        r += d
-    elif r >= d:
-        q += 1
-        r -= d
+    under = np.int64(r < 0)
+    over = np.int64(r >= d)
+    q += over - under
+    r += (under - over) * d
     dq = np.int64(math.floor(np.float64(dx) * inverse))
     dr = dx - dq * dy
-    if dr < 0:
-        dq -= 1
-        dr += dy
-    elif dr >= dy:
-        dq += 1
-        dr -= dy
+    under = np.int64(dr < 0)
+    over = np.int64(dr >= dy)
+    dq += over - under
+    dr += (under - over) * dy
     return q, r, dq, dr << FRACTION, d
+
+
+FAR_LEFT, FAR_RIGHT = -(1 << 62), 1 << 62
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def _draw(xa, ya, za, xb, yb, zb, xc, yc, zc, f, low, high, width, ids, depth):
-    """Draw one triangle (fixed point) in rows [low, high) of the flat image `ids`, `depth`; strictly nearer wins."""
-    if yb < ya:
-        xa, ya, za, xb, yb, zb = xb, yb, zb, xa, ya, za
-    if yc < ya:
-        xa, ya, za, xc, yc, zc = xc, yc, zc, xa, ya, za
-    if yc < yb:
-        xb, yb, zb, xc, yc, zc = xc, yc, zc, xb, yb, zb
+    """Draw one triangle (fixed point) in rows [low, high) of the flat image `ids`, `depth`; strictly nearer wins.
+
+    A row's span runs from the largest crossing of the left edges to the smallest of the right edges: the triangle is
+    the intersection of its edges' half-planes, so no sorting and no case of which edge is long.
+    """
     area = (xb - xa) * (yc - ya) - (xc - xa) * (yb - ya)
     if area == 0:
         return
-    first = max((ya + STEP - 1) >> FRACTION, low)
-    middle = min(max((yb + STEP - 1) >> FRACTION, first), high)
-    last = min((yc + STEP - 1) >> FRACTION, high)
+    first = max((min(ya, yb, yc) + STEP - 1) >> FRACTION, low)
+    last = min((max(ya, yb, yc) + STEP - 1) >> FRACTION, high)
     if first >= last:
         return
+    # y down: with positive area the inside is to the left of edges that go down
+    sign = np.int64(1) if area > 0 else np.int64(-1)
+    sa, sb, sc = (yb - ya) * sign, (yc - yb) * sign, (ya - yc) * sign
+    qa, ra, dqa, dra, da = _edge(xa, ya, xb, yb, first)
+    qb, rb, dqb, drb, db = _edge(xb, yb, xc, yc, first)
+    qc, rc, dqc, drc, dc = _edge(xc, yc, xa, ya, first)
     inverse = 1.0 / np.float64(area)
     zx = ((zb - za) * np.float64(yc - ya) - (zc - za) * np.float64(yb - ya)) * inverse
     zy = ((zc - za) * np.float64(xb - xa) - (zb - za) * np.float64(xc - xa)) * inverse
     slope = np.float32(zx * STEP)
     z_min = np.float32(min(za, zb, zc))
     z_max = np.float32(max(za, zb, zc))
-    lq, lr, ldq, ldr, ld = _edge(xa, ya, xc, yc, first)
-    for half in range(2):
-        if half == 0:
-            begin, end = first, middle
-            if begin >= end:
-                continue
-            sq, sr, sdq, sdr, sd = _edge(xa, ya, xb, yb, begin)
-        else:
-            begin, end = middle, last
-            if begin >= end:
-                continue
-            sq, sr, sdq, sdr, sd = _edge(xb, yb, xc, yc, begin)
-        for y in range(begin, end):
-            if area > 0:  # the long edge a-c is the left one
-                x0, x1 = lq, sq
-            else:
-                x0, x1 = sq, lq
-            x0 = max(x0, 0)
-            x1 = min(x1, width)
-            if x0 < x1:
-                z0 = np.float32(
-                    za + np.float64((y << FRACTION) - ya) * zy + np.float64((x0 << FRACTION) - xa) * zx
-                )
-                start = y * width + x0
-                for x in range(x1 - x0):
-                    at = np.uint64(start + x)
-                    # clamped, because slivers have wild slopes
-                    z = min(max(z0 + np.float32(x) * slope, z_min), z_max)
-                    if z < depth[at]:
-                        depth[at] = z
-                        ids[at] = f
-            lq += ldq
-            lr += ldr
-            if lr >= ld:
-                lr -= ld
-                lq += 1
-            sq += sdq
-            sr += sdr
-            if sr >= sd:
-                sr -= sd
-                sq += 1
+    for y in range(first, last):
+        x0 = max(qa if sa < 0 else FAR_LEFT, qb if sb < 0 else FAR_LEFT, qc if sc < 0 else FAR_LEFT, 0)
+        x1 = min(qa if sa > 0 else FAR_RIGHT, qb if sb > 0 else FAR_RIGHT, qc if sc > 0 else FAR_RIGHT, width)
+        if x0 < x1:
+            z0 = np.float32(
+                za + np.float64((y << FRACTION) - ya) * zy + np.float64((x0 << FRACTION) - xa) * zx
+            )
+            start = y * width + x0
+            for x in range(x1 - x0):
+                at = np.uint64(start + x)
+                # clamped, because slivers have wild slopes
+                z = min(max(z0 + np.float32(x) * slope, z_min), z_max)
+                if z < depth[at]:
+                    depth[at] = z
+                    ids[at] = f
+        ra += dra
+        carry = np.int64(ra >= da)
+        qa += dqa + carry
+        ra -= carry * da
+        rb += drb
+        carry = np.int64(rb >= db)
+        qb += dqb + carry
+        rb -= carry * db
+        rc += drc
+        carry = np.int64(rc >= dc)
+        qc += dqc + carry
+        rc -= carry * dc
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
