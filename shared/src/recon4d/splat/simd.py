@@ -12,7 +12,7 @@ import operator
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 LANES = 16
 _F32 = ir.FloatType()
@@ -244,60 +244,31 @@ def log2(typing, a):
     return f32x16(f32x16), generate
 
 
-def _arithmetic(symbol, instruction: str) -> None:
-    @intrinsic
-    def operate(typing, a, b):
-        def generate(context, builder, signature, args):
-            return getattr(builder, instruction)(*args)
+def _operator(symbol, operands, result, instruction) -> None:
+    """Give `symbol` a meaning for two `operands`, typed and lowered directly: an overload takes longer to compile."""
 
-        return f32x16(f32x16, f32x16), generate
+    @type_callable(symbol)
+    def of_type(context):
+        def typer(a, b):
+            return result if a is operands and b is operands else None
 
-    @overload(symbol)
-    def implement(a, b):
-        if a is f32x16 and b is f32x16:
-            return lambda a, b: operate(a, b)
-        return None
+        return typer
 
-
-def _comparison(symbol, sign: str) -> None:
-    @intrinsic
-    def operate(typing, a, b):
-        def generate(context, builder, signature, args):
-            return builder.fcmp_ordered(sign, *args)
-
-        return mask16(f32x16, f32x16), generate
-
-    @overload(symbol)
-    def implement(a, b):
-        if a is f32x16 and b is f32x16:
-            return lambda a, b: operate(a, b)
-        return None
+    @lower_builtin(symbol, operands, operands)
+    def lower(context, builder, signature, args):
+        return instruction(builder, *args)
 
 
-for _symbol, _instruction in (
+for _symbol, _name in (
     (operator.add, "fadd"),
     (operator.sub, "fsub"),
     (operator.mul, "fmul"),
     (operator.truediv, "fdiv"),
 ):
-    _arithmetic(_symbol, _instruction)
+    _operator(_symbol, f32x16, f32x16, lambda builder, a, b, name=_name: getattr(builder, name)(a, b))
 for _symbol, _sign in ((operator.gt, ">"), (operator.ge, ">="), (operator.lt, "<"), (operator.le, "<=")):
-    _comparison(_symbol, _sign)
-
-
-@intrinsic
-def _both(typing, a, b):
-    def generate(context, builder, signature, args):
-        return builder.and_(*args)
-
-    return mask16(mask16, mask16), generate
-
-
-@overload(operator.and_)
-def _and(a, b):
-    if a is mask16 and b is mask16:
-        return lambda a, b: _both(a, b)
-    return None
+    _operator(_symbol, f32x16, mask16, lambda builder, a, b, sign=_sign: builder.fcmp_ordered(sign, a, b))
+_operator(operator.and_, mask16, mask16, lambda builder, a, b: builder.and_(a, b))
 
 
 @intrinsic
