@@ -83,12 +83,17 @@ def read_ply(path: str | Path) -> Gaussians:
         extra = {name: values for name, values in extra.items() if name not in _NORMALS}
     with np.errstate(over="ignore"):
         opacities, scales = 1.0 / (1.0 + np.exp(-others[:, 0])), np.exp(others[:, 1:4])
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
     return Gaussians(
-        *(
-            torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-            for values in (columns(_GEOMETRY), others[:, 4:], scales, opacities, sh)
-        ),
-        extra,
+        means=tensor(columns(_GEOMETRY)),
+        quats=tensor(others[:, 4:]),
+        scales=tensor(scales),
+        opacities=tensor(opacities),
+        sh=tensor(sh),
+        extra=extra,
     )
 
 

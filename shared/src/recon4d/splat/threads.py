@@ -14,7 +14,8 @@ _COMPILE_SECONDS = 15  # on a 2-core laptop; an order of magnitude for the messa
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()
-os.register_at_fork(after_in_child=_pools.clear)  # a forked child has none of the threads
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)  # a forked child has none of the threads
 
 
 def run(kernel: Callable, pieces: int, *args) -> None:
