@@ -14,8 +14,17 @@ _COMPILE_SECONDS = 15  # on a 2-core laptop; an order of magnitude for the messa
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _pools_lock = threading.Lock()
+
+
+def _forget_pools() -> None:
+    """A forked child has none of the threads, and perhaps a lock that nobody will release."""
+    global _pools_lock
+    _pools.clear()
+    _pools_lock = threading.Lock()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)  # a forked child has none of the threads
+    os.register_at_fork(after_in_child=_forget_pools)
 
 
 def run(kernel: Callable, pieces: int, *args) -> None:
