@@ -1,6 +1,7 @@
 """The dlib detector (HOG, Dalal and Triggs 2005) and its 68-point predictor (Kazemi and Sullivan 2014)."""
 
 import importlib.util
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,22 @@ JITTER = [
 ]
 
 
+_of_thread = threading.local()
+
+
+def load_detector() -> Any:
+    """The frontal face detector of the calling thread: dlib's keeps the picture it works on in itself."""
+    if not hasattr(_of_thread, "detector"):
+        load_predictor()  # says what is missing
+        import dlib
+
+        _of_thread.detector = dlib.get_frontal_face_detector()
+    return _of_thread.detector
+
+
 @cache
-def load_models() -> tuple[Any, Any]:
+def load_predictor() -> Any:
+    """The 68-point predictor, which threads can share."""
     try:
         import dlib
     except ImportError as error:
@@ -37,7 +52,7 @@ def load_models() -> tuple[Any, Any]:
     file = Path(spec.origin).parent / "models" / "shape_predictor_68_face_landmarks.dat"
     if not file.is_file():
         raise InputError(f"{file} is missing; reinstall the package face-recognition-models")
-    return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(file))
+    return dlib.shape_predictor(str(file))
 
 
 def find_boxes(image: np.ndarray, threshold: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +60,7 @@ def find_boxes(image: np.ndarray, threshold: float = 0.0) -> tuple[np.ndarray, n
 
     Works on a copy of at most DETECT_SIDE pixels, and on a finer one only when that shows nothing.
     """
-    detector, _ = load_models()
+    detector = load_detector()
     longest = max(image.shape[:2])
     for side in (DETECT_SIDE, 3 * DETECT_SIDE):
         # Small pictures are enlarged, up to 4 times, because of the detector's smallest face.
@@ -73,7 +88,7 @@ def predict_points(image: np.ndarray, box: np.ndarray) -> np.ndarray:
     a pixel. The answer also depends on where the box lies, by a percent of its side, and the detector's boxes
     jump from frame to frame: so a first answer gives a new box, and the mean over shifts of that is the result.
     """
-    _, predictor = load_models()
+    predictor = load_predictor()
     import dlib
 
     x0, y0, x1, y1 = map(float, box)

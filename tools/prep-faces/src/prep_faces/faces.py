@@ -50,7 +50,7 @@ def detect(
 def prepare(detector: str, device: str) -> None:
     """Load the detector's models. Raises InputError, saying what to install, when they are not there."""
     if detector == "dlib":
-        from prep_faces.dlib_faces import load_models as load
+        from prep_faces.dlib_faces import load_predictor as load
     elif detector == "mtcnn":
         from prep_faces.mtcnn import load_networks
 
