@@ -182,6 +182,16 @@ def test_one_wrong_gaussian_is_as_if_absent(name, value):
             assert close(gradient[keep], expected_gradients[n])
 
 
+def test_culled_gaussian_with_nan_leaves_harmonics_alone():
+    scene = random_scene(4) | {"sh_degree": 3}
+    scene["colors"] = torch.randn(60, 16, 3, generator=torch.Generator().manual_seed(0)) * 0.2
+    without = scene | {n: scene[n][8:] for n in ("means", "quats", "scales", "opacities", "colors")}
+    scene["means"][:8] = float("nan")
+    image, _, _, gradients = sane(scene)
+    assert torch.equal(image, splat.rasterize(**without)[0])
+    assert (gradients["colors"][:8] == 0).all() and (gradients["means"][:8] == 0).all()
+
+
 def test_zero_quaternion_is_no_rotation():
     scene = random_scene(1)
     scene["quats"][7] = 0

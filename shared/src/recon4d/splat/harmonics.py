@@ -10,6 +10,8 @@ def spherical_harmonics(degree: int, directions: Tensor, coefficients: Tensor, v
     Real basis with the sign convention of 3DGS (Sloan 2013, "Efficient spherical harmonic evaluation").
     Entries where `visible` (...) is false are zero. Leading shapes broadcast.
     """
+    # a culled Gaussian may hold NaN, whose gradient no mask afterwards would stop
+    directions = torch.where(visible[..., None], directions, 1.0)
     bases = harmonic_basis(degree, torch.nn.functional.normalize(directions, dim=-1))
     values = torch.einsum("...k,...kc->...c", bases, coefficients.float()[..., : bases.shape[-1], :])
     return torch.where(visible[..., None], values, 0.0)

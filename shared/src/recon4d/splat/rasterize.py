@@ -112,7 +112,8 @@ def rasterize(
         isect_offsets, flatten_ids (each tile's Gaussians front to back); tile_size, tile_width, tile_height, width,
         height, n_batches, n_cameras; batch_ids, camera_ids, gaussian_ids (None unless packed).
 
-    On the CPU a Gaussian with a number that is not finite is culled. Work is float32 whatever comes in.
+    On the CPU a Gaussian whose geometry or opacity is not finite is culled. Work is float32 whatever comes in.
+    The CPU lists a Gaussian only in tiles that its extents reach, so tiles_per_gauss may be less than gsplat's.
 
     Raises:
         InputError: the backend cannot do what is asked. ValueError: shapes that do not fit.
