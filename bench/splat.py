@@ -314,7 +314,8 @@ def main() -> None:
     text = "# Gaussian rasterizer\n\n"
     text += f"Written by `bench/splat.py`. Machine: {machine()}.\n"
     text += (
-        "Times are the best of interleaved repetitions in one run; other processes shared the machine.\n\n"
+        "Times are the best of interleaved repetitions in one run while other processes shared the machine: with one "
+        "thread CPU time of this process, with two threads wall-clock time, which counts waiting for a core too.\n\n"
     )
     text += headline(5 * repetitions, threads)
     torch.set_num_threads(1)
