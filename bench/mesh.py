@@ -178,7 +178,7 @@ def machine() -> dict:
     source = torch.zeros(1 << 25)
     target = torch.empty_like(source)
     square = torch.rand(1024, 1024)
-    result = {"cpu": name, "cores": os.cpu_count()}
+    result = {"cpu": name, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     for threads in (1, 2):
         torch.set_num_threads(threads)
         result[f"bandwidth_{threads}"] = 2 * source.nbytes / best(lambda: target.copy_(source), 0.5)
@@ -236,8 +236,10 @@ def report(rows: list[dict], limits: dict, cuda: list[dict]) -> str:
     lines = [
         "# Mesh rendering",
         "",
-        f"Measured by `python bench/mesh.py` on {limits['cpu']}, {limits['cores']} cores, shared with other work; "
-        f"torch {torch.__version__}. Milliseconds, best of several runs; every ratio is of times of the same run.",
+        f"Measured by `python bench/mesh.py` on {limits['cpu']}, {limits['cores']} cores; torch {torch.__version__}. "
+        "Milliseconds, best of several runs; every ratio is of times of the same run. The load average was "
+        f"{limits['load']:.1f} when it began: where that is not far below the number of cores, times are inflated and "
+        "a second thread gains little or nothing.",
         "",
         "## Visibility",
         "",
@@ -302,7 +304,7 @@ def report(rows: list[dict], limits: dict, cuda: list[dict]) -> str:
         f"This machine copies {limits['bandwidth_1'] / 1e9:.1f} GB/s and multiplies matrices at "
         f"{limits['flops_1'] / 1e9:.0f} GFLOP/s with one thread ({limits['bandwidth_2'] / 1e9:.1f} GB/s, "
         f"{limits['flops_2'] / 1e9:.0f} GFLOP/s with two). "
-        + " ".join((roofline.__doc__ or "").split()[20:]),
+        + " ".join((roofline.__doc__ or "").split("\n\n")[1].split()),
         "",
         "| triangles | pixels | MB | Mop | fragments | share, 1 thread | share, 2 threads |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -360,6 +362,9 @@ def plot(rows: list[dict], path: Path) -> None:
         axis.grid(alpha=0.3, which="both")
     axes[0].set(xlabel="triangles, at 512 x 512", ylabel="milliseconds")
     axes[1].set(xlabel=f"image side in pixels, with {middle:,} triangles")
+    sizes = sorted({row["size"] for row in rows if row["triangles"] == middle})
+    axes[1].set_xticks(sizes, [str(size) for size in sizes])
+    axes[1].minorticks_off()
     axes[1].legend(fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
