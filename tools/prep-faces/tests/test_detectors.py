@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import lz4.frame
 import numpy as np
@@ -147,3 +148,12 @@ def test_face_alignment_through_a_stand_in(portrait, monkeypatch):
     monkeypatch.setitem(sys.modules, "face_alignment", None)
     with pytest.raises(InputError, match=r"install prep-faces\[fan\]"):
         detect([portrait], "face-alignment")
+
+
+def test_threads_find_what_one_finds(portrait):
+    """dlib's detector holds the picture it works on: threads that share one crash or mix their answers."""
+    pictures = [np.ascontiguousarray(portrait[i : 220 + 2 * i, i:]) for i in range(12)]
+    alone = [detect([picture], "dlib")[0].boxes for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda picture: detect([picture], "dlib")[0].boxes, pictures))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together))
