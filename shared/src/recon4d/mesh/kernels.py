@@ -212,11 +212,16 @@ def _gather(ids: np.ndarray, own_images: bool, shape: tuple[int, ...], dtype: An
     """
     items, height = ids.shape[:2]
     count = numba_setup.count()
+    if (
+        np.prod(shape) * count > 4 * ids.size
+    ):  # clearing and summing the buffers would cost more than they save
+        work(0, items * height, total := np.zeros(shape, dtype))
+        return total
     if count == 1 or (own_images and items >= count):
         total = np.zeros(shape, dtype)
         numba_setup.share(lambda item: work(item * height, (item + 1) * height, total), items)
         return total
-    parts = min(2 * count, items * height) if np.prod(shape) < 1 << 18 else count
+    parts = min(2 * count, items * height)
     buffers = np.zeros((parts, *shape), dtype)
 
     def block(part: int) -> None:  # interleaved, so that parts are about equally full
