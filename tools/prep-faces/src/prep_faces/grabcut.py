@@ -13,7 +13,9 @@ from prep_faces.headshape import HeadShape, draw_polygon, shape_mask
 FACE_PIXELS = 110  # width of the face in the picture that is cut
 LARGEST = 340  # longer side of that picture
 HAIR = 0.60  # hair reaches at most this far from the skull, in face widths
-BESIDE = 0.35  # and from the neck, below the chin
+BESIDE = (
+    2.5  # and from the neck, below the chin, this many times the margin of the outline: clothes begin there
+)
 BORDER = 0.30  # of sure background around that
 
 
@@ -84,7 +86,7 @@ def seeds(
     # The neck may be covered: by a collar, a scarf, long hair.
     odds = np.where(above < -shape.chin, np.minimum(odds, 0.5), odds)
     labels = np.where(odds > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    labels[outside > np.where(above < -shape.chin, BESIDE, HAIR)] = cv2.GC_BGD
+    labels[outside > np.where(above < -shape.chin, BESIDE * shape.margin, HAIR)] = cv2.GC_BGD
     face = np.zeros((height, width), np.uint8)
     draw_polygon(face, shape.face, to_small)
     pixels = float(np.sqrt(abs(np.linalg.det(to_small[:, :2])))) * shape.width
