@@ -94,6 +94,24 @@ def bind(head: HeadModel, tex_size: int) -> tuple[Tensor, Tensor]:
     return texels.tri_id[texels.mask].long(), texels.bary[texels.mask].float()
 
 
+def neighbours(head: HeadModel, tex_size: int) -> Tensor:
+    """Pairs (P, 2) of Gaussians, in `bind`'s order, whose texels lie side by side on the surface, not over a seam."""
+    texels = mesh.bake_uv(head.vt, head.ft, (tex_size, tex_size))
+    index = torch.full((tex_size, tex_size), -1)
+    index[texels.mask] = torch.arange(int(texels.mask.sum()))
+    pairs = torch.cat(
+        [
+            torch.stack([index[:, :-1], index[:, 1:]], -1).view(-1, 2),
+            torch.stack([index[:-1], index[1:]], -1).view(-1, 2),
+        ]
+    )
+    pairs = pairs[(pairs >= 0).all(1)]
+    points = texels.interpolate(head.v_template, head.faces)[texels.mask]
+    near = 3 * texel_spacing(head, tex_size)[texels.tri_id[texels.mask].long()]
+    apart = (points[pairs[:, 0]] - points[pairs[:, 1]]).norm(dim=1)
+    return pairs[apart < near[pairs].amin(1)]
+
+
 def new(
     head: HeadModel,
     tex_size: int,

@@ -104,7 +104,7 @@ def choose_frames(
 
 
 def read_image(path: Path, width: int, height: int, size: tuple[int, int]) -> np.ndarray:
-    """One RGBA image (height, width, 4) uint8, reduced by area averaging with the mask taken into account.
+    """One RGBA image (height, width, 4) uint8, reduced by averaging over areas with the mask taken into account.
 
     Args:
         size: width and height the file must have, the track's.
@@ -115,17 +115,8 @@ def read_image(path: Path, width: int, height: int, size: tuple[int, int]) -> np
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise InputError(f"{path} is not a readable image; make it again with prep-faces matte")
-    if image.ndim != 3 or image.shape[2] != 4:
-        channels = 1 if image.ndim == 2 else image.shape[2]
-        raise InputError(
-            f"{path} has {channels} channels; RGBA with the head's mask as alpha is needed (prep-faces matte)"
-        )
-    if image.dtype != np.uint8:
-        raise InputError(f"{path} has {image.dtype} pixels; 8-bit RGBA is needed")
-    if (image.shape[1], image.shape[0]) != size:
-        raise InputError(
-            f"{path} is {image.shape[1]}x{image.shape[0]} pixels but the track is of {size[0]}x{size[1]} images"
-        )
+    is_rgba = image.ndim == 3 and image.shape[2] == 4 and image.dtype == np.uint8
+    _check_format(path, (image.shape[1], image.shape[0]), size, is_rgba)
     if not image[..., 3].any():
         raise InputError(
             f"{path} has an empty mask (alpha is 0 everywhere); make it again with prep-faces matte"
@@ -161,6 +152,30 @@ def preload(capture: Capture, frames: np.ndarray, pin: bool = False) -> Tensor:
     for i, image in enumerate(read_images(capture, frames)):
         images[i] = torch.from_numpy(image)
     return images
+
+
+def check_images(capture: Capture, frames: np.ndarray) -> None:
+    """What `read_image` checks, but for the masks, from the files' headers alone. Raises InputError."""
+    expected = tuple(int(x) for x in capture.track.image_size)
+    for path in map(capture.image_path, frames):
+        with open(path, "rb") as file:
+            header = file.read(26)
+        # PNG: signature, length and name of the first chunk, then width, height, bit depth, colour type.
+        if header[:8] != b"\x89PNG\r\n\x1a\n" or header[12:16] != b"IHDR":
+            raise InputError(f"{path} is not a readable image; make it again with prep-faces matte")
+        size = (int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big"))
+        _check_format(path, size, expected, header[24] == 8 and header[25] == 6)
+
+
+def _check_format(path: Path, size: tuple[int, int], expected: tuple[int, int], is_rgba: bool) -> None:
+    if not is_rgba:
+        raise InputError(
+            f"{path} is not 8-bit RGBA: the head's mask must be its alpha channel (prep-faces matte writes it)"
+        )
+    if size != expected:
+        raise InputError(
+            f"{path} is {size[0]}x{size[1]} pixels but the track is of {expected[0]}x{expected[1]} images"
+        )
 
 
 def composite(images: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:

@@ -159,6 +159,11 @@ def train_offline(
     motions.check_track(capture.track, head, str(folder))
     frames = captures.choose_frames(capture, chosen, chosen.split, log)
     training.check(chosen, capture, head, frames, torch_device)
+    images = None
+    if chosen.data.preload:
+        images = captures.preload(capture, frames, pin=torch_device.type == "cuda")
+    else:
+        captures.check_images(capture, frames)
     if force and out.exists():
         shutil.rmtree(out)
     settings.write(out / "config.yaml", chosen)
@@ -170,6 +175,7 @@ def train_offline(
         motion,
         head,
         frames,
+        images,
         out,
         torch_device,
         resume=resume,

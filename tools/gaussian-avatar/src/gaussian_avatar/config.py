@@ -56,6 +56,9 @@ class Rates(Section):
     basis_rotation: Rate = 0.5
     basis_colour: Rate = 0.5
     mlp: Rate = 1e-3
+    epsilon: Annotated[float, Field(gt=0)] = (
+        1e-15  # Adam's; a larger one keeps what is hardly seen from drifting
+    )
     final_factor: Annotated[float, Field(gt=0, le=1)] = (
         1.0  # all other rates end at this share of their start
     )
@@ -73,6 +76,9 @@ class Losses(Section):
     orthogonality: Weight = 0.0
     offset: Weight = 0.0  # mean square distance from the surface, in units of the initial scale
     size: Weight = 0.0  # mean square of the log scale above four times the initial one
+    smooth: Weight = 0.0  # mean square difference of neighbouring texels' attributes
+    basis: Weight = 0.0  # mean square of the basis
+    opaque: Weight = 0.0  # mean transparency: what is inside the head must not shine through
 
 
 class Train(Section):

@@ -1,5 +1,7 @@
 """How good a trained avatar is: image metrics on held-out frames, and a contact sheet to look at."""
 
+import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +68,9 @@ def measure(
         values["lpips"] = torch.full_like(values["psnr"], float("nan"))
         if not lpips_missing:
             try:
-                values["lpips"] = metrics.lpips(a, b, m)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", module="torchvision")  # lpips uses its older arguments
+                    values["lpips"] = metrics.lpips(a, b, m)
             except InputError as error:
                 log(str(error))
                 lpips_missing = True
@@ -88,8 +92,6 @@ def summary(values: dict[str, np.ndarray], run: Run) -> dict:
 
 def write_metrics(folder: Path, values: dict[str, np.ndarray], means: dict) -> None:
     """`metrics.npz` (per frame), `metrics.txt` and `metrics.json` (means), each atomically."""
-    import json
-
     write_npz(folder / "metrics.npz", **values)
     write_text(folder / "metrics.json", json.dumps(means, indent=2) + "\n")
     lines = [

@@ -86,7 +86,7 @@ def random_parameters(head: HeadModel, n: int, width: int, fps: float, seed: int
     jaw[:, 1] = 0.02 * smooth_noise(n, 0.5 * seconds, rng)[0]
 
     lids = np.zeros(n)
-    centre = rng.uniform(0.2, 1.2) * fps
+    centre = rng.uniform(0.2, 0.8) * min(1.5 * fps, n)
     while centre < n:
         # A blink takes about a quarter of a second (Stern et al. 1984).
         lids = np.maximum(lids, np.exp(-0.5 * ((np.arange(n) - centre) / (0.07 * fps)) ** 2))
@@ -242,6 +242,8 @@ def synthesise(
     The head is posed as `motion.from_track` poses it, so the base of the neck stays upright when the head turns; the
     track holds the head's pose, as a tracker's does.
     """
+    for stale in [*folder.glob("images/*.png"), *folder.glob("checkpoint/*.frame"), folder / "track.npz"]:
+        stale.unlink(missing_ok=True)
     track = random_parameters(head, n, size, fps, seed)
     motion = motions.from_track(track, head)
     albedo = linear_from_srgb(random_albedo(head, seed))

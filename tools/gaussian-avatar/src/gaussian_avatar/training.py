@@ -177,6 +177,7 @@ def loss_terms(
     losses: Losses,
     images: int,
     init_log_scale: Tensor,
+    pairs: Tensor,
 ) -> dict[str, Tensor]:
     """Weighted loss terms, those of weight 0 left out. Images (B, H, W, 3), alpha and mask (B, H, W, 1)."""
     terms = {"l1": losses.l1 * (image - target).abs().mean()}
@@ -197,6 +198,18 @@ def loss_terms(
     if losses.size:
         excess = (avatar.log_scales - init_log_scale - np.log(4)).clamp_min(0)
         terms["size"] = losses.size * excess.square().mean()
+    if losses.smooth:
+        relative = [avatar.log_scales - init_log_scale, avatar.means / init_log_scale.exp()]
+        attributes = torch.cat([avatar.sh0, avatar.opacity_logits[:, None], *relative], 1)
+        terms["smooth"] = losses.smooth * (attributes[pairs[:, 0]] - attributes[pairs[:, 1]]).square().mean()
+    if losses.opaque:
+        terms["opaque"] = losses.opaque * avatar.opacity_logits.neg().sigmoid().mean()
+    if losses.basis:
+        terms["basis"] = losses.basis * (
+            (avatar.mean_basis / init_log_scale.exp()).square().mean()
+            + avatar.quat_basis.square().mean()
+            + avatar.sh0_basis.square().mean()
+        )
     return terms
 
 
@@ -253,13 +266,13 @@ def check_memory(
     gaussians = avatars.texel_count(head, config.model.tex_size)
     if needed(gaussians) <= available:
         return
-    share = gaussians / config.model.tex_size**2
-    fits = [size for size in range(16, config.model.tex_size, 16) if needed(share * size**2) <= available]
+    size = config.model.tex_size
     wanted = f"needs about {needed(gaussians) / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free on {device}"
-    if fits:
-        raise InputError(
-            f"model.tex_size {config.model.tex_size} {wanted}; {max(fits)} fits (--set model.tex_size={max(fits)})"
-        )
+    fits = size
+    while fits >= 16 and needed(gaussians * (fits / size) ** 2) > available:
+        fits = int(fits * 0.95)
+    if fits >= 16:
+        raise InputError(f"model.tex_size {size} {wanted}; {fits} fits (--set model.tex_size={fits})")
     raise InputError(
         f"the training {wanted}; use --no-preload, a smaller data.image_size or train.batch_size"
     )
@@ -293,7 +306,11 @@ def available_bytes(device: torch.device) -> float:
         limits += [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = float(Path("/sys/fs/cgroup/memory.current").read_text())
-        limits += [float(limit) - used] if limit != "max" else []
+        statistics = dict(
+            line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+        )
+        cache = float(statistics.get("inactive_file", 0))  # counted as used, but given back when needed
+        limits += [float(limit) - used + cache] if limit != "max" else []
     except (OSError, ValueError, IndexError):
         pass  # not Linux, or no container limit
     return min(limits, default=8.0 * 2**30)
@@ -308,6 +325,7 @@ def train(
     motion: Motion,
     head: HeadModel,
     frames: np.ndarray,
+    images: Tensor | None,
     output: Path,
     device: torch.device,
     resume: bool = False,
@@ -316,11 +334,14 @@ def train(
 ) -> Result:
     """Train an avatar on the chosen frames; write `model.ply`, `speed.txt` and `checkpoint.pt` into `output`.
 
+    Args:
+        images: (n, H, W, 4) uint8 of the frames, or None to read them as they are needed.
+        resume: go on from `checkpoint.pt`.
+
     Raises:
-        InputError: what `check` raises, unusable images, a checkpoint that does not fit.
+        InputError: unusable images, a checkpoint that does not fit.
     """
     batch_size, total = config.train.batch_size, config.train.iterations
-    check(config, capture, head, frames, device)
     avatar = avatars.new(
         head,
         config.model.tex_size,
@@ -334,11 +355,12 @@ def train(
     for name in TRAINED:
         getattr(avatar, name).requires_grad_(True)
     init_log_scale = avatar.log_scales.detach()[:, :1].clone()
+    pairs = avatars.neighbours(head, config.model.tex_size).to(device)
     optimizer = torch.optim.Adam(
         [{"params": [getattr(avatar, name)], "name": name} for name in TRAINED]
         + [{"params": list(avatar.mlp.parameters()), "name": "mlp"}],
         lr=0.0,
-        eps=1e-15,
+        eps=config.train.rates.epsilon,
         fused=True,
     )
     first, seconds = 0, 0.0
@@ -358,8 +380,8 @@ def train(
 
     with progress_bar("training", total) as show:
         started = time.perf_counter()
-        for step, (chosen, images, background) in zip(
-            steps, _batches(config, capture, frames, steps, device)
+        for step, (chosen, pixels, background) in zip(
+            steps, _batches(config, capture, frames, images, steps, device)
         ):
             done = step * batch_size
             for group, rate in zip(
@@ -369,13 +391,13 @@ def train(
             blend = done >= config.train.blend_start
             splats, weights = avatars.deform(avatar, head, vertices[chosen], inputs[chosen], blend)
             if (step < first_pass or step % COLOUR_STEPS == 0) and initialise_colours(
-                avatar, splats, view, images, config.train.colour_weight
+                avatar, splats, view, pixels, config.train.colour_weight
             ):
                 splats, weights = avatars.deform(avatar, head, vertices[chosen], inputs[chosen], blend)
-            target, mask = captures.composite(images, background)
+            target, mask = captures.composite(pixels, background)
             image, alpha = rasterize(splats, view, background)
             terms = loss_terms(
-                avatar, weights, image, alpha, target, mask, config.train.losses, done, init_log_scale
+                avatar, weights, image, alpha, target, mask, config.train.losses, done, init_log_scale, pairs
             )
             loss = torch.stack(list(terms.values())).sum()
             optimizer.zero_grad(set_to_none=True)
@@ -420,12 +442,16 @@ def train(
 
 
 def _batches(
-    config: Config, capture: Capture, frames: np.ndarray, steps: range, device: torch.device
+    config: Config,
+    capture: Capture,
+    frames: np.ndarray,
+    stored: Tensor | None,
+    steps: range,
+    device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Positions (B,), images (B, H, W, 4) uint8 and backgrounds (B, 3) of each step, on the device, one step ahead."""
     size, seed = config.train.batch_size, config.seed
     pin = device.type == "cuda"
-    stored = captures.preload(capture, frames, pin) if config.data.preload else None
 
     def fetch(step: int) -> tuple[Tensor, Tensor, Tensor]:
         positions = batch_frames(step, size, len(frames), seed)

@@ -1,0 +1,248 @@
+"""Training: schedules, colour initialisation, losses, learning, resuming, memory."""
+
+import numpy as np
+import pytest
+import torch
+from gaussian_avatar import avatar as avatars
+from gaussian_avatar import capture as captures
+from gaussian_avatar import config as settings
+from gaussian_avatar import motion as motions
+from gaussian_avatar import training
+from plyfile import PlyData
+from recon4d import InputError, metrics
+
+SMALL = [
+    "model.tex_size=40",
+    "model.basis=6",
+    "model.hidden=32",
+    "train.batch_size=5",
+    "train.blend_start=100",
+    "data.image_size=null",
+]
+
+
+def small_config(*more):
+    return settings.load("cpu-quick", [*SMALL, *more])
+
+
+def prepared(head, data_dir, config, split="train"):
+    capture = captures.open_capture(data_dir / "one", config.data.image_size, lambda _: None)
+    frames = captures.choose_frames(capture, config, split, lambda _: None)
+    motion = motions.resized(motions.from_track(capture.track, head), capture.width, capture.height)
+    return capture, motion, frames, captures.preload(capture, frames)
+
+
+def run_training(head, data_dir, output, config, log=lambda _: None, resume=False):
+    output.mkdir(exist_ok=True)
+    capture, motion, frames, images = prepared(head, data_dir, config)
+    return training.train(
+        config, capture, motion, head, frames, images, output, torch.device("cpu"), resume=resume, log=log
+    )
+
+
+def held_out_psnr(head, data_dir, folder, config):
+    _, motion, frames, images = prepared(head, data_dir, config, "test")
+    avatar = avatars.read_ply(folder / "model.ply", head, motion.inputs.shape[1])
+    view = training.View(motion.world_to_camera, motion.K, motion.width, motion.height)
+    black = torch.zeros(len(frames), 3)
+    target, mask = captures.composite(images, black)
+    with torch.no_grad():
+        splats, _ = avatars.deform(avatar, head, motion.vertices[frames], motion.inputs[frames])
+        image, _ = training.rasterize(splats, view, black)
+    return float(metrics.psnr(*(x.permute(0, 3, 1, 2) for x in (image, target, mask))).mean())
+
+
+def test_it_learns_the_capture(head, data_dir, tmp_path):
+    before, after = small_config("train.iterations=5"), small_config("train.iterations=600")
+    run_training(head, data_dir, tmp_path / "before", before)
+    result = run_training(head, data_dir, tmp_path / "after", after)
+    first = held_out_psnr(head, data_dir, tmp_path / "before", before)
+    last = held_out_psnr(head, data_dir, tmp_path / "after", after)
+    # The colours of the first batch's pixels alone give about 19 dB.
+    assert last > 26 and last > first + 3
+    assert result.images == 600 and result.gaussians == len(avatars.bind(head, 40)[0])
+    assert (tmp_path / "after" / "speed.txt").read_text().startswith("Training FPS: ")
+    assert sorted(path.name for path in (tmp_path / "after").iterdir()) == [
+        "checkpoint.pt",
+        "model.ply",
+        "speed.txt",
+    ]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_resuming_equals_never_stopping(head, data_dir, tmp_path):
+    config = small_config("train.iterations=200", "train.checkpoint_every=120")
+    run_training(head, data_dir, tmp_path / "whole", config)
+
+    def stop(message):
+        if message.startswith("image 120"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_training(head, data_dir, tmp_path / "parts", config, log=stop)
+    assert not (tmp_path / "parts" / "model.ply").exists()
+    lines = []
+    result = run_training(head, data_dir, tmp_path / "parts", config, log=lines.append, resume=True)
+    assert lines[0] == "resumed at image 120" and result.images == 200
+    whole, parts = (PlyData.read(tmp_path / name / "model.ply")["vertex"].data for name in ("whole", "parts"))
+    for name in whole.dtype.names:
+        scale = np.abs(whole[name]).max() + 1e-6
+        # Adam divides by the gradient's size, so a Gaussian whose gradient is rounding noise may step either way.
+        different = np.abs(whole[name] - parts[name]) > 1e-3 * scale
+        assert different.mean() < 0.01, name
+
+
+def test_resume_without_or_with_a_foreign_checkpoint(head, data_dir, tmp_path):
+    config = small_config("train.iterations=10")
+    with pytest.raises(InputError, match="nothing to resume"):
+        run_training(head, data_dir, tmp_path, config, resume=True)
+    run_training(head, data_dir, tmp_path, config)
+    with pytest.raises(InputError, match="does not fit this run"):
+        run_training(head, data_dir, tmp_path, small_config("model.basis=4"), resume=True)
+    (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:1000])
+    with pytest.raises(InputError, match="does not fit this run"):
+        run_training(head, data_dir, tmp_path, config, resume=True)
+
+
+def test_initial_colours_against_a_dense_composite(head, data_dir):
+    config = small_config("model.tex_size=20")
+    _, motion, frames, images = prepared(head, data_dir, config)
+    frames, images = frames[:2], images[:2]
+    size = motion.width
+    generator = torch.Generator().manual_seed(0)
+    avatar = avatars.new(head, 20, motion.inputs.shape[1], 2, 8, 0.006, 0.5, generator)
+    splats, _ = avatars.deform(avatar, head, motion.vertices[frames], motion.inputs[frames], blend=False)
+    view = training.View(motion.world_to_camera, motion.K, size, size)
+    colours, weights = training.covered_colours(splats, view, images)
+
+    # EWA projection and front-to-back compositing of every Gaussian at every pixel, in float64.
+    centres = torch.arange(size).double() + 0.5
+    pixels = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).view(-1, 2)
+    sums, totals = torch.zeros(len(avatar), 3).double(), torch.zeros(len(avatar)).double()
+    E, K = motion.world_to_camera.double(), motion.K.double()
+    for b in range(len(frames)):
+        points = splats.means[b].double() @ E[:3, :3].T + E[:3, 3]
+        x, y, z = points.unbind(-1)
+        J = torch.zeros(len(avatar), 2, 3).double()
+        J[:, 0, 0], J[:, 1, 1] = K[0, 0] / z, K[1, 1] / z
+        J[:, 0, 2], J[:, 1, 2] = -K[0, 0] * x / z**2, -K[1, 1] * y / z**2
+        # All scales are equal here, so rotations drop out.
+        covariance = J @ J.transpose(1, 2) * 0.006**2 + 0.3 * torch.eye(2)
+        at = torch.stack([K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]], -1)
+        offset = pixels[:, None] - at
+        power = 0.5 * torch.einsum("pni,nij,pnj->pn", offset, torch.linalg.inv(covariance), offset)
+        alpha = (0.5 * torch.exp(-power)).clamp_max(0.999)
+        alpha[alpha < 1 / 255] = 0
+        order = z.argsort()
+        ahead = torch.cumprod(1 - alpha[:, order], 1)
+        share = torch.zeros_like(alpha)
+        share[:, order] = alpha[:, order] * torch.cat([torch.ones(len(pixels), 1), ahead[:, :-1]], 1)
+        share[:, order] *= ahead > 1e-4
+        rgba = images[b].double().view(-1, 4) / 255
+        sums += share.T @ (rgba[:, :3] * rgba[:, 3:])
+        totals += share.T @ rgba[:, 3]
+    assert (weights.double() - totals).abs().max() < 0.02 * totals.max()
+    seen = totals > 0.1
+    assert seen.sum() > 50
+    expected = sums[seen] / totals[seen, None]
+    assert (colours[seen].double() - expected).abs().max() < 0.02
+
+    fresh = training.initialise_colours(avatar, splats, view, images, 0.1)
+    assert fresh and torch.equal(avatar.seen, weights > 0.1)
+    torch.testing.assert_close(0.5 + avatars.SH0 * avatar.sh0[avatar.seen], colours[avatar.seen])
+    assert not avatar.sh0[~avatar.seen].any()
+    assert not training.initialise_colours(avatar, splats, view, images, 0.1)  # once only
+
+
+def test_position_rate_is_the_papers():
+    rates = settings.load("offline").train.rates
+    start, middle, end, after = (training.learning_rates(rates, n, 50000) for n in (0, 15000, 30000, 50000))
+    assert start["means"] == pytest.approx(8e-4) and middle["means"] == pytest.approx(8e-5)
+    assert end["means"] == after["means"] == pytest.approx(8e-6)
+    assert start["mean_basis"] == pytest.approx(0.05 * 8e-4)
+    assert (start["quat_basis"], start["sh0_basis"]) == pytest.approx((0.0025, 0.00625))
+    assert (after["opacity_logits"], after["log_scales"], after["quats"]) == (0.25, 0.025, 0.005)
+    assert (after["sh0"], after["mlp"]) == (0.0125, 0.001)
+    delayed = rates.model_copy(update={"position_delay_images": 1000})
+    assert training.learning_rates(delayed, 0, 50000)["means"] == pytest.approx(8e-6)
+
+
+def test_each_pass_shows_every_frame_once():
+    shown = np.concatenate([training.batch_frames(step, 4, 10, seed=1) for step in range(5)])
+    assert sorted(shown[:10]) == sorted(shown[10:]) == list(range(10))
+    assert list(shown[:10]) != list(shown[10:])
+    assert (training.batch_frames(3, 4, 10, seed=1) == shown[12:16]).all()
+    assert not torch.equal(training.backgrounds(0, 3, 1), training.backgrounds(1, 3, 1))
+
+
+def test_loss_terms(head):
+    avatar = avatars.new(head, 16, 4, 3, 8, None, 0.5, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    image, target = (torch.rand(2, 32, 32, 3, generator=generator) for _ in range(2))
+    alpha, mask = (torch.rand(2, 32, 32, 1, generator=generator) for _ in range(2))
+    weights = torch.tensor([[1.0, -2.0, 0.0]])
+    avatar.mean_basis[0], avatar.mean_basis[1] = 1.0, 2.0  # parallel; the rest is zero
+    losses = settings.Losses(
+        ssim=2.0,
+        alpha=1.0,
+        sparsity=3.0,
+        orthogonality=1.0,
+        offset=1.0,
+        size=1.0,
+        smooth=1.0,
+        basis=1.0,
+        opaque=1.0,
+    )
+    base = avatar.log_scales[:, :1].clone()
+    avatar.log_scales.add_(float(np.log(8)))
+    avatar.means.copy_(2 * base.exp().expand(-1, 3))
+    pairs = torch.tensor([[0, 1], [2, 3]])
+    avatar.sh0[1] += 3.0
+    terms = training.loss_terms(avatar, weights, image, alpha, target, mask, losses, 0, base, pairs)
+    assert float(terms["l1"]) == pytest.approx(float((image - target).abs().mean()))
+    assert float(terms["alpha"]) == pytest.approx(float((alpha - mask).abs().mean()))
+    assert float(terms["sparsity"]) == pytest.approx(3.0)
+    assert float(terms["orthogonality"]) == pytest.approx(1.0)
+    assert float(terms["offset"]) == pytest.approx(4.0, rel=1e-4)
+    assert float(terms["size"]) == pytest.approx(np.log(2) ** 2, rel=1e-4)
+    # Of 2 pairs and 10 attributes only 3 colours of one pair differ ...
+    difference = (avatar.log_scales - base).diff(dim=0)[[0, 2]].square().sum()
+    assert float(terms["smooth"]) == pytest.approx((3 * 9 + float(difference)) / 20, rel=1e-3)
+    assert float(terms["opaque"]) == pytest.approx(0.5)
+    per_vector = float((1 / base.exp()).square().mean())
+    assert float(terms["basis"]) == pytest.approx((1 + 4) / 3 * per_vector, rel=1e-3)
+    from skimage.metrics import structural_similarity
+
+    peer = [
+        structural_similarity(
+            a.numpy(), b.numpy(), win_size=11, data_range=1.0, channel_axis=2, use_sample_covariance=False
+        )
+        for a, b in zip(image, target)
+    ]
+    assert float(terms["ssim"]) == pytest.approx(2 * (1 - np.mean(peer)), abs=1e-4)
+
+
+def test_neighbours_are_next_to_each_other(head):
+    face_id, bary = avatars.bind(head, 32)
+    pairs = avatars.neighbours(head, 32)
+    points = (bary[:, :, None] * head.v_template[head.faces[face_id]]).sum(1)
+    uv = (bary[:, :, None] * head.vt[head.ft[face_id]]).sum(1) * 32
+    steps = (uv[pairs[:, 0]] - uv[pairs[:, 1]]).abs()
+    torch.testing.assert_close(steps.sum(1), torch.ones(len(pairs)), atol=1e-3, rtol=0)
+    apart = (points[pairs[:, 0]] - points[pairs[:, 1]]).norm(dim=1)
+    assert len(pairs) > 1.3 * len(face_id) and apart.max() < 0.1
+    assert pairs.unique().numel() > 0.95 * len(face_id)
+
+
+def test_too_much_memory_says_what_fits(head, data_dir):
+    config = small_config("model.tex_size=60000")
+    capture = captures.open_capture(data_dir / "one", None, lambda _: None)
+    with pytest.raises(InputError, match=r"model.tex_size 60000 needs about .* GiB .*; \d+ fits") as caught:
+        training.check(config, capture, head, np.arange(20), torch.device("cpu"))
+    fits = int(str(caught.value).split(";")[1].split()[0])
+    training.check(small_config(f"model.tex_size={fits}"), capture, head, np.arange(20), torch.device("cpu"))
+    with pytest.raises(InputError, match=r"--set train.batch_size=3"):
+        training.check(small_config(), capture, head, np.arange(3), torch.device("cpu"))
