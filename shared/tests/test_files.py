@@ -29,6 +29,12 @@ def test_atomic_write_replaces_or_leaves_alone(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+def test_npy_is_not_an_npz(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    with pytest.raises(InputError, match="single array"):
+        files.read_npz(tmp_path / "a.npy")
+
+
 def test_npz_with_objects_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object))
     with pytest.raises(InputError, match="not a readable npz"):

@@ -57,6 +57,7 @@ def track(frames, landmarks, out, head_model, landmark_embedding, focal, fps, it
         raise InputError(f"--iterations {iterations} must be at least 1")
     claim_output(out / "track.npz", force)
     model = heads.load(head_model, landmark_embedding)
+    model.landmarks(model())  # says so when the model has none
     seen = observations.read(frames, landmarks, fps)
     missing = int((~seen.valid).sum())
     if missing:

@@ -52,9 +52,9 @@ class Options:
     contour_sigma: float = 0.05
     gap_sigma: float = 0.01
     gaze_sigma: float = 0.02
-    independent_frames: float = 20.0
+    independent_frames: float = 5.0
     size_sigma: float = 0.01  # of the head's size relative to the mean head's; a video has no size of its own
-    expression_sigma: float = 0.3
+    expression_sigma: float = 0.2
     jaw_sigma: tuple[float, float, float] = (0.15, 0.03, 0.02)
     eyelid_sigma: float = 0.5
     gaze_prior_sigma: float = 0.3
