@@ -27,6 +27,10 @@ def random_avatar(head, seed=0, tex_size=TEX, basis=5):
     return replace(avatar, **changed)
 
 
+CAMERA = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
+CAMERA[2, 3] = 0.7
+
+
 def posed(head, batch=3):
     generator = torch.Generator().manual_seed(1)
     expression = torch.rand(batch, head.n_expression, generator=generator)
@@ -128,7 +132,7 @@ def numpy_deform(avatar, head, vertices, inputs):
 def test_deform_against_float64_numpy(head):
     avatar, vertices = random_avatar(head, tex_size=16), posed(head, 2)
     inputs = torch.randn(2, INPUTS, generator=torch.Generator().manual_seed(2))
-    splats, weights = avatars.deform(avatar, head, vertices, inputs)
+    splats, weights = avatars.deform(avatar, head, vertices, inputs, CAMERA)
     means, rotations, colours, expected_weights = numpy_deform(avatar, head, vertices, inputs)
     assert np.abs(weights.detach().numpy() - expected_weights).max() < 1e-5
     assert np.abs(splats.means.detach().numpy() - means).max() < 1e-6
@@ -143,8 +147,10 @@ def test_deform_against_float64_numpy(head):
 def test_frames_turn_with_the_head(head):
     avatar, vertices = random_avatar(head), posed(head, 1)
     R = torch.from_numpy(Rotation.from_rotvec([0.3, -0.9, 0.2]).as_matrix()).float()
-    still, _ = avatars.deform(avatar, head, vertices, torch.zeros(1, INPUTS), blend=False)
-    turned, _ = avatars.deform(avatar, head, vertices @ R.T + 0.1, torch.zeros(1, INPUTS), blend=False)
+    still, _ = avatars.deform(avatar, head, vertices, torch.zeros(1, INPUTS), CAMERA, blend=False)
+    turned, _ = avatars.deform(
+        avatar, head, vertices @ R.T + 0.1, torch.zeros(1, INPUTS), CAMERA, blend=False
+    )
     torch.testing.assert_close(turned.means, still.means @ R.T + 0.1, atol=1e-6, rtol=0)
     before, after = (
         torch.from_numpy(Rotation.from_quat(np.roll(s.quats[0].numpy(), -1, 1)).as_matrix()).float()
@@ -164,18 +170,31 @@ def test_compiled_attachment_is_the_torch_one_with_its_gradients(head):
     generator = torch.Generator().manual_seed(4)
     local = 1e-3 * torch.randn(3, len(avatar), 3, generator=generator)
     quats = torch.randn(3, len(avatar), 4, generator=generator)
+    eye = torch.tensor([[0.1, 0.0, 0.7], [0.5, 0.1, 0.3], [0.0, 0.0, 1.0]])
     results = []
     for compiled in (False, True):
         leaves = [x.clone().requires_grad_() for x in (local, quats)]
         if compiled:
             uv = avatars._uv_edges(head, avatar.face_id)
-            out = Attach.apply(vertices, head.faces[avatar.face_id], avatar.bary, uv, *leaves)
+            out = Attach.apply(vertices, head.faces[avatar.face_id], avatar.bary, uv, eye, *leaves)
         else:
-            out = avatars.attach(avatar, head, vertices, *leaves)
+            out = avatars.attach(avatar, head, vertices, eye, *leaves)
         loss = (1e2 * out[0]).sin().sum() + out[1].cos().sum()
         results.append([*out, *torch.autograd.grad(loss, leaves)])
     for a, b in zip(*results):
         assert (a - b).abs().max() < 3e-5 * a.abs().max()
+
+
+def test_one_sided_hides_what_faces_away(head):
+    avatar, vertices = random_avatar(head), posed(head, 1)
+    arguments = (avatar, head, vertices, torch.zeros(1, INPUTS), CAMERA)
+    both, one = (avatars.deform(*arguments, one_sided=flag)[0].opacities[0] for flag in (False, True))
+    triangles = vertices[0][head.faces[avatar.face_id]].double()
+    normals = torch.linalg.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+    to_eye = torch.tensor([0.0, 0.0, 0.7]) - (avatar.bary[..., None] * triangles).sum(1)
+    cosine = (normals * to_eye).sum(1) / normals.norm(dim=1) / to_eye.norm(dim=1)
+    assert torch.equal(one[cosine > -0.09], both[cosine > -0.09]) and (cosine > -0.09).sum() > 100
+    assert not one[cosine < -0.31].any() and (cosine < -0.31).sum() > 30
 
 
 def test_new_avatar_is_the_papers(head):
@@ -205,8 +224,8 @@ def test_ply_round_trip_and_layout(head, tmp_path):
     assert torch.equal(back.seen, avatar.seen)
     vertices = posed(head)
     inputs = torch.randn(3, INPUTS, generator=torch.Generator().manual_seed(5))
-    expected, weights = avatars.deform(avatar, head, vertices, inputs)
-    found, weights_back = avatars.deform(back, head, vertices, inputs)
+    expected, weights = avatars.deform(avatar, head, vertices, inputs, CAMERA)
+    found, weights_back = avatars.deform(back, head, vertices, inputs, CAMERA)
     torch.testing.assert_close(weights_back, weights)
     normalise = torch.nn.functional.normalize
     for name in ("means", "scales", "colors"):

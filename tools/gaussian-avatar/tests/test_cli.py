@@ -17,6 +17,7 @@ import yaml
 from gaussian_avatar.cli import main
 from plyfile import PlyData
 from recon4d.formats import track as track_format
+from scipy.spatial.transform import Rotation
 
 QUICK = ["--preset", "cpu-quick"] + [
     word
@@ -78,6 +79,20 @@ def test_synth_and_train(trained):
     assert config["model"]["tex_size"] == 32 and config["data_dir"] == str(folder / "data")
     assert list(output.glob("events.out.tfevents.*")) and (output / "speed.txt").exists()
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_import(trained, broken, capfd):
+    with pytest.raises(SystemExit) as stop:
+        main(["import", str(trained[0] / "data/me")])
+    found = json.loads(capfd.readouterr().out)
+    assert stop.value.code == 0 and (found["frames"], found["tracked"], found["width"]) == (14, 14, 64)
+    track = track_format.read(trained[0] / "data/me/track.npz")
+    # Yaw about the vertical axis, to the person's left, as SciPy takes it from the rotation.
+    yaw = Rotation.from_matrix(np.diag([1.0, -1, -1]) @ track.R).as_euler("YXZ", degrees=True)[:, 0]
+    assert (found["yaw_from"], found["yaw_to"]) == pytest.approx((yaw.min(), yaw.max()), abs=0.01)
+    assert 0.1 < found["head_share"] < 0.6
+    (broken / "data/me/images/00004.png").write_bytes(b"no")
+    assert "00004.png is not a readable image" in refused(capfd, "import", broken / "data/me")
 
 
 def test_metrics(trained):

@@ -47,7 +47,9 @@ def held_out_psnr(head, data_dir, folder, config):
     black = torch.zeros(len(frames), 3)
     target, mask = captures.composite(images, black)
     with torch.no_grad():
-        splats, _ = avatars.deform(avatar, head, motion.vertices[frames], motion.inputs[frames])
+        splats, _ = avatars.deform(
+            avatar, head, motion.vertices[frames], motion.inputs[frames], view.world_to_camera, one_sided=True
+        )
         image, _ = training.rasterize(splats, view, black)
     return float(metrics.psnr(*(x.permute(0, 3, 1, 2) for x in (image, target, mask))).mean())
 
@@ -114,7 +116,9 @@ def test_initial_colours_against_a_dense_composite(head, data_dir):
     size = motion.width
     generator = torch.Generator().manual_seed(0)
     avatar = avatars.new(head, 20, motion.inputs.shape[1], 2, 8, 0.006, 0.5, generator)
-    splats, _ = avatars.deform(avatar, head, motion.vertices[frames], motion.inputs[frames], blend=False)
+    splats, _ = avatars.deform(
+        avatar, head, motion.vertices[frames], motion.inputs[frames], motion.world_to_camera, blend=False
+    )
     view = training.View(motion.world_to_camera, motion.K, size, size)
     colours, weights = training.covered_colours(splats, view, images)
 

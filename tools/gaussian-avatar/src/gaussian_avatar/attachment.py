@@ -54,7 +54,7 @@ def _frame(v, i, j, k, uv, R, q):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _forward(vertices, corners, bary, uv, first, last, local, quats, means, turned):
+def _forward(vertices, corners, bary, uv, eye, first, last, local, quats, means, turned, facing):
     R, q = np.empty((3, 3), np.float32), np.empty(4, np.float32)
     n = len(corners)
     for item in range(first, last):
@@ -63,9 +63,14 @@ def _forward(vertices, corners, bary, uv, first, last, local, quats, means, turn
         i, j, k = corners[g, 0], corners[g, 1], corners[g, 2]
         _frame(v, i, j, k, uv[g], R, q)
         x, y, z = local[b, g, 0], local[b, g, 1], local[b, g, 2]
+        along, squared = np.float32(0), np.float32(0)
         for c in range(3):
             point = bary[g, 0] * v[i, c] + bary[g, 1] * v[j, c] + bary[g, 2] * v[k, c]
             means[b, g, c] = point + R[c, 0] * x + R[c, 1] * y + R[c, 2] * z
+            away = eye[b, c] - point
+            along += away * R[c, 2]
+            squared += away * away
+        facing[b, g] = along / np.sqrt(squared)
         pw, px, py, pz = q[0], q[1], q[2], q[3]
         qw, qx, qy, qz = quats[b, g, 0], quats[b, g, 1], quats[b, g, 2], quats[b, g, 3]
         turned[b, g, 0] = pw * qw - px * qx - py * qy - pz * qz
@@ -99,7 +104,7 @@ def _parts(items: int) -> list[tuple[int, int]]:
 
 
 class Attach(torch.autograd.Function):
-    """(vertices, corners, bary, uv, local, quats) to means (B, N, 3) and quats (B, N, 4); see `avatar.attach`.
+    """(vertices, corners, bary, uv, eye, local, quats) to means, quats and facing; see `avatar.attach`.
 
     Differentiable in local and quats. CPU, float32.
 
@@ -109,24 +114,36 @@ class Attach(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, vertices: Tensor, corners: Tensor, bary: Tensor, uv: Tensor, local: Tensor, quats: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        fixed = [x.detach().contiguous().numpy() for x in (vertices, corners, bary, uv)]
+        ctx: Any,
+        vertices: Tensor,
+        corners: Tensor,
+        bary: Tensor,
+        uv: Tensor,
+        eye: Tensor,
+        local: Tensor,
+        quats: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        fixed = [x.detach().contiguous().numpy() for x in (vertices, corners, bary, uv, eye)]
         moving = [x.detach().contiguous().numpy() for x in (local, quats)]
         means, turned = np.empty_like(moving[0]), np.empty_like(moving[1])
+        facing = np.empty(means.shape[:2], np.float32)
         numba_setup.announce_compile("the avatar's deformation", 5, _forward)
         parts = _parts(means.shape[0] * means.shape[1])
-        numba_setup.share(lambda part: _forward(*fixed, *parts[part], *moving, means, turned), len(parts))
+        numba_setup.share(
+            lambda part: _forward(*fixed, *parts[part], *moving, means, turned, facing), len(parts)
+        )
         ctx.fixed = (fixed[0], fixed[1], fixed[3])
-        return torch.from_numpy(means), torch.from_numpy(turned)
+        out = torch.from_numpy(means), torch.from_numpy(turned), torch.from_numpy(facing)
+        ctx.mark_non_differentiable(out[2])
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_means: Tensor, by_turned: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, by_means: Tensor, by_turned: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         upstream = [x.contiguous().numpy() for x in (by_means, by_turned)]
         by_local, by_quats = (np.empty_like(x) for x in upstream)
         parts = _parts(by_local.shape[0] * by_local.shape[1])
         numba_setup.share(
             lambda part: _backward(*ctx.fixed, *parts[part], *upstream, by_local, by_quats), len(parts)
         )
-        return None, None, None, None, torch.from_numpy(by_local), torch.from_numpy(by_quats)
+        return None, None, None, None, None, torch.from_numpy(by_local), torch.from_numpy(by_quats)

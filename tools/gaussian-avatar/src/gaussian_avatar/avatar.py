@@ -224,26 +224,35 @@ def quat_multiply(p: Tensor, q: Tensor) -> Tensor:
 
 
 def attach(
-    avatar: Avatar, head: HeadModel, vertices: Tensor, local: Tensor, quats: Tensor
-) -> tuple[Tensor, Tensor]:
+    avatar: Avatar, head: HeadModel, vertices: Tensor, eye: Tensor, local: Tensor, quats: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Carry means and rotations from the triangles' frames into the world, in plain torch.
 
     Args:
-        vertices: (B, V, 3) posed head. local: (B, N, 3). quats: (B, N, 4) wxyz.
+        vertices: (B, V, 3) posed head. eye: (B, 3) camera centre. local: (B, N, 3). quats: (B, N, 4) wxyz.
 
     Returns:
         Means (B, N, 3): the surface point plus the frame times local. Quaternions (B, N, 4): the frame's times quats.
+        Facing (B, N): cosine between the surface's normal and the direction to the eye.
     """
     corners = vertices[:, head.faces]  # (B, F, 3, 3)
     frames = face_frames(corners, head.vt[head.ft])
     turns = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(frames))
     points = torch.einsum("nj,bnjc->bnc", avatar.bary, corners[:, avatar.face_id])
-    means = points + (frames[:, avatar.face_id] * local[..., None, :]).sum(-1)
-    return means, quat_multiply(turns[:, avatar.face_id], quats)
+    frames = frames[:, avatar.face_id]
+    means = points + (frames * local[..., None, :]).sum(-1)
+    towards = nn.functional.normalize(eye[:, None] - points, dim=-1)
+    return means, quat_multiply(turns[:, avatar.face_id], quats), (frames[..., 2] * towards).sum(-1)
 
 
 def deform(
-    avatar: Avatar, head: HeadModel, vertices: Tensor, inputs: Tensor, blend: bool = True
+    avatar: Avatar,
+    head: HeadModel,
+    vertices: Tensor,
+    inputs: Tensor,
+    world_to_camera: Tensor,
+    blend: bool = True,
+    one_sided: bool = False,
 ) -> tuple[Splats, Tensor]:
     """The Gaussians of B frames in world space, and the basis weights (B, K).
 
@@ -252,7 +261,10 @@ def deform(
 
     Args:
         vertices: (B, V, 3) posed head. inputs: (B, D) blendshape input.
+        world_to_camera: (4, 4) or (B, 4, 4); matters with `one_sided` only.
         blend: whether the basis takes part.
+        one_sided: hide Gaussians whose surface faces away, so that the back of the head can't shine through the face
+            and learn its colours. They fade between the cosines -0.1 and -0.3: at the outline they stay.
     """
     batch, n = len(vertices), len(avatar)
     if blend:
@@ -266,16 +278,22 @@ def deform(
     else:
         weights = inputs.new_zeros(batch, avatar.mean_basis.shape[0])
         local, quats, sh0 = (x.expand(batch, *x.shape) for x in (avatar.means, avatar.quats, avatar.sh0))
+    eye = -(world_to_camera[..., :3, :3].transpose(-1, -2) @ world_to_camera[..., :3, 3:])[..., 0].expand(
+        batch, 3
+    )
     if vertices.device.type == "cpu" and vertices.dtype == torch.float32:
-        uv = _uv_edges(head, avatar.face_id)
-        means, quats = Attach.apply(vertices, head.faces[avatar.face_id], avatar.bary, uv, local, quats)
+        corners, uv = head.faces[avatar.face_id], _uv_edges(head, avatar.face_id)
+        means, quats, facing = Attach.apply(vertices, corners, avatar.bary, uv, eye, local, quats)
     else:
-        means, quats = attach(avatar, head, vertices, local, quats)
+        means, quats, facing = attach(avatar, head, vertices, eye, local, quats)
+    opacities = avatar.opacity_logits.sigmoid().expand(batch, n)
+    if one_sided:
+        opacities = opacities * ((facing + 0.3) / 0.2).clamp(0, 1)
     splats = Splats(
         means=means,
         quats=quats,  # the rasterizer normalises
         scales=avatar.log_scales.exp().expand(batch, n, 3),
-        opacities=avatar.opacity_logits.sigmoid().expand(batch, n),
+        opacities=opacities,
         colors=(0.5 + SH0 * sh0).clamp_min(0),
     )
     return splats, weights

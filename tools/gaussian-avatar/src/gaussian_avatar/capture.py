@@ -154,6 +154,29 @@ def preload(capture: Capture, frames: np.ndarray, pin: bool = False) -> Tensor:
     return images
 
 
+def summary(capture: Capture) -> dict[str, int | float | str]:
+    """What a capture holds, every image read. Raises InputError as `read_image` does."""
+    track = capture.track
+    n = len(capture)
+    covered = sum(float(image[..., 3].mean()) / 255 for image in read_images(capture, np.arange(n)))
+    # The head looks along its z axis; the camera along its own, towards it.
+    ahead = -track.R @ track.neck @ np.array([0.0, 0.0, 1.0])
+    yaw = np.degrees(np.arctan2(-ahead[:, 0], ahead[:, 2]))
+    return {
+        "frames": n,
+        "tracked": int(track.valid.sum()),
+        "width": capture.width,
+        "height": capture.height,
+        "fps": track.fps,
+        "head_model": track.head_model,
+        "focal_length": float(track.K[0, 0]),
+        "distance": float(track.t[:, 2].mean()),
+        "yaw_from": float(yaw.min()),
+        "yaw_to": float(yaw.max()),
+        "head_share": covered / n,
+    }
+
+
 def check_images(capture: Capture, frames: np.ndarray) -> None:
     """What `read_image` checks, but for the masks, from the files' headers alone. Raises InputError."""
     expected = tuple(int(x) for x in capture.track.image_size)

@@ -83,6 +83,24 @@ def synth(
     print_result(synthesis.synthesise(out, run.load_head(head_model), frames, size, fps, seed))
 
 
+@main.command("import", cls=Command)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: the open head]")
+def import_(folder: Path, head_model: str | None) -> None:
+    """Check a subject's FOLDER, as INSTA or flame-encoder leaves it, and print what it holds.
+
+    Reads every image and frame; the first thing that training would stumble over is named.
+    """
+    from gaussian_avatar import capture as captures
+    from gaussian_avatar import motion as motions
+    from gaussian_avatar import run
+
+    head = run.load_head(head_model)
+    capture = captures.open_capture(folder, None, log)
+    motions.check_track(capture.track, head, str(folder))
+    print_result(captures.summary(capture))
+
+
 @main.command(cls=Command)
 @run_options
 @click.option("--config", default=None, help="A YAML file, or: offline, cpu-quick.  [default: offline]")

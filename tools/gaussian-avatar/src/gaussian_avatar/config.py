@@ -38,6 +38,7 @@ class Model(Section):
     hidden: Positive = 128
     init_scale: Annotated[float, Field(gt=0)] | None = 0.0008  # metres; null: by the distance of the texels
     init_opacity: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    one_sided: bool = False  # hide Gaussians whose surface faces away from the camera
 
 
 class Rates(Section):

@@ -33,7 +33,12 @@ def render_frames(
     head = run.head.to(device)
     with torch.no_grad():
         splats, _ = avatars.deform(
-            run.avatar, head, motion.vertices[frames].to(device), motion.inputs[frames].to(device)
+            run.avatar,
+            head,
+            motion.vertices[frames].to(device),
+            motion.inputs[frames].to(device),
+            view.world_to_camera,
+            one_sided=run.config.model.one_sided,
         )
         image, alpha = rasterize(splats, view, background.to(device).expand(len(frames), 3))
     return image.clamp(0, 1), alpha

@@ -70,7 +70,12 @@ def render(
         view = View(cameras[chunk].to(device), motion.K.to(device), motion.width, motion.height)
         with torch.no_grad():
             splats, _ = avatars.deform(
-                run.avatar, head, motion.vertices[chunk].to(device), motion.inputs[chunk].to(device)
+                run.avatar,
+                head,
+                motion.vertices[chunk].to(device),
+                motion.inputs[chunk].to(device),
+                view.world_to_camera,
+                one_sided=run.config.model.one_sided,
             )
             colour = torch.zeros(3) if alpha else background
             image, opacity = rasterize(splats, view, colour.to(device).expand(len(chunk), 3))

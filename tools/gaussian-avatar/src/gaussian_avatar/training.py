@@ -378,6 +378,17 @@ def train(
     steps = range(first, -(-total // batch_size))
     writer = _tensorboard_writer(output) if tensorboard else None
 
+    def deform(chosen: Tensor, blend: bool) -> tuple[Splats, Tensor]:
+        return avatars.deform(
+            avatar,
+            head,
+            vertices[chosen],
+            inputs[chosen],
+            view.world_to_camera,
+            blend,
+            config.model.one_sided,
+        )
+
     with progress_bar("training", total) as show:
         started = time.perf_counter()
         for step, (chosen, pixels, background) in zip(
@@ -389,11 +400,11 @@ def train(
             ):
                 group["lr"] = rate
             blend = done >= config.train.blend_start
-            splats, weights = avatars.deform(avatar, head, vertices[chosen], inputs[chosen], blend)
+            splats, weights = deform(chosen, blend)
             if (step < first_pass or step % COLOUR_STEPS == 0) and initialise_colours(
                 avatar, splats, view, pixels, config.train.colour_weight
             ):
-                splats, weights = avatars.deform(avatar, head, vertices[chosen], inputs[chosen], blend)
+                splats, weights = deform(chosen, blend)
             target, mask = captures.composite(pixels, background)
             image, alpha = rasterize(splats, view, background)
             terms = loss_terms(
