@@ -151,7 +151,7 @@ def test_render(trained, capfd):
     assert np.abs(over - first).mean() < 6
 
 
-def test_killed_and_resumed(trained, tmp_path):
+def test_killed_and_resumed(trained, tmp_path, capfd):
     data = trained[0] / "data"
     args = ["train-offline", "--subject", "me", "--work-name", "k", "--output-dir", tmp_path]
     many = ["--set", "train.checkpoint_every=10", "--set", "train.iterations=100000"]
@@ -166,9 +166,11 @@ def test_killed_and_resumed(trained, tmp_path):
     config = yaml.safe_load((tmp_path / "me/k/config.yaml").read_text())
     config["train"]["iterations"] = 10
     (tmp_path / "me/k/config.yaml").write_text(yaml.safe_dump(config))
-    result, log = run(*args, "--resume")
-    assert "resumed at image" in log and (tmp_path / "me/k/model.ply").exists()
-    assert result["gaussians"] > 300
+    with pytest.raises(SystemExit) as stop:
+        main([str(arg) for arg in (*args, "--resume")])
+    out, log = capfd.readouterr()
+    assert stop.value.code == 0 and "resumed at image" in log
+    assert (tmp_path / "me/k/model.ply").exists() and json.loads(out)["gaussians"] > 300
 
 
 @pytest.fixture

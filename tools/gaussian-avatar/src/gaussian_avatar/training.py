@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recon4d import InputError, metrics, splat
+from recon4d import InputError, splat
 from recon4d.cli import progress_bar
 from recon4d.files import atomic_path, write_text
 from recon4d.head import HeadModel
@@ -184,6 +184,8 @@ def loss_terms(
     if losses.ssim:
         terms["ssim"] = losses.ssim * (1 - ssim(image.permute(0, 3, 1, 2), target.permute(0, 3, 1, 2)))
     if losses.lpips and images >= losses.lpips_start:
+        from recon4d import metrics  # torchmetrics takes seconds to import
+
         terms["lpips"] = (
             losses.lpips * metrics.lpips(image.permute(0, 3, 1, 2), target.permute(0, 3, 1, 2)).mean()
         )
