@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -260,3 +261,21 @@ def test_uv_files(tmp_path, flame_pickle):
     (tmp_path / "bad.obj").write_text("v 0 0 0\nf 1 2 3")
     with pytest.raises(InputError, match="texture coordinates"):
         head.load(flame_pickle, uv=tmp_path / "bad.obj")
+
+
+def test_unwrap_is_made_once_and_covers_every_face(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bare = replace(head.load(), vt=None, ft=None)
+    model = head.with_uv(bare)
+    (cached,) = (tmp_path / "recon4d").iterdir()
+    assert model.ft.shape == model.faces.shape and model.vt.min() >= 0 and model.vt.max() <= 1
+    a, b, c = model.vt[model.ft].double().unbind(1)
+    area = ((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]) / 2
+    assert (area.abs() > 0).float().mean() > 0.99  # no face without texture
+    assert 0.3 < area.abs().sum() < 1  # a layout that overlapped could exceed the square
+    written = cached.stat().st_mtime_ns
+    again = head.with_uv(bare)
+    assert torch.equal(again.vt, model.vt) and cached.stat().st_mtime_ns == written
+    cached.write_bytes(b"broken")
+    assert torch.equal(head.with_uv(bare).ft, model.ft)
+    assert head.with_uv(head.load()).vt.shape == head.load().vt.shape

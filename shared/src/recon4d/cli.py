@@ -89,7 +89,11 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
         disable=not console.is_terminal,
     ) as bars:
         task = bars.add_task(what, total=total, text="")
-        yield lambda done, text="": bars.update(task, completed=done, text=text)
+
+        def update(done: int, text: str = "") -> None:
+            bars.update(task, completed=done, text=text)
+
+        yield update
 
 
 def log(message: str) -> None:

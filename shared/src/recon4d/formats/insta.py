@@ -33,7 +33,7 @@ def _safe_globals() -> list:
 
 
 def read_frame(path: str | Path) -> dict[str, np.ndarray]:
-    """One `.frame` file as flat arrays: exp, shape, jaw (6), eyes (12), eyelids (2), R (3, 3), t (3,), K (3, 3), img_size (2,).
+    """One `.frame` file as arrays: exp, shape, jaw (6), eyes (12), eyelids (2), R and K (3, 3), t (3,), img_size (2,).
 
     Raises InputError for a broken file, a forbidden class, or a missing key.
     """

@@ -169,12 +169,10 @@ def read_uv(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(f"the UV file {path} does not exist or is not a file")
     if path.suffix == ".npz":
         data = read_npz(path)
-        names = [
-            next((n for n in options if n in data), None) for options in (("vt", "verts_uvs"), ("ft", "textures_idx"))
-        ]
-        if None in names:
-            raise InputError(f"{path} has no vt and ft; its keys are {', '.join(sorted(data))}")
-        return {"vt": data[names[0]], "ft": data[names[1]]}
+        for points, triangles in (("vt", "ft"), ("verts_uvs", "textures_idx")):
+            if points in data and triangles in data:
+                return {"vt": data[points], "ft": data[triangles]}
+        raise InputError(f"{path} has no vt and ft; its keys are {', '.join(sorted(data))}")
     vt, ft = [], []
     try:
         for line in path.read_text().splitlines():
