@@ -15,7 +15,7 @@ from recon4d.head.model import HeadModel
 def with_uv(head: HeadModel) -> HeadModel:
     """The model with texture coordinates: its own, or an unwrap by xatlas, kept in the user's cache folder.
 
-    The cache is `$XDG_CACHE_HOME/recon4d`, or `~/.cache/recon4d`. Charts of an unwrap differ from FLAME's own layout, so
+    The cache is `$XDG_CACHE_HOME/recon4d`, or `~/.cache/recon4d`. Charts of an unwrap differ from FLAME's own, so
     textures and avatars made on one do not fit the other.
     """
     if head.vt is not None and head.ft is not None:
