@@ -45,14 +45,11 @@ def folder_of(output_dir: str | Path, subject: str, work_name: str) -> Path:
 
 
 def load_head(path: str | None) -> HeadModel:
-    """The open head, or the FLAME file. Raises InputError as `recon4d.head.load` does, or without a UV layout."""
-    head = heads.load(path)
-    if head.vt is None or head.ft is None:
-        raise InputError(
-            f"the head model {path or head.name} has no texture coordinates; "
-            "place flame_uv.npz or head_template_mesh.obj beside it"
-        )
-    return head
+    """The open head, or the FLAME file, with its own texture coordinates or unwrapped ones.
+
+    Raises InputError as `recon4d.head.load` does.
+    """
+    return heads.with_uv(heads.load(path))
 
 
 def training_size(config: settings.Config, track: Track) -> tuple[int, int]:
