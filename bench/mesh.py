@@ -143,9 +143,7 @@ def measure(triangles: int, size: int, pytorch3d_seconds: float) -> dict:
     return row
 
 
-def agreement(
-    pos: torch.Tensor, tri: torch.Tensor, size: int, found: torch.Tensor, bary: torch.Tensor
-) -> dict:
+def agreement(pos: torch.Tensor, tri: torch.Tensor, size: int, found: torch.Tensor, bary: torch.Tensor) -> dict:
     """How PyTorch3D's picture and ours differ, and both from float64."""
     rast = mesh.rasterize(pos, tri, (size, size))
     differ = rast.tri_id != found.int()
@@ -171,9 +169,7 @@ def machine() -> dict:
     """What this machine can do: copy bandwidth and float32 arithmetic of one and two threads, measured here."""
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
-        lines = [
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-        ]
+        lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         name = lines[0].split(":", 1)[1].strip() if lines else name
     source = torch.zeros(1 << 25)
     target = torch.empty_like(source)
@@ -325,9 +321,7 @@ def report(rows: list[dict], limits: dict, cuda: list[dict]) -> str:
     ]
     if cuda:
         lines += ["| triangles | pixels | nvdiffrast | ours on it |", "| ---: | ---: | ---: | ---: |"]
-        lines += [
-            f"| {r['triangles']:,} | {r['size']}² | {ms(r['nvdiffrast'])} | {ms(r['ours'])} |" for r in cuda
-        ]
+        lines += [f"| {r['triangles']:,} | {r['size']}² | {ms(r['nvdiffrast'])} | {ms(r['ours'])} |" for r in cuda]
     else:
         lines.append("Unmeasured: there was no CUDA device. The script measures it where there is one.")
     return "\n".join(lines) + "\n"
@@ -354,9 +348,7 @@ def plot(rows: list[dict], path: Path) -> None:
         (axes[1], "size", [row for row in rows if row["triangles"] == middle]),
     ):
         for name, label, style in series:
-            points = [
-                (row[key], row[name] * 1e3) for row in sorted(chosen, key=lambda row: row[key]) if name in row
-            ]
+            points = [(row[key], row[name] * 1e3) for row in sorted(chosen, key=lambda row: row[key]) if name in row]
             if points:
                 axis.loglog(*zip(*points, strict=True), style, label=label)
         axis.grid(alpha=0.3, which="both")
@@ -374,9 +366,7 @@ def plot(rows: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes; print, write nothing")
-    parser.add_argument(
-        "--pytorch3d-seconds", type=float, default=20.0, help="skip PyTorch3D where it takes longer"
-    )
+    parser.add_argument("--pytorch3d-seconds", type=float, default=20.0, help="skip PyTorch3D where it takes longer")
     parser.add_argument("--json", type=Path, help="also write the raw numbers there")
     options = parser.parse_args()
     if options.quick:

@@ -71,9 +71,7 @@ def timed(action: Callable[[], object], device: str = "cpu") -> float:
     return clock() - start
 
 
-def forward_and_backward(
-    render: Callable, scene: dict, device: str = "cpu"
-) -> dict[str, Callable[[], float]]:
+def forward_and_backward(render: Callable, scene: dict, device: str = "cpu") -> dict[str, Callable[[], float]]:
     """Two actions, to be run in turn: render, then differentiate with a fixed upstream gradient."""
     names = ("means", "quats", "scales", "opacities", "colors")
     leaves = {n: scene[n].clone().requires_grad_() for n in names}
@@ -98,9 +96,7 @@ def dense_composite(means, quats, scales, opacities, colors, viewmats, Ks, width
     from gsplat.cuda import _torch_impl as reference
 
     covars, _ = reference._quat_scale_to_covar_preci(quats, scales, True, False)
-    radii, means2d, depths, conics, _ = reference._fully_fused_projection(
-        means, covars, viewmats, Ks, width, height
-    )
+    radii, means2d, depths, conics, _ = reference._fully_fused_projection(means, covars, viewmats, Ks, width, height)
     order = torch.argsort(depths[0])
     m, q, o, c = means2d[0, order], conics[0, order], opacities[order], colors[order]
     ys, xs = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
@@ -280,9 +276,7 @@ def on_cuda(repetitions: int, counts) -> str:
             for part, action in forward_and_backward(render, scene_of, "cuda").items():
                 actions[f"{name} {part}"] = action
         times = best(actions, repetitions)
-        ratio = (times["ours forward"] + times["ours backward"]) / (
-            times["gsplat forward"] + times["gsplat backward"]
-        )
+        ratio = (times["ours forward"] + times["ours backward"]) / (times["gsplat forward"] + times["gsplat backward"])
         rows.append([f"{count:,}", *(f"{times[k]:.3f}" for k in times), f"{ratio:.3f}"])
     header = ["Gaussians", "forward ms", "backward ms", "gsplat forward ms", "gsplat backward ms", "ratio"]
     return f"\nOn {torch.cuda.get_device_name()}, 1920x1080:\n\n" + table(header, rows)
@@ -294,9 +288,7 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "numba", "llvmlite"))
-    return (
-        f"{name}, {os.cpu_count()} logical cores, {numba.core.config.CPU_NAME or 'native'} code; {versions}"
-    )
+    return f"{name}, {os.cpu_count()} logical cores, {numba.core.config.CPU_NAME or 'native'} code; {versions}"
 
 
 def main() -> None:
@@ -306,11 +298,7 @@ def main() -> None:
     threads = (1, 2) if (os.cpu_count() or 1) > 1 else (1,)
     repetitions = 10 if quick else 60
     counts = (1_000, 10_000) if quick else (1_000, 10_000, 100_000, 1_000_000)
-    sizes = (
-        [(128, 128), (256, 256)]
-        if quick
-        else [(128, 128), (256, 256), (512, 512), (1024, 1024), (1920, 1080)]
-    )
+    sizes = [(128, 128), (256, 256)] if quick else [(128, 128), (256, 256), (512, 512), (1024, 1024), (1920, 1080)]
     text = "# Gaussian rasterizer\n\n"
     text += f"Written by `bench/splat.py`. Machine: {machine()}.\n"
     text += (
@@ -329,9 +317,7 @@ def main() -> None:
         text += "\nNo CUDA device was at hand: what `rasterize` costs over calling gsplat directly is unmeasured.\n"
     if not quick:
         plot(curves, ROOT / "docs/images/splat-scaling.png")
-        text += (
-            "\n![Time over the number of Gaussians and over the number of pixels](images/splat-scaling.png)\n"
-        )
+        text += "\n![Time over the number of Gaussians and over the number of pixels](images/splat-scaling.png)\n"
         (ROOT / "docs/benchmarks-splat.md").write_text(text)
     print(text)
 

@@ -95,8 +95,7 @@ def above_neck_loop(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Mask (F,) of the triangles above the neck's edge loop, reached from the crown without crossing the loop."""
     quads = quads_of(faces)
     quads = quads[
-        (vertices[quads][..., 1].max(1) < NECK_CUT_HEIGHT + 0.15)
-        & (np.abs(vertices[quads][..., 0]).max(1) < 0.15)
+        (vertices[quads][..., 1].max(1) < NECK_CUT_HEIGHT + 0.15) & (np.abs(vertices[quads][..., 0]).max(1) < 0.15)
     ]
     near = np.unique(quads)
     middle = near[(np.abs(vertices[near, 0]) < 1e-4) & (vertices[near, 2] > 0)]
@@ -105,9 +104,7 @@ def above_neck_loop(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         touching = quads[(quads == start).any(1)]
         # A quad's neighbours of a corner are the ones before and after it, not the one across.
         seconds = {int(q[(list(q).index(start) + k) % 4]) for q in touching for k in (1, 3)}
-        loops = [
-            loop for b in sorted(seconds) if vertices[b, 0] > 1e-3 and (loop := edge_loop(quads, start, b))
-        ]
+        loops = [loop for b in sorted(seconds) if vertices[b, 0] > 1e-3 and (loop := edge_loop(quads, start, b))]
         if loops:
             break
     border = {frozenset(e) for e in zip(loops[0], loops[0][1:] + loops[0][:1])}
@@ -172,9 +169,7 @@ def sample_coefficients(model, n: int, rng: np.random.Generator) -> tuple[dict, 
         own = rng.normal(0, 0.05, n) if stem != name else 0.0
         local[name] = np.clip(common + own, -0.85, 0.85)
     local = {name: value for name, value in local.items() if isinstance(name, str)}
-    return {k: torch.as_tensor(v) for k, v in phenotypes.items()}, {
-        k: torch.as_tensor(v) for k, v in local.items()
-    }
+    return {k: torch.as_tensor(v) for k, v in phenotypes.items()}, {k: torch.as_tensor(v) for k, v in local.items()}
 
 
 def rigid_alignment(points: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -207,17 +202,13 @@ def pca(samples: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     values, vectors = values[::-1], vectors[:, ::-1]
     # X = U S V^T; a unit-variance coefficient moves the head by S/sqrt(N-1) V.
     basis = (X.T @ vectors[:, :n]) / np.sqrt(len(samples) - 1)
-    basis *= np.where(
-        basis[np.abs(basis).argmax(0), np.arange(n)] < 0, -1, 1
-    )  # eigenvectors come with any sign
+    basis *= np.where(basis[np.abs(basis).argmax(0), np.arange(n)] < 0, -1, 1)  # eigenvectors come with any sign
     return mean, basis.reshape(*mean.shape, n), np.cumsum(values)[:n] / values.sum()
 
 
 # ------------------------------------------------------------------------------------------- skinning and regions
 
-JAW_HINGE = np.array(
-    [0.0, -0.004, 0.004]
-)  # the temporomandibular joint: a finger's breadth before the ear canal
+JAW_HINGE = np.array([0.0, -0.004, 0.004])  # the temporomandibular joint: a finger's breadth before the ear canal
 BLINK_CLOSED = 0.8  # of MakeHuman's eyeBlink units: at 1 they draw the upper lid well below the lower one
 # Height of the border between skin and hair (second row) over z (first row); the side of the head has the smaller z.
 HAIRLINE = np.array(
@@ -435,9 +426,7 @@ def regions_of(vertices: np.ndarray, head: dict, masks: dict, lip_ring: np.ndarr
     cavity = (masks["mouth_chart"] | masks["left_socket"] | masks["right_socket"]) & ~masks["face_chart"]
     outer = masks["skin"] & ~cavity
     ears = outer & (head["ear"] > 0.1 * head["ear"].max())
-    neck = (
-        outer & ~ears & (masks["neck_chart"] | (y < np.interp(z, [-0.12, -0.03, 0.0], [-0.05, -0.055, -0.2])))
-    )
+    neck = outer & ~ears & (masks["neck_chart"] | (y < np.interp(z, [-0.12, -0.03, 0.0], [-0.05, -0.055, -0.2])))
     scalp = outer & ~ears & ~neck & (y > np.interp(z, *HAIRLINE))
     face = outer & ~ears & ~neck & ~scalp & (z > -0.02)
     neck |= outer & ~(ears | scalp | face)  # the four are a partition of the outer skin
@@ -467,9 +456,7 @@ def align_samples(samples: np.ndarray, vertices: np.ndarray, masks: dict) -> np.
         for k, sample in enumerate(samples):
             R, t = rigid_alignment(sample[fixed], reference[fixed])
             centre = reference[fixed].mean(0)
-            size = np.linalg.norm(sample[fixed] - sample[fixed].mean(0)) / np.linalg.norm(
-                reference[fixed] - centre
-            )
+            size = np.linalg.norm(sample[fixed] - sample[fixed].mean(0)) / np.linalg.norm(reference[fixed] - centre)
             aligned[k] = (sample @ R.T + t - centre) / np.sqrt(size) + centre
         reference = aligned.mean(0)
         reference = (reference + reference[mirror_map(vertices)] * [-1, 1, 1]) / 2
@@ -479,10 +466,7 @@ def align_samples(samples: np.ndarray, vertices: np.ndarray, masks: dict) -> np.
         ball = vertices[masks[side]] - sphere_centre(vertices[masks[side]])
         for sample in aligned:
             centre = sphere_centre(sample[masks[side]])
-            scale = (
-                np.linalg.norm(sample[masks[side]] - centre, axis=1).mean()
-                / np.linalg.norm(ball, axis=1).mean()
-            )
+            scale = np.linalg.norm(sample[masks[side]] - centre, axis=1).mean() / np.linalg.norm(ball, axis=1).mean()
             sample[masks[side]] = centre + scale * ball
     return aligned
 
@@ -504,12 +488,8 @@ def visible_triangles(points, triangles, height, width):
         area = (b[0] - a[0]) * (c[1] - a[1]) - (c[0] - a[0]) * (b[1] - a[1])
         if abs(area) < 1e-12:
             continue
-        for y in range(
-            max(0, int(min(a[1], b[1], c[1]) - 0.5)), min(height, int(max(a[1], b[1], c[1]) + 1.5))
-        ):
-            for x in range(
-                max(0, int(min(a[0], b[0], c[0]) - 0.5)), min(width, int(max(a[0], b[0], c[0]) + 1.5))
-            ):
+        for y in range(max(0, int(min(a[1], b[1], c[1]) - 0.5)), min(height, int(max(a[1], b[1], c[1]) + 1.5))):
+            for x in range(max(0, int(min(a[0], b[0], c[0]) - 0.5)), min(width, int(max(a[0], b[0], c[0]) + 1.5))):
                 u = ((b[0] - x - 0.5) * (c[1] - y - 0.5) - (c[0] - x - 0.5) * (b[1] - y - 0.5)) / area
                 v = ((c[0] - x - 0.5) * (a[1] - y - 0.5) - (a[0] - x - 0.5) * (c[1] - y - 0.5)) / area
                 w = 1 - u - v
@@ -557,8 +537,7 @@ def portrait(vertices, faces, uv, uv_faces, albedo, size=512, yaw=0.0):
         albedo.shape[0] - 0.5,
     ]
     colour = [
-        map_coordinates(albedo[..., c].astype(np.float64), at[:, ::-1].T, order=1, mode="nearest")
-        for c in range(3)
+        map_coordinates(albedo[..., c].astype(np.float64), at[:, ::-1].T, order=1, mode="nearest") for c in range(3)
     ]
     image = np.full((size, size, 3), 205, np.uint8)
     image[hit] = np.clip(np.stack(colour, 1) * shade[:, None], 0, 255)
@@ -635,8 +614,7 @@ def slit_at_the_back(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarra
     while ahead := [
         n
         for n in neighbours[path[-1]]
-        if n not in path
-        and (vertices[n, 1] > vertices[path[-1], 1] or vertices[n, 2] > vertices[path[-1], 2])
+        if n not in path and (vertices[n, 1] > vertices[path[-1], 1] or vertices[n, 2] > vertices[path[-1], 2])
     ]:
         path.append(max(ahead, key=lambda n: vertices[n, 1]))
     copies = {v: len(vertices) + k for k, v in enumerate(path[:-1])}
@@ -690,8 +668,7 @@ def flatten(points: np.ndarray, faces: np.ndarray, scale: np.ndarray, rounds: in
     loops = sorted(border_loops(faces), key=len)
     n_points, n_faces = len(points), len(faces)
     fans = [
-        np.array([(a, n_points + k, b) for a, b in zip(loop, np.roll(loop, -1))])
-        for k, loop in enumerate(loops[:-1])
+        np.array([(a, n_points + k, b) for a, b in zip(loop, np.roll(loop, -1))]) for k, loop in enumerate(loops[:-1])
     ]
     centres = [points[loop].mean(0) for loop in loops[:-1]]
     faces, points = np.concatenate([faces, *fans]), np.concatenate([points, centres])
@@ -823,9 +800,7 @@ def texture_layout(mean: np.ndarray, head: dict, masks: dict) -> tuple[np.ndarra
             d = direction[kept]
             front = d[:, 2].mean() > 0
             angle = np.arctan2(np.hypot(d[:, 0], d[:, 1]), d[:, 2] if front else -d[:, 2])
-            radius = angle**0.65 / np.maximum(
-                np.hypot(d[:, 0], d[:, 1]), 1e-9
-            )  # the iris gets most of the disc
+            radius = angle**0.65 / np.maximum(np.hypot(d[:, 0], d[:, 1]), 1e-9)  # the iris gets most of the disc
             flat = d[:, :2] * radius[:, None] * [1 if front else -1, 1]
             box = (u, 0.836, u + 0.16, 0.996) if front else (u + 0.34, 0.836, u + 0.39, 0.886)
             place(mask, flat, corner_faces, box)
@@ -897,9 +872,7 @@ def paint(
     )
     normals = vertex_normals(mean, faces)
     flatter = smooth(mean, faces, 3)
-    hollow = at(
-        smooth(((flatter - mean) * normals).sum(1), faces, 1)
-    )  # metres; positive in creases and nostrils
+    hollow = at(smooth(((flatter - mean) * normals).sum(1), faces, 1))  # metres; positive in creases and nostrils
     mouth = head["mouth_faces"][seen] | masks["tongue"][corners[..., 0]]
     tongue = masks["tongue"][corners[..., 0]]
     socket = (head["left_socket_faces"] | head["right_socket_faces"])[seen]
@@ -918,9 +891,7 @@ def paint(
     base = np.array([0.80, 0.625, 0.525])
     colour = np.ones(p.shape) * base
     colour += blood[..., None] * np.array([0.015, -0.050, -0.045])
-    colour += (spot(p, (0.030, 0.022, 0.070), (0.013, 0.006, 0.03)) * 0.7)[..., None] * np.array(
-        [-0.06, -0.06, -0.03]
-    )
+    colour += (spot(p, (0.030, 0.022, 0.070), (0.013, 0.006, 0.03)) * 0.7)[..., None] * np.array([-0.06, -0.06, -0.03])
     colour *= 1 + mottle[..., None] * np.array([0.8, 1.0, 1.1])
     colour *= np.clip(1 - np.clip(hollow, 0, None) / 0.0035, 0.45, 1)[..., None] ** np.array([0.8, 1.0, 1.0])
 
@@ -1003,19 +974,13 @@ def paint(
         # The upper lid and its lashes shade the eye below them; painted, since no renderer here casts shadows.
         white = white * (1 - 0.30 * step(d[..., 1] / IRIS_RADIUS, 0.15, 1.1))[..., None]
         fibres = noise(np.stack([np.cos(spin), np.sin(spin), 0.15 * radius], -1), 0.22, rng)
-        iris = (
-            np.array([0.36, 0.235, 0.135])
-            * (1 + 0.20 * fibres[..., None])
-            * (1.25 - 0.35 * radius[..., None])
-        )
+        iris = np.array([0.36, 0.235, 0.135]) * (1 + 0.20 * fibres[..., None]) * (1.25 - 0.35 * radius[..., None])
         iris = iris * (1 - 0.65 * step(radius, 0.82, 1.0))[..., None]
         iris = iris * (1 - 0.35 * step(d[..., 1] / IRIS_RADIUS, 0.0, 1.0))[..., None]
         eye = white + step(radius, 1.06, 0.94)[..., None] * (iris - white)
         eye = eye + step(radius, 0.42, 0.34)[..., None] * (np.array([0.03, 0.025, 0.025]) - eye)
         colour = np.where(mask[..., None], eye, colour)
-        iris_mask = np.where(
-            mask, step(radius, 0.98, 0.88) * step(radius, 0.36, 0.46) * (1 + 0.15 * fibres), iris_mask
-        )
+        iris_mask = np.where(mask, step(radius, 0.98, 0.88) * step(radius, 0.36, 0.46) * (1 + 0.15 * fibres), iris_mask)
 
     bare = np.where(skin, (1 - hair) * (1 - brow) * (1 - 0.6 * lash), 0)
     cheeks = 0.5 + blood
@@ -1072,9 +1037,7 @@ def build(n_samples: int, seed: int) -> dict[str, np.ndarray]:
     regions = regions_of(mean, head, masks, lip_ring)
 
     growth = np.linalg.norm(mean - mean.mean(0)) / np.linalg.norm(template - template.mean(0))
-    actions = symmetric_actions(
-        {n: d * growth for n, d in head["actions"].items() if n[:7] != "eyeLook"}, mirror
-    )
+    actions = symmetric_actions({n: d * growth for n, d in head["actions"].items() if n[:7] != "eyeLook"}, mirror)
     cheek = step(lip_ring, 8, 11)[:, None] * masks["skin"][:, None]
     for name, moved in actions.items():
         if name.startswith("eyeBlink"):
@@ -1136,9 +1099,7 @@ def build(n_samples: int, seed: int) -> dict[str, np.ndarray]:
     rows, columns = np.nonzero(J_regressor)
     return {
         "v_template": mean.astype(np.float32),
-        "shapedirs": np.concatenate(
-            [pack(identity, 1e-6), pack(np.stack(list(actions.values()), -1), 4e-6)], -1
-        ),
+        "shapedirs": np.concatenate([pack(identity, 1e-6), pack(np.stack(list(actions.values()), -1), 4e-6)], -1),
         "n_identity": np.int64(N_IDENTITY),
         "expression_names": np.array(list(actions)),
         "posedirs": pack(posedirs, 4e-6),

@@ -10,9 +10,7 @@ from recon4d import InputError, mesh
 QUAD = torch.tensor([[0, 1, 2], [0, 2, 3]])
 
 
-def quad(
-    left: float, top: float, right: float, bottom: float, size: int = 16, dtype=torch.float32
-) -> torch.Tensor:
+def quad(left: float, top: float, right: float, bottom: float, size: int = 16, dtype=torch.float32) -> torch.Tensor:
     """Clip positions (1, 4, 4) of a rectangle given in pixels of a size x size image."""
     xy = torch.tensor([[left, bottom], [right, bottom], [right, top], [left, top]], dtype=dtype)
     ndc = torch.stack([xy[:, 0] * 2 / size - 1, 1 - xy[:, 1] * 2 / size], -1)
@@ -30,9 +28,7 @@ def coverage(pos: torch.Tensor, tri: torch.Tensor, size: int) -> torch.Tensor:
 def test_an_axis_aligned_rectangle_gets_its_exact_coverage(left, top, right, bottom):
     corners = quad(left, top, right, bottom)
     pos = torch.cat([corners, corners.mean(1, keepdim=True)], 1)
-    fan = torch.tensor(
-        [[0, 1, 4], [1, 2, 4], [2, 3, 4], [3, 0, 4]]
-    )  # the pixels along a side see its triangle
+    fan = torch.tensor([[0, 1, 4], [1, 2, 4], [2, 3, 4], [3, 0, 4]])  # the pixels along a side see its triangle
     got = coverage(pos, fan, 16)
     i = np.arange(16)
     across = np.clip(np.minimum(i + 1, right) - np.maximum(i, left), 0, 1)
@@ -84,9 +80,7 @@ def test_gradients_are_those_of_the_blend():
         rast = mesh.rasterize(p, QUAD, (16, 16), tri_id=ids)
         return mesh.antialias(c, rast, p, QUAD)
 
-    assert torch.autograd.gradcheck(
-        render, (pos.requires_grad_(), color.requires_grad_()), eps=1e-7, atol=1e-5
-    )
+    assert torch.autograd.gradcheck(render, (pos.requires_grad_(), color.requires_grad_()), eps=1e-7, atol=1e-5)
 
 
 def test_inner_edges_are_left_alone_and_occluding_edges_are_not():
@@ -94,9 +88,7 @@ def test_inner_edges_are_left_alone_and_occluding_edges_are_not():
     rast = mesh.rasterize(pos, QUAD, (16, 16))
     color = torch.rand(1, 16, 16, 3)
     out = mesh.antialias(color, rast, pos, QUAD)
-    assert torch.equal(
-        out[0, 4:12, 4:12], color[0, 4:12, 4:12]
-    )  # the diagonal between the triangles is no silhouette
+    assert torch.equal(out[0, 4:12, 4:12], color[0, 4:12, 4:12])  # the diagonal between the triangles is no silhouette
     # a small square in front of a large one
     both = torch.cat([pos + torch.tensor([0, 0, 0.5, 0]), quad(5.25, 5.25, 10.75, 10.75)], 1)
     tri = torch.cat([QUAD, QUAD + 4])
@@ -112,9 +104,7 @@ def test_a_fold_is_a_silhouette():
     tri = torch.tensor([[0, 1, 2], [1, 0, 3]])
     assert mesh.edge_neighbours(tri)[0].tolist() == [3, -1, -1]
     row = coverage(pos, tri, 32)[16]
-    torch.testing.assert_close(
-        row[16:19], torch.tensor([1.0, 0.6, 0.0]), atol=1e-3, rtol=0
-    )  # edge at x = 17.6
+    torch.testing.assert_close(row[16:19], torch.tensor([1.0, 0.6, 0.0]), atol=1e-3, rtol=0)  # edge at x = 17.6
 
 
 def test_edge_neighbours_of_a_closed_mesh_and_of_a_fan():

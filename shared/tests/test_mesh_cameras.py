@@ -12,9 +12,7 @@ from recon4d import InputError, cameras, mesh
 
 def random_camera(*shape: int, seed: int = 0, width: int = 96, height: int = 64) -> cameras.Camera:
     generator = torch.Generator().manual_seed(seed)
-    quaternion = torch.nn.functional.normalize(
-        torch.randn(*shape, 4, dtype=torch.float64, generator=generator), dim=-1
-    )
+    quaternion = torch.nn.functional.normalize(torch.randn(*shape, 4, dtype=torch.float64, generator=generator), dim=-1)
     world_to_camera = torch.eye(4, dtype=torch.float64).repeat(*shape, 1, 1)
     world_to_camera[..., :3, :3] = roma.unitquat_to_rotmat(quaternion)
     world_to_camera[..., :3, 3] = torch.randn(*shape, 3, dtype=torch.float64, generator=generator)
@@ -58,9 +56,7 @@ def test_clip_space_agrees_with_project():
     torch.testing.assert_close((ndc[..., 0] + 1) / 2 * camera.width, pixels[..., 0])
     torch.testing.assert_close((1 - ndc[..., 1]) / 2 * camera.height, pixels[..., 1])
     torch.testing.assert_close(clip[..., 3], depth)
-    ends = cameras.transform(
-        camera.clip_from_camera(0.5, 9.0), torch.tensor([[0, 0, 0.5], [0, 0, 9.0]]).double(), True
-    )
+    ends = cameras.transform(camera.clip_from_camera(0.5, 9.0), torch.tensor([[0, 0, 0.5], [0, 0, 9.0]]).double(), True)
     torch.testing.assert_close(ends[..., 2] / ends[..., 3], torch.tensor([-1.0, 1.0]).double().expand(3, 2))
     far = cameras.projection(camera.K, 96, 64, 0.5, math.inf)
     torch.testing.assert_close(far, cameras.projection(camera.K, 96, 64, 0.5, 1e12), atol=1e-9, rtol=0)
@@ -82,9 +78,7 @@ def test_resized_and_cropped_cameras_see_the_same():
     camera = random_camera()
     points = points_seen_by(camera)
     pixels, _ = camera.project(points)
-    torch.testing.assert_close(
-        camera.resized(192, 32).project(points)[0], pixels * torch.tensor([2, 0.5]).double()
-    )
+    torch.testing.assert_close(camera.resized(192, 32).project(points)[0], pixels * torch.tensor([2, 0.5]).double())
     window = camera.cropped(10, 5, 40, 30)
     torch.testing.assert_close(window.project(points)[0], pixels - torch.tensor([10, 5]).double())
     assert (window.width, window.height) == (40, 30)

@@ -21,9 +21,7 @@ def scene(seed: int = 0, count: int = 12, batch: int = 1, dtype: torch.dtype = t
     points = centre + (torch.rand(batch, count, 3, 3, generator=generator) - 0.5) * 1.6
     x, y, z = points.reshape(batch, -1, 3).to(dtype).unbind(-1)
     near, far = 0.5, 20.0
-    pos = torch.stack(
-        [1.6 * x, 2 * y, (far + near) / (near - far) * z + 2 * far * near / (near - far), -z], -1
-    )
+    pos = torch.stack([1.6 * x, 2 * y, (far + near) / (near - far) * z + 2 * far * near / (near - far), -z], -1)
     return pos, torch.arange(3 * count).view(-1, 3)
 
 
@@ -48,9 +46,9 @@ def test_agrees_with_pytorch3d():
     both = ~differ & rast.mask
     # PyTorch3D adds 1e-8 to areas, which shows in the barycentrics of small triangles
     assert (rast.bary[both] - bary[both]).abs().max() < 1e-4
-    w = (
-        rast.bary[..., None] * pos[torch.arange(2)[:, None, None, None], tri[rast.tri_id.clamp(min=0)], 3:]
-    ).sum((-1, -2))
+    w = (rast.bary[..., None] * pos[torch.arange(2)[:, None, None, None], tri[rast.tri_id.clamp(min=0)], 3:]).sum(
+        (-1, -2)
+    )
     torch.testing.assert_close(w[both], z[both], atol=1e-4, rtol=1e-4)
     for index in differ.nonzero().tolist():  # on an edge
         assert bary[tuple(index)].abs().min() < 1e-3 or rast.bary[tuple(index)].abs().min() < 1e-3
@@ -79,15 +77,9 @@ def test_interpolation_reproduces_what_is_linear_in_space():
     x = (torch.arange(SIZE[1]) + 0.5) * 2 / SIZE[1] - 1
     y = 1 - (torch.arange(SIZE[0]) + 0.5) * 2 / SIZE[0]
     want = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-    torch.testing.assert_close(
-        (w[0, ..., :2] / w[0, ..., 3:])[rast.mask[0]], want[rast.mask[0]], atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close((w[0, ..., :2] / w[0, ..., 3:])[rast.mask[0]], want[rast.mask[0]], atol=1e-5, rtol=0)
     torch.testing.assert_close((w[..., 2] / w[..., 3])[rast.mask], rast.depth[rast.mask], atol=1e-5, rtol=0)
-    assert (
-        (w[~rast.mask] == 0).all()
-        and (rast.bary[~rast.mask] == 0).all()
-        and (rast.depth[~rast.mask] == 1).all()
-    )
+    assert (w[~rast.mask] == 0).all() and (rast.bary[~rast.mask] == 0).all() and (rast.depth[~rast.mask] == 1).all()
 
 
 def test_depth_agrees_with_visibility_and_barycentrics_are_inside():

@@ -75,12 +75,8 @@ def test_sh_basis_equals_scipy():
     want = []
     for degree in range(3):
         for order in range(-degree, degree + 1):
-            value = (
-                sph_harm_y(degree, abs(order), theta, phi) * (-1) ** order
-            )  # without Condon and Shortley's sign
-            want.append(
-                value.real if order == 0 else math.sqrt(2) * (value.imag if order < 0 else value.real)
-            )
+            value = sph_harm_y(degree, abs(order), theta, phi) * (-1) ** order  # without Condon and Shortley's sign
+            want.append(value.real if order == 0 else math.sqrt(2) * (value.imag if order < 0 else value.real))
     np.testing.assert_allclose(mesh.sh_basis(directions).numpy(), np.stack(want, -1), atol=1e-12)
 
 
@@ -90,15 +86,11 @@ def test_sh_irradiance_equals_the_integral_over_the_hemisphere():
     z, weight = np.polynomial.legendre.leggauss(40)
     phi = (np.arange(80) + 0.5) * 2 * np.pi / 80
     ring = np.sqrt(1 - z**2)[:, None]
-    light = np.stack(
-        [ring * np.cos(phi), ring * np.sin(phi), np.broadcast_to(z[:, None], (40, 80))], -1
-    ).reshape(-1, 3)
+    light = np.stack([ring * np.cos(phi), ring * np.sin(phi), np.broadcast_to(z[:, None], (40, 80))], -1).reshape(-1, 3)
     weight = torch.from_numpy(np.repeat(weight * 2 * np.pi / 80, 80))
     light = torch.from_numpy(light)
     radiance = mesh.sh_basis(light) @ sh
-    normals = torch.nn.functional.normalize(
-        torch.randn(1, 5, 4, 3, dtype=torch.float64, generator=generator), dim=-1
-    )
+    normals = torch.nn.functional.normalize(torch.randn(1, 5, 4, 3, dtype=torch.float64, generator=generator), dim=-1)
     cosine = (normals @ light.T).clamp(min=0)
     want = (cosine * weight) @ radiance / math.pi
     torch.testing.assert_close(mesh.sh_irradiance(normals, sh), want, atol=5e-3, rtol=0)
@@ -106,9 +98,7 @@ def test_sh_irradiance_equals_the_integral_over_the_hemisphere():
     torch.testing.assert_close(batched[1], 2 * batched[0])
     ambient = torch.zeros(9, 1, dtype=torch.float64)
     ambient[0] = math.sqrt(4 * math.pi)
-    torch.testing.assert_close(
-        mesh.sh_irradiance(normals, ambient), torch.ones(1, 5, 4, 1, dtype=torch.float64)
-    )
+    torch.testing.assert_close(mesh.sh_irradiance(normals, ambient), torch.ones(1, 5, 4, 1, dtype=torch.float64))
 
 
 def test_shade_equals_the_formula_pixel_by_pixel():
@@ -129,9 +119,7 @@ def test_shade_equals_the_formula_pixel_by_pixel():
             d = unit(light)
             if n @ d > 0:
                 mirrored = 2 * (n @ d) * n - d
-                want = (
-                    want + albedo[b, r, c].numpy() * (n @ d) * color + 0.4 * max(mirrored @ v, 0) ** 7 * color
-                )
+                want = want + albedo[b, r, c].numpy() * (n @ d) * color + 0.4 * max(mirrored @ v, 0) ** 7 * color
         np.testing.assert_allclose(got[b, r, c].numpy(), want, atol=1e-10)
 
 
@@ -148,8 +136,7 @@ def test_shade_options_and_gradients():
     with pytest.raises(InputError, match="sh has shape"):
         mesh.shade(1.0, normals, sh=torch.rand(4, 3))
     inputs = [
-        torch.rand(s, dtype=torch.float64, requires_grad=True)
-        for s in ((1, 2, 2, 3), (1, 2, 2, 3), (2, 3), (9, 3))
+        torch.rand(s, dtype=torch.float64, requires_grad=True) for s in ((1, 2, 2, 3), (1, 2, 2, 3), (2, 3), (9, 3))
     ]
     assert torch.autograd.gradcheck(
         lambda a, n, d, s: mesh.shade(
@@ -171,9 +158,7 @@ def test_bake_uv_finds_the_surface_point_of_every_texel():
     texels = mesh.bake_uv(vt, ft, (6, 8))
     assert texels.mask[:, :4].all() and not texels.mask[:, 4:].any()
     uv = texels.interpolate(vt, ft)
-    want = torch.stack(
-        torch.meshgrid((torch.arange(4) + 0.5) / 8, 1 - (torch.arange(6) + 0.5) / 6, indexing="xy"), -1
-    )
+    want = torch.stack(torch.meshgrid((torch.arange(4) + 0.5) / 8, 1 - (torch.arange(6) + 0.5) / 6, indexing="xy"), -1)
     torch.testing.assert_close(uv[:, :4], want, atol=1e-6, rtol=0)
     assert (texels.bary[~texels.mask] == 0).all()
 
@@ -192,9 +177,7 @@ def test_baking_and_looking_up_again_gives_the_attribute_back():
             system = torch.cat([vt[face].T, torch.ones(1, 3)])
             weight = torch.linalg.solve(system, torch.cat([point, torch.ones(1)]))
             if (weight >= 0).all():
-                torch.testing.assert_close(
-                    got[:, i], (vertices[:, face] * weight[:, None]).sum(1), atol=2e-2, rtol=0
-                )
+                torch.testing.assert_close(got[:, i], (vertices[:, face] * weight[:, None]).sum(1), atol=2e-2, rtol=0)
 
 
 def test_fill_gutter_takes_the_nearest_texel():

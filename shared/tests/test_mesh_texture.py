@@ -61,9 +61,7 @@ def test_gradients(mode):
     uv = (torch.rand(2, 3, 3, 2, dtype=torch.float64, generator=generator) * 0.8 + 0.1).requires_grad_()
     da = (torch.rand(2, 3, 3, 2, 2, dtype=torch.float64, generator=generator) * 0.5).requires_grad_()
     function = (
-        (lambda t, c, d: mesh.texture(t, c, mode, d))
-        if mode == "trilinear"
-        else (lambda t, c, d: mesh.texture(t, c))
+        (lambda t, c, d: mesh.texture(t, c, mode, d)) if mode == "trilinear" else (lambda t, c, d: mesh.texture(t, c))
     )
     inputs = (tex, uv, da) if mode == "trilinear" else (tex, uv, da.detach())
     assert torch.autograd.gradcheck(function, inputs, eps=1e-7, atol=1e-5)
@@ -109,9 +107,7 @@ def test_trilinear_of_a_minified_checkerboard_is_grey():
     tri = torch.tensor([[0, 1, 2], [0, 2, 3]])
     rast = mesh.rasterize(square, tri, (30, 30))
     at = mesh.interpolate(uv, rast, tri)
-    smooth = mesh.texture(
-        checks, at, "trilinear", mesh.screen_derivatives(uv, rast, square, tri), mask=rast.mask
-    )
+    smooth = mesh.texture(checks, at, "trilinear", mesh.screen_derivatives(uv, rast, square, tri), mask=rast.mask)
     rough = mesh.texture(checks, at, mask=rast.mask)
     assert (smooth[rast.mask] - 0.5).abs().max() < 0.01 < (rough[rast.mask] - 0.5).abs().max()
 

@@ -18,18 +18,14 @@ def sphere(n: int, m: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit sphere, counterclockwise seen from outside."""
     theta, phi = torch.linspace(0.05, 3.09, n + 1), torch.arange(m) * (2 * torch.pi / m)
     ring = theta.sin()[:, None]
-    vertices = torch.stack(
-        [ring * phi.cos(), theta.cos()[:, None].expand(-1, m), ring * phi.sin()], -1
-    ).reshape(-1, 3)
+    vertices = torch.stack([ring * phi.cos(), theta.cos()[:, None].expand(-1, m), ring * phi.sin()], -1).reshape(-1, 3)
     i, j = torch.arange(n)[:, None], torch.arange(m)[None]
     a, b, c, d = i * m + j, i * m + (j + 1) % m, (i + 1) * m + (j + 1) % m, (i + 1) * m + j
     faces = torch.cat([torch.stack([a, b, c], -1).view(-1, 3), torch.stack([a, c, d], -1).view(-1, 3)])
     return vertices, faces
 
 
-def perspective(
-    points: torch.Tensor, focal: float = 2.0, near: float = 0.1, far: float = 20.0
-) -> torch.Tensor:
+def perspective(points: torch.Tensor, focal: float = 2.0, near: float = 0.1, far: float = 20.0) -> torch.Tensor:
     """OpenGL camera at the origin looking along -z."""
     x, y, z = points.unbind(-1)
     slope, offset = (far + near) / (near - far), 2 * far * near / (near - far)
@@ -41,9 +37,7 @@ def soup(seed: int, count: int, size: float = 1.0, depth: tuple[float, float] = 
     generator = torch.Generator().manual_seed(seed)
     centre = torch.rand(count, 1, 3, generator=generator) * torch.tensor([4.0, 4.0, depth[1] - depth[0]])
     points = (
-        centre
-        + torch.tensor([-2.0, -2.0, -depth[1]])
-        + (torch.rand(count, 3, 3, generator=generator) - 0.5) * size
+        centre + torch.tensor([-2.0, -2.0, -depth[1]]) + (torch.rand(count, 3, 3, generator=generator) - 0.5) * size
     )
     return perspective(points.view(-1, 3))
 
@@ -121,9 +115,7 @@ def test_a_floor_under_the_camera_reaches_the_bottom_of_the_image():
 
 @pytest.mark.parametrize("scale", [30.0, 1e4, 1e8, 1e15])
 def test_enormous_triangles(scale):
-    pos = torch.tensor([[-1.0, -0.9, 0, 1], [1.1, -1, 0.5, 1], [0.1, 1, 0.2, 1]]) * torch.tensor(
-        [scale, scale, 1, 1]
-    )
+    pos = torch.tensor([[-1.0, -0.9, 0, 1], [1.1, -1, 0.5, 1], [0.1, 1, 0.2, 1]]) * torch.tensor([scale, scale, 1, 1])
     ids, depth = mesh.visibility(pos[None], torch.tensor([[0, 1, 2]]), (33, 47))
     assert (ids == 0).all() and depth.isfinite().all()
     assert_agrees(pos, torch.tensor([[0, 1, 2]]), 33, 47)
@@ -199,12 +191,8 @@ def test_every_pixel_of_a_tiling_is_drawn_exactly_once(seed):
     xy = (((xy / step).round() * step + jitter) * inner + xy * (1 - inner)).view(-1, 2)
     i = (torch.arange(n - 1)[:, None] * n + torch.arange(n - 1)).view(-1)
     flip = torch.rand(len(i), generator=generator) < 0.5
-    one = torch.where(
-        flip[:, None], torch.stack([i, i + 1, i + n + 1], -1), torch.stack([i, i + 1, i + n], -1)
-    )
-    two = torch.where(
-        flip[:, None], torch.stack([i, i + n + 1, i + n], -1), torch.stack([i + 1, i + n + 1, i + n], -1)
-    )
+    one = torch.where(flip[:, None], torch.stack([i, i + 1, i + n + 1], -1), torch.stack([i, i + 1, i + n], -1))
+    two = torch.where(flip[:, None], torch.stack([i, i + n + 1, i + n], -1), torch.stack([i + 1, i + n + 1, i + n], -1))
     tri = torch.cat([one, two])
     pos = grid_positions(xy, 32, 32)
     corner = xy[tri]
@@ -269,9 +257,7 @@ def test_splitting_a_batch_changes_nothing(seed, cut):
     pos, tri = torch.stack([soup(seed + i, 40) for i in range(5)]), torch.arange(120).view(-1, 3)
     ids, depth = mesh.visibility(pos, tri, (33, 29))
     parts = [mesh.visibility(part, tri, (33, 29)) for part in (pos[:cut], pos[cut:])]
-    assert torch.equal(ids, torch.cat([p[0] for p in parts])) and torch.equal(
-        depth, torch.cat([p[1] for p in parts])
-    )
+    assert torch.equal(ids, torch.cat([p[0] for p in parts])) and torch.equal(depth, torch.cat([p[1] for p in parts]))
 
 
 @settings(max_examples=10, deadline=None)

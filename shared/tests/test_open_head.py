@@ -90,9 +90,7 @@ def test_names_of_the_expressions_are_arkits_without_gaze(head):
     names = head.expression_names
     assert len(set(names)) == len(names) == 44
     assert not any(name.startswith("eyeLook") for name in names)
-    assert {"jawOpen", "mouthSmileLeft", "eyeBlinkRight", "browInnerUp", "tongueOut", "cheekPuff"} <= set(
-        names
-    )
+    assert {"jawOpen", "mouthSmileLeft", "eyeBlinkRight", "browInnerUp", "tongueOut", "cheekPuff"} <= set(names)
 
 
 # -------------------------------------------------------------------------------------------------- the mesh
@@ -243,9 +241,7 @@ def test_turning_an_eye_keeps_it_in_its_socket(head):
     torch.testing.assert_close(
         (still[ball] - centre).norm(dim=1), (turned[ball] - centre).norm(dim=1), atol=1e-6, rtol=1e-4
     )
-    assert (
-        turned[ball, 0][still[ball, 2].argmax()] > still[ball, 0][still[ball, 2].argmax()]
-    )  # to the person's left
+    assert turned[ball, 0][still[ball, 2].argmax()] > still[ball, 0][still[ball, 2].argmax()]  # to the person's left
 
 
 # ------------------------------------------------------------------------------------------- identity, expression
@@ -273,10 +269,7 @@ def test_random_heads_are_adult_faces(head):
     assert 0.095 < face.mean() < 0.130 and 0.002 < face.std() < 0.011
     # the order of features from top to bottom holds for each of them
     heights = torch.stack(
-        [
-            landmarks[:, i, 1].mean(1)
-            for i in (slice(17, 27), slice(36, 48), slice(31, 36), slice(48, 60), slice(7, 10))
-        ]
+        [landmarks[:, i, 1].mean(1) for i in (slice(17, 27), slice(36, 48), slice(31, 36), slice(48, 60), slice(7, 10))]
     )
     assert (heights[:-1] > heights[1:]).all()
 
@@ -371,12 +364,8 @@ def test_landmarks_are_symmetric_and_on_the_surface(head, arrays):
         (50, 52),
         (60, 64),
     ):
-        torch.testing.assert_close(
-            points[left] * torch.tensor([-1.0, 1, 1]), points[right], atol=1.5e-3, rtol=0
-        )
-    assert (points[[0, 36, 48], 0] < 0).all() and (
-        points[[16, 45, 54], 0] > 0
-    ).all()  # iBUG starts at the right ear
+        torch.testing.assert_close(points[left] * torch.tensor([-1.0, 1, 1]), points[right], atol=1.5e-3, rtol=0)
+    assert (points[[0, 36, 48], 0] < 0).all() and (points[[16, 45, 54], 0] > 0).all()  # iBUG starts at the right ear
 
 
 # ------------------------------------------------------------------------------------------------------ albedo

@@ -58,9 +58,7 @@ def test_layout_is_that_of_3dgs(tmp_path):
     )
     data = plyfile.PlyData.read(tmp_path / "a.ply")["vertex"].data
     np.testing.assert_allclose(data["scale_1"], gaussians.scales[:, 1].log().numpy(), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(
-        data["opacity"], torch.logit(gaussians.opacities).numpy(), rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(data["opacity"], torch.logit(gaussians.opacities).numpy(), rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(data["rot_0"], gaussians.quats[:, 0].numpy())
     np.testing.assert_array_equal(data["f_rest_15"], gaussians.sh[:, 1, 1].numpy())  # second channel's first
     np.testing.assert_array_equal(data["nx"], 0)
@@ -85,9 +83,7 @@ def test_we_read_what_gsplat_and_gsply_write(tmp_path):
     logs, logits = gaussians.scales.log(), torch.logit(gaussians.opacities)
     dc, rest = gaussians.sh[:, 0], gaussians.sh[:, 1:]
     (tmp_path / "gsplat.ply").write_bytes(
-        splat2ply_bytes(
-            gaussians.means, logs, gaussians.quats, logits, dc, rest.transpose(1, 2).reshape(17, -1)
-        )
+        splat2ply_bytes(gaussians.means, logs, gaussians.quats, logits, dc, rest.transpose(1, 2).reshape(17, -1))
     )
     assert_same(splat.read_ply(tmp_path / "gsplat.ply"), gaussians, 1e-5)
     arrays = [t.contiguous().numpy() for t in (gaussians.means, logs, gaussians.quats, logits, dc, rest)]

@@ -10,18 +10,14 @@ from recon4d import splat
 INPUTS = ("means", "quats", "scales", "opacities", "colors", "viewmats")
 
 
-def make_scene(
-    seed=0, N=40, batch=(), C=1, D=3, K=None, per_camera=False, width=37, height=29, opacity=(0.05, 1.0)
-):
+def make_scene(seed=0, N=40, batch=(), C=1, D=3, K=None, per_camera=False, width=37, height=29, opacity=(0.05, 1.0)):
     """Random Gaussians in front of C cameras, a few of them behind, outside or across the near plane."""
     random = torch.Generator().manual_seed(seed)
 
     def uniform(*shape, low=0.0, high=1.0):
         return torch.rand(*shape, generator=random, dtype=torch.float64) * (high - low) + low
 
-    means = torch.cat(
-        [uniform(*batch, N, 2, low=-1.3, high=1.3), uniform(*batch, N, 1, low=-1.9, high=2.5)], -1
-    )
+    means = torch.cat([uniform(*batch, N, 2, low=-1.3, high=1.3), uniform(*batch, N, 1, low=-1.9, high=2.5)], -1)
     quats = uniform(*batch, N, 4, low=-1, high=1) * uniform(*batch, N, 1, low=0.2, high=3)
     scales = torch.exp(uniform(*batch, N, 3, low=math.log(0.01), high=math.log(0.4)))
     tail = (N, D) if K is None else (N, K, 3)
@@ -96,9 +92,7 @@ def dense_render(
         after = torch.cumprod(1 - alpha, -1)
         before = torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], -1)
         images.append(torch.einsum("hwn,nd->hwd", alpha * before, c))
-        coverages.append(
-            1 - (after[..., -1:] if after.shape[-1] else torch.ones(height, width, 1, dtype=c.dtype))
-        )
+        coverages.append(1 - (after[..., -1:] if after.shape[-1] else torch.ones(height, width, 1, dtype=c.dtype)))
         certain_pixels.append(certain)
     image = torch.stack(images).reshape(*batch, C, height, width, -1)
     alphas = torch.stack(coverages).reshape(*batch, C, height, width, 1)
@@ -155,9 +149,7 @@ MODES = [
 def split_options(mode):
     """A mode's scene arguments and its rasterize options."""
     own = {
-        k: v
-        for k, v in mode.items()
-        if k in ("N", "batch", "C", "D", "K", "per_camera", "width", "height", "opacity")
+        k: v for k, v in mode.items() if k in ("N", "batch", "C", "D", "K", "per_camera", "width", "height", "opacity")
     }
     return own, {k: v for k, v in mode.items() if k not in own}
 
@@ -206,9 +198,7 @@ def test_gradients_match_dense_float64(mode):
     v_alphas = torch.randn(alphas.shape, generator=random).double() * certain
     if options.get("render_mode") in ("ED", "RGB+ED"):  # a ratio of small numbers where little is covered
         v_image = v_image * (alphas.detach() > 0.05)
-    expected = torch.autograd.grad(
-        (image * v_image).sum() + (alphas * v_alphas).sum(), [exact[n] for n in names]
-    )
+    expected = torch.autograd.grad((image * v_image).sum() + (alphas * v_alphas).sum(), [exact[n] for n in names])
     single = as_float32(scene, names)
     image, alphas, _ = splat.rasterize(**single, **options)
     loss = (image * v_image.float()).sum() + (alphas * v_alphas.float()).sum()
@@ -238,7 +228,6 @@ def test_dense_reference_gradients_by_finite_differences():
         step = 1e-6
         with torch.no_grad():
             numeric = (
-                loss(**{name: scene[name] + step * direction})
-                - loss(**{name: scene[name] - step * direction})
+                loss(**{name: scene[name] + step * direction}) - loss(**{name: scene[name] - step * direction})
             ) / (2 * step)
         assert abs(numeric - (gradient * direction).sum()) < 1e-5 * (1 + abs(numeric)), name

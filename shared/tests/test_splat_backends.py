@@ -18,9 +18,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 def small_scene(seed=0, N=300, width=100, height=70, device="cpu", **more):
     random = torch.Generator().manual_seed(seed)
-    means = torch.rand(N, 3, generator=random) * torch.tensor([3.0, 2.0, 2.0]) + torch.tensor(
-        [-1.5, -1.0, 1.0]
-    )
+    means = torch.rand(N, 3, generator=random) * torch.tensor([3.0, 2.0, 2.0]) + torch.tensor([-1.5, -1.0, 1.0])
     scales = torch.exp(torch.rand(N, 3, generator=random) * 2 - 5)
     quats, opacities = torch.randn(N, 4, generator=random), torch.rand(N, generator=random)
     colors, K = torch.rand(N, 3, generator=random), torch.tensor([[70.0, 0, 50], [0, 70, 35], [0, 0, 1]])
@@ -112,9 +110,7 @@ def test_gsplat_gets_every_argument(monkeypatch):
     monkeypatch.setattr(module, "_choose_backend", lambda forced, device: "gsplat")
     given: dict = {}
     signature = inspect.signature(gsplat.rasterization)
-    monkeypatch.setattr(
-        gsplat, "rasterization", lambda *a, **k: given.update(signature.bind(*a, **k).arguments)
-    )
+    monkeypatch.setattr(gsplat, "rasterization", lambda *a, **k: given.update(signature.bind(*a, **k).arguments))
     # a value of its own for every parameter, so that a swap shows
     tokens = {name: f"<{name}>" for name in signature.parameters}
     tokens |= {"render_mode": "RGB+ED", "rasterize_mode": "antialiased", "means": torch.zeros(1, 3)}
@@ -122,9 +118,7 @@ def test_gsplat_gets_every_argument(monkeypatch):
     assert given == tokens
     given.clear()
     splat.rasterize(**small_scene())
-    defaults = {
-        n: p.default for n, p in signature.parameters.items() if p.default is not inspect.Parameter.empty
-    }
+    defaults = {n: p.default for n, p in signature.parameters.items() if p.default is not inspect.Parameter.empty}
     assert {n: given[n] for n in defaults if n in given} == {
         n: v for n, v in (defaults | {"packed": False}).items() if n in given
     }
@@ -134,8 +128,7 @@ def test_other_number_types_and_strides():
     scene = small_scene()
     expected, gradient = gradients(scene)
     strided = {
-        k: v.double().t().contiguous().t() if torch.is_tensor(v) and v.dim() == 2 else v
-        for k, v in scene.items()
+        k: v.double().t().contiguous().t() if torch.is_tensor(v) and v.dim() == 2 else v for k, v in scene.items()
     }
     image, double_gradient = gradients(strided)
     assert torch.equal(image, expected) and image.dtype == torch.float32

@@ -311,12 +311,8 @@ def test_colour_average_by_one_backward():
     image, _, _ = splat.rasterize(**(scene | {"colors": colors}))
     (weighted,) = torch.autograd.grad(image, colors, target, retain_graph=True)
     (weights,) = torch.autograd.grad(image, colors, torch.ones_like(target))
-    identity, _, _ = splat.rasterize(
-        **(scene | {"colors": torch.eye(25)})
-    )  # each Gaussian's own weights as a channel
-    torch.testing.assert_close(
-        weighted, torch.einsum("chwn,chwd->nd", identity, target), rtol=1e-4, atol=1e-5
-    )
+    identity, _, _ = splat.rasterize(**(scene | {"colors": torch.eye(25)}))  # each Gaussian's own weights as a channel
+    torch.testing.assert_close(weighted, torch.einsum("chwn,chwd->nd", identity, target), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(weights[:, 0], identity.sum((0, 1, 2)), rtol=1e-4, atol=1e-5)
 
 
@@ -327,9 +323,4 @@ def test_memory_grows_with_intersections_not_with_pixels_times_gaussians():
     scene["Ks"][..., 0, 2], scene["Ks"][..., 1, 2] = 320.0, 240.0
     _, _, meta = splat.rasterize(**scene)
     total = int(meta["tiles_per_gauss"].sum())
-    assert (
-        len(meta["flatten_ids"])
-        == total
-        < 2 * 20_000
-        < meta["tile_width"] * meta["tile_height"] * 20_000 / 100
-    )
+    assert len(meta["flatten_ids"]) == total < 2 * 20_000 < meta["tile_width"] * meta["tile_height"] * 20_000 / 100

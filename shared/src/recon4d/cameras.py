@@ -36,9 +36,7 @@ class Camera:
                 f"{tuple(self.world_to_camera.shape)}; give (..., 3, 3) and (..., 4, 4)"
             )
         if self.width < 1 or self.height < 1:
-            raise InputError(
-                f"camera image size {self.width} x {self.height} is empty; give at least 1 x 1 pixels"
-            )
+            raise InputError(f"camera image size {self.width} x {self.height} is empty; give at least 1 x 1 pixels")
 
     @property
     def camera_to_world(self) -> Tensor:
@@ -53,9 +51,7 @@ class Camera:
 
     def to(self, *args, **kwargs) -> "Camera":
         """The camera with its tensors moved or converted, as by `Tensor.to`."""
-        return replace(
-            self, K=self.K.to(*args, **kwargs), world_to_camera=self.world_to_camera.to(*args, **kwargs)
-        )
+        return replace(self, K=self.K.to(*args, **kwargs), world_to_camera=self.world_to_camera.to(*args, **kwargs))
 
     def resized(self, width: int, height: int) -> "Camera":
         """The same view at another resolution."""

@@ -148,9 +148,7 @@ def test_frames_turn_with_the_head(head):
     avatar, vertices = random_avatar(head), posed(head, 1)
     R = torch.from_numpy(Rotation.from_rotvec([0.3, -0.9, 0.2]).as_matrix()).float()
     still, _ = avatars.deform(avatar, head, vertices, torch.zeros(1, INPUTS), CAMERA, blend=False)
-    turned, _ = avatars.deform(
-        avatar, head, vertices @ R.T + 0.1, torch.zeros(1, INPUTS), CAMERA, blend=False
-    )
+    turned, _ = avatars.deform(avatar, head, vertices @ R.T + 0.1, torch.zeros(1, INPUTS), CAMERA, blend=False)
     torch.testing.assert_close(turned.means, still.means @ R.T + 0.1, atol=1e-6, rtol=0)
     before, after = (
         torch.from_numpy(Rotation.from_quat(np.roll(s.quats[0].numpy(), -1, 1)).as_matrix()).float()
@@ -256,9 +254,7 @@ def test_wrong_ply_files(head, tmp_path):
     path = tmp_path / "model.ply"
     with pytest.raises(InputError, match="does not exist"):
         avatars.read_ply(path, head, INPUTS)
-    path.write_bytes(
-        b"ply\nformat binary_little_endian 1.0\nelement vertex 5\nproperty float x\nend_header\nab"
-    )
+    path.write_bytes(b"ply\nformat binary_little_endian 1.0\nelement vertex 5\nproperty float x\nend_header\nab")
     with pytest.raises(InputError, match="not a readable PLY"):
         avatars.read_ply(path, head, INPUTS)
     avatars.write_ply(path, avatar)

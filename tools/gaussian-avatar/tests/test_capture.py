@@ -204,10 +204,7 @@ def test_varying_identity_is_averaged_and_said(broken, head):
         track,
         shape=track.shape + 1,
         names=track.names[:1],
-        **{
-            k: getattr(track, k)[:1]
-            for k in ("valid", "expression", "R", "t", "neck", "jaw", "eyes", "eyelids")
-        },
+        **{k: getattr(track, k)[:1] for k in ("valid", "expression", "R", "t", "neck", "jaw", "eyes", "eyelids")},
     )
     path.unlink()
     insta.write(broken, one)

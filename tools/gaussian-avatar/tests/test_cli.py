@@ -218,15 +218,11 @@ def test_options_that_do_not_fit(trained, tmp_path, capfd):
     folder = trained[0]
     fresh = ["--work-name", "x"]
     assert "needs about" in refused(capfd, *training(folder, *fresh, "--set", "model.tex_size=90000"))
-    assert "the key model.texsize is not known" in refused(
-        capfd, *training(folder, *fresh, "--set", "model.texsize=9")
-    )
+    assert "the key model.texsize is not known" in refused(capfd, *training(folder, *fresh, "--set", "model.texsize=9"))
     assert "exclude each other" in refused(capfd, *training(folder, *fresh, "--config", "offline"))
     assert "plain folder name" in refused(capfd, *training(folder, "--work-name", "../x"))
     assert "not a device" in refused(capfd, *training(folder, *fresh, "--device", "tpu"))
-    assert "does not exist" in refused(
-        capfd, *training(folder, *fresh, "--head-model", tmp_path / "flame.pkl")
-    )
+    assert "does not exist" in refused(capfd, *training(folder, *fresh, "--head-model", tmp_path / "flame.pkl"))
     assert "no run to resume" in refused(capfd, "train-offline", "--subject", "nobody", "--resume")
     out = ["--output-dir", folder / "output"]
     assert "holds no training run" in refused(capfd, "metrics", "--subject", "nobody", *out)
@@ -238,9 +234,7 @@ def test_options_that_do_not_fit(trained, tmp_path, capfd):
     track = track_format.read(folder / "data/me/track.npz")
     wide = np.zeros((14, 400), np.float32)
     track_format.Track(**(vars(track) | {"expression": wide})).write(tmp_path / "flame.npz")
-    assert "400 expression coefficients" in refused(
-        capfd, "render", *run_w, "--track", tmp_path / "flame.npz"
-    )
+    assert "400 expression coefficients" in refused(capfd, "render", *run_w, "--track", tmp_path / "flame.npz")
     assert "must be even" in refused(capfd, "synth", tmp_path / "s", "--size", 65)
     assert not (tmp_path / "s").exists()
 
@@ -252,9 +246,7 @@ def test_a_flame_file_can_drive_it(trained, tmp_path):
     head = heads.load()
     path: Path = tmp_path / "generic_model.npz"
     parents = np.array([4294967295, 0, 1, 1, 1], np.int64)
-    directions = np.concatenate(
-        [head.shapedirs[:, :, :10].numpy(), head.expressiondirs[:, :, :12].numpy()], 2
-    )
+    directions = np.concatenate([head.shapedirs[:, :, :10].numpy(), head.expressiondirs[:, :, :12].numpy()], 2)
     np.savez(
         path,
         v_template=head.v_template.numpy(),

@@ -96,14 +96,10 @@ def test_detect_command(run, portrait, tmp_path, detector):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["images"], result["failed"], result["faces"]) == (3, 2, 2)
-    records = {
-        r["file"]: r for r in map(json.loads, (tmp_path / "o" / "faces.jsonl").read_text().splitlines())
-    }
+    records = {r["file"]: r for r in map(json.loads, (tmp_path / "o" / "faces.jsonl").read_text().splitlines())}
     assert records["wall.png"]["error"] == "no face found"
     assert "not a readable image" in records["broken.jpg"]["error"]
-    left, right = sorted(
-        np.array([face["points"] for face in records["zwei ü.png"]["faces"]]), key=lambda p: p[0, 0]
-    )
+    left, right = sorted(np.array([face["points"] for face in records["zwei ü.png"]["faces"]]), key=lambda p: p[0, 0])
     # The right half is the left one mirrored about x = 300: eyes and mouth corners change places.
     mirrored = (left * [-1, 1] + [600, 0])[[1, 0, 2, 4, 3]]
     assert np.abs(mirrored - right).mean() < 1.5
@@ -135,9 +131,7 @@ def test_face_alignment_through_a_stand_in(portrait, monkeypatch):
     load_aligner.cache_clear()
     faces = detect([portrait], "face-alignment")[0]
     load_aligner.cache_clear()
-    assert np.allclose(faces.landmarks, truth.landmarks) and np.allclose(
-        faces.points, five_points(truth.landmarks)
-    )
+    assert np.allclose(faces.landmarks, truth.landmarks) and np.allclose(faces.points, five_points(truth.landmarks))
 
     def no_network(*args, **kwargs):
         raise OSError("network is unreachable")

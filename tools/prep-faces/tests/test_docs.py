@@ -15,11 +15,7 @@ def options_table() -> str:
     for name, command in main.commands.items():
         with click.Context(command, info_name=name, max_content_width=200) as context:
             records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
-        rows = [
-            f"| `{option}` | {help_text} |"
-            for option, help_text in filter(None, records)
-            if option != "--help"
-        ]
+        rows = [f"| `{option}` | {help_text} |" for option, help_text in filter(None, records) if option != "--help"]
         arguments = " ".join(p.make_metavar(context) for p in command.params if isinstance(p, click.Argument))
         head = f"**`prep-faces {name} {arguments}`**: {command.help.splitlines()[0]}".replace(" `**", "`**")
         blocks.append("\n".join([head, "", "| option | |", "| --- | --- |", *rows]))

@@ -58,9 +58,7 @@ def test_command_on_a_folder(run, pictures, tmp_path):
 def test_parquet(pictures, tmp_path):
     rows = [{"bytes": encoded(picture), "path": None} for picture in pictures]
     for i, part in enumerate((rows[:2], rows[2:])):
-        pyarrow.parquet.write_table(
-            pyarrow.table({"label": [0] * len(part), "image": part}), tmp_path / f"{i}.parquet"
-        )
+        pyarrow.parquet.write_table(pyarrow.table({"label": [0] * len(part), "image": part}), tmp_path / f"{i}.parquet")
     result = write_ffhq(str(tmp_path), tmp_path / "o", limit=3)
     assert (result["images"], result["written"], result["failed"]) == (3, 2, 1)
     for i, picture in enumerate(pictures):

@@ -16,9 +16,7 @@ COUNT, FPS, WIDTH, HEIGHT = 20, 10, 96, 64
 def bars(index, height=HEIGHT, width=WIDTH, blur=0):
     """Frame `index`: red grows to the right, green downwards, blue with time; a bright corner at the top left."""
     ys, xs = np.mgrid[0:height, 0:width]
-    image = np.stack([xs * 200 // width, ys * 200 // height, np.full_like(xs, index * 10)], -1).astype(
-        np.uint8
-    )
+    image = np.stack([xs * 200 // width, ys * 200 // height, np.full_like(xs, index * 10)], -1).astype(np.uint8)
     image[: height // 4, : width // 4] = 255
     if blur == 0:
         image[height // 2 :, ::8] //= 2  # fine detail
@@ -133,9 +131,7 @@ def test_tagged_bt709_colors(tmp_path):
 
 
 def test_video_that_ends_early(run, tmp_path):
-    whole = write_video(
-        tmp_path / "w.mp4", [bars(i) for i in range(COUNT)], options={"movflags": "faststart"}
-    )
+    whole = write_video(tmp_path / "w.mp4", [bars(i) for i in range(COUNT)], options={"movflags": "faststart"})
     data = whole.read_bytes()
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(data[: int(len(data) * 0.7)])

@@ -51,9 +51,7 @@ def test_fractions_of_a_pixel_survive(portrait):
     """A picture moved by whole pixels moves the points by as much, to a fraction of a pixel."""
     base = find_faces(portrait[10:260, 10:280]).landmarks[0]
     for dx, dy in ((3, 0), (0, 5), (7, 2)):
-        moved = find_faces(np.ascontiguousarray(portrait[10 - dy : 260 - dy, 10 - dx : 280 - dx])).landmarks[
-            0
-        ]
+        moved = find_faces(np.ascontiguousarray(portrait[10 - dy : 260 - dy, 10 - dx : 280 - dx])).landmarks[0]
         assert np.abs((moved - base).mean(0) - [dx, dy]).max() < 0.5
 
 
@@ -64,9 +62,7 @@ def test_tiny_and_thin_images_have_no_face(shape):
 
 def test_the_same_person_along_a_sequence():
     def faces(*boxes, scores):
-        return Faces(
-            np.array(boxes, np.float32), np.array(scores, np.float32), np.zeros((len(boxes), 5, 2)), None
-        )
+        return Faces(np.array(boxes, np.float32), np.array(scores, np.float32), np.zeros((len(boxes), 5, 2)), None)
 
     small, large = (0, 0, 10, 10), (50, 50, 90, 90)
     assert choose_face(faces(small, large, scores=(2, 1)), None, 0) == 1

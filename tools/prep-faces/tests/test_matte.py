@@ -131,18 +131,14 @@ def test_resumes_with_the_same_result(clip, tmp_path):
     (tmp_path / "b" / ".00003.xyz.png").write_bytes(b"half")
     result = write_mattes([clip / "frames"], tmp_path / "b", track=clip / "track.npz")
     assert result["kept"] == 3
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(
-        p.name for p in (tmp_path / "b").iterdir()
-    )
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in (tmp_path / "b").iterdir())
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
 def test_a_lower_resolution_than_the_track(clip, capture, tmp_path):
     for i, image in enumerate(capture.images[:2]):
-        write_png(
-            tmp_path / "f" / f"{i:05d}.png", cv2.resize(image, (160, 160), interpolation=cv2.INTER_AREA)
-        )
+        write_png(tmp_path / "f" / f"{i:05d}.png", cv2.resize(image, (160, 160), interpolation=cv2.INTER_AREA))
     write_mattes([tmp_path / "f"], tmp_path / "m", track=clip / "track.npz")
     with Image.open(tmp_path / "m" / "00001.png") as image:
         alpha = np.asarray(image)[..., 3] > 127
@@ -174,9 +170,7 @@ def test_guided_filter_against_its_definition():
         for x in range(14):
             slope = padded_slopes[y : y + 5, x : x + 5].mean((0, 1))
             expected = slope @ guide[y, x] + padded_offsets[y : y + 5, x : x + 5].mean()
-            assert guided_filter(guide, values, radius, eps)[y, x] == pytest.approx(
-                np.clip(expected, 0, 1), abs=1e-3
-            )
+            assert guided_filter(guide, values, radius, eps)[y, x] == pytest.approx(np.clip(expected, 0, 1), abs=1e-3)
 
 
 def test_foreground_colors_undo_the_mixture():

@@ -94,9 +94,7 @@ def antialias(
         neighbours: what `edge_neighbours(tri)` returns, to save finding it in every call.
     """
     if color.ndim != 4 or color.shape[:3] != rast.tri_id.shape:
-        raise InputError(
-            f"color has shape {tuple(color.shape)}; give {(*rast.tri_id.shape, 'channels')} as rasterized"
-        )
+        raise InputError(f"color has shape {tuple(color.shape)}; give {(*rast.tri_id.shape, 'channels')} as rasterized")
     height, width = rast.tri_id.shape[1:]
     if neighbours is None:
         neighbours = edge_neighbours(tri)

@@ -193,9 +193,7 @@ def _numpy(tensor: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
 
 def _raise_if(bad: int) -> None:
     if bad:
-        raise InputError(
-            "tri and tri_id name triangles or vertices that do not exist; check that they belong together"
-        )
+        raise InputError("tri and tri_id name triangles or vertices that do not exist; check that they belong together")
 
 
 def _deal(ids: np.ndarray) -> list[tuple[int, int]]:
@@ -212,9 +210,7 @@ def _gather(ids: np.ndarray, own_images: bool, shape: tuple[int, ...], dtype: An
     """
     items, height = ids.shape[:2]
     count = numba_setup.count()
-    if (
-        np.prod(shape) * count > 4 * ids.size
-    ):  # clearing and summing the buffers would cost more than they save
+    if np.prod(shape) * count > 4 * ids.size:  # clearing and summing the buffers would cost more than they save
         work(0, items * height, total := np.zeros(shape, dtype))
         return total
     if count == 1 or (own_images and items >= count):

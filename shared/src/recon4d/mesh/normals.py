@@ -52,9 +52,7 @@ def tangents(vertices: Tensor, tri: Tensor, uv: Tensor, uv_tri: Tensor) -> tuple
     return normalize(tangent, dim=-1, eps=1e-20), normalize(bitangent, dim=-1, eps=1e-20)
 
 
-def tangent_frames(
-    vertices: Tensor, tri: Tensor, uv: Tensor | None = None, uv_tri: Tensor | None = None
-) -> Tensor:
+def tangent_frames(vertices: Tensor, tri: Tensor, uv: Tensor | None = None, uv_tri: Tensor | None = None) -> Tensor:
     """A rotation per triangle that moves with it: (..., F, 3, 3), columns tangent, bitangent, normal.
 
     The tangent follows u where texture coordinates are given, else the edge a-b (GaussianAvatars, Qian et al. 2024,

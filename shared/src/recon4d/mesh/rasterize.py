@@ -58,9 +58,7 @@ def rasterize(
 
 def _match(attr: Tensor, rast: Rasterization) -> None:
     if attr.ndim != 3 or attr.shape[0] not in (1, rast.tri_id.shape[0]):
-        raise InputError(
-            f"attr has shape {tuple(attr.shape)}; give (1 or {len(rast.tri_id)}, vertices, channels)"
-        )
+        raise InputError(f"attr has shape {tuple(attr.shape)}; give (1 or {len(rast.tri_id)}, vertices, channels)")
 
 
 def interpolate(attr: Tensor, rast: Rasterization, tri: Tensor) -> Tensor:

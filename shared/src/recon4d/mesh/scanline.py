@@ -19,9 +19,7 @@ from recon4d import numba_setup
 
 FRACTION = 15  # sub-pixel bits
 STEP = 1 << FRACTION  # one pixel
-GUARD = (
-    16000.0  # pixels from the image centre; what reaches further is clipped, so that products fit in 64 bits
-)
+GUARD = 16000.0  # pixels from the image centre; what reaches further is clipped, so that products fit in 64 bits
 MAX_SIZE = 16384  # largest image side
 W_MIN = 1e-9
 
@@ -186,9 +184,7 @@ def _draw(xa, ya, za, xb, yb, zb, xc, yc, zc, f, low, high, width, ids, depth):
         x0 = max(qa if sa < 0 else FAR_LEFT, qb if sb < 0 else FAR_LEFT, qc if sc < 0 else FAR_LEFT, 0)
         x1 = min(qa if sa > 0 else FAR_RIGHT, qb if sb > 0 else FAR_RIGHT, qc if sc > 0 else FAR_RIGHT, width)
         if x0 < x1:
-            z0 = np.float32(
-                za + np.float64((y << FRACTION) - ya) * zy + np.float64((x0 << FRACTION) - xa) * zx
-            )
+            z0 = np.float32(za + np.float64((y << FRACTION) - ya) * zy + np.float64((x0 << FRACTION) - xa) * zx)
             start = y * width + x0
             for x in range(x1 - x0):
                 at = np.uint64(start + x)
@@ -299,9 +295,7 @@ def _draw_clipped(pos, a, b, c, f, low, high, height, width, cull, ids, depth):
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
-def _draw_band(
-    pos, base, tri, order, first, last, low, high, height, width, cull, xs, ys, zs, state, ids, depth
-):
+def _draw_band(pos, base, tri, order, first, last, low, high, height, width, cull, xs, ys, zs, state, ids, depth):
     ids[low * width : high * width] = -1
     depth[low * width : high * width] = 1.0
     for n in range(first, last):

@@ -110,9 +110,7 @@ def _trilinear(mips: list[Tensor], uv: Tensor, level: Tensor, wrap: str) -> Tens
         weight = torch.where(flat_lower == number - 1, flat_blend, weight)
         used = (flat_lower == number) | (flat_lower == number - 1)
         groups = (
-            [slice(None)]
-            if shared
-            else [slice(b * height * width, (b + 1) * height * width) for b in range(batch)]
+            [slice(None)] if shared else [slice(b * height * width, (b + 1) * height * width) for b in range(batch)]
         )
         for item, group in enumerate(groups):
             pick = used[group].nonzero()[:, 0] + (group.start or 0)

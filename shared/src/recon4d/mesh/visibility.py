@@ -67,13 +67,9 @@ def choose_backend(device: torch.device, backend: str | None = None) -> str:
 def check(pos_clip: Tensor, tri: Tensor, size: tuple[int, int], cull: str | None) -> None:
     """Raise InputError where shapes, types or options of a rasterization are wrong."""
     if pos_clip.ndim != 3 or pos_clip.shape[-1] != 4 or not pos_clip.is_floating_point():
-        raise InputError(
-            f"pos_clip has shape {tuple(pos_clip.shape)}; give floating-point (batch, vertices, 4)"
-        )
+        raise InputError(f"pos_clip has shape {tuple(pos_clip.shape)}; give floating-point (batch, vertices, 4)")
     if tri.ndim != 2 or tri.shape[-1] != 3 or tri.is_floating_point() or tri.dtype == torch.bool:
-        raise InputError(
-            f"tri has shape {tuple(tri.shape)} and type {tri.dtype}; give integers (triangles, 3)"
-        )
+        raise InputError(f"tri has shape {tuple(tri.shape)} and type {tri.dtype}; give integers (triangles, 3)")
     if len(size) != 2 or min(size) < 1 or max(size) > 16384:
         raise InputError(f"image size {tuple(size)} is out of range; give (height, width) from 1 to 16384")
     if cull not in CULL:
@@ -131,20 +127,14 @@ def _numba(pos: Tensor, tri: Tensor, height: int, width: int, cull: int) -> tupl
     depth = np.empty((len(points), height * width), np.float32)
     numba_setup.announce_compile("the mesh rasterizer", 10, scanline._draw_bands)
     if scanline.draw(points, faces, height, width, cull, tri_id, depth):
-        raise InputError(
-            f"tri names vertices outside 0..{pos.shape[1] - 1}; check that it belongs to these vertices"
-        )
+        raise InputError(f"tri names vertices outside 0..{pos.shape[1] - 1}; check that it belongs to these vertices")
     shape = (len(points), height, width)
-    return torch.from_numpy(tri_id).view(shape).to(pos.device), torch.from_numpy(depth).view(shape).to(
-        pos.device
-    )
+    return torch.from_numpy(tri_id).view(shape).to(pos.device), torch.from_numpy(depth).view(shape).to(pos.device)
 
 
 def _check_indices(tri: Tensor, vertices: int) -> None:
     if int(tri.min()) < 0 or int(tri.max()) >= vertices:
-        raise InputError(
-            f"tri names vertices outside 0..{vertices - 1}; check that it belongs to these vertices"
-        )
+        raise InputError(f"tri names vertices outside 0..{vertices - 1}; check that it belongs to these vertices")
 
 
 @lru_cache
@@ -161,17 +151,13 @@ def _nvdiffrast(pos: Tensor, tri: Tensor, height: int, width: int, cull: int) ->
     tri = tri.to(pos.device, torch.int32).contiguous()
     if cull:  # nvdiffrast draws both sides, so each item drops its own triangles, in range mode
         return _per_item(_nvdiffrast, pos, tri, height, width, cull)
-    rast, _ = dr.rasterize(
-        _nvdiffrast_context(str(pos.device)), pos.contiguous(), tri, (height, width), grad_db=False
-    )
+    rast, _ = dr.rasterize(_nvdiffrast_context(str(pos.device)), pos.contiguous(), tri, (height, width), grad_db=False)
     rast = rast.flip(1)  # its row 0 is at the bottom
     tri_id = rast[..., 3].to(torch.int32) - 1
     return tri_id.contiguous(), torch.where(tri_id >= 0, rast[..., 2], 1.0).contiguous()
 
 
-def _per_item(
-    render: Any, pos: Tensor, tri: Tensor, height: int, width: int, cull: int
-) -> tuple[Tensor, Tensor]:
+def _per_item(render: Any, pos: Tensor, tri: Tensor, height: int, width: int, cull: int) -> tuple[Tensor, Tensor]:
     """Cull per batch item for a backend that cannot, then render the rest and name the triangles as before."""
     ids, depths = [], []
     for item in pos:

@@ -765,9 +765,7 @@ def _make_composite_backward(channels: int, absolutes: bool):
                 for d in range(channels if channels > 0 else D):
                     plane = v[d * TILE_PIXELS : (d + 1) * TILE_PIXELS]
                     for bx in range(columns):
-                        plane[_pixel(bx, by)] = v_image_flat[
-                            (at + bx) * (channels if channels > 0 else D) + d
-                        ]
+                        plane[_pixel(bx, by)] = v_image_flat[(at + bx) * (channels if channels > 0 else D) + d]
             if backgrounds.shape[0] > 0:
                 for d in range(D):
                     background = splat(backgrounds[i, d])

@@ -158,9 +158,7 @@ def rasterize(
             **gsplat_only,
         )
     if distributed:
-        raise InputError(
-            "distributed=True needs CUDA tensors and the gsplat backend; render whole scenes on the CPU"
-        )
+        raise InputError("distributed=True needs CUDA tensors and the gsplat backend; render whole scenes on the CPU")
     if camera_model != "pinhole":
         raise InputError(f'camera_model="{camera_model}" needs the gsplat backend; on the CPU use "pinhole"')
     if covars is not None:
@@ -205,14 +203,10 @@ def _choose_backend(forced: str | None, device: torch.device) -> str:
     if forced not in usable:
         raise InputError(f"{source}={forced} is not a backend; choose one of {', '.join(usable)}")
     if usable[forced] is not None:
-        raise InputError(
-            f"the {forced} backend ({source}) is not usable: {usable[forced]}; use CPU tensors with numba"
-        )
+        raise InputError(f"the {forced} backend ({source}) is not usable: {usable[forced]}; use CPU tensors with numba")
     wanted = "cuda" if forced == "gsplat" else "cpu"
     if device.type != wanted:
-        raise InputError(
-            f"the {forced} backend ({source}) needs tensors on {wanted}, not on {device}; move them there"
-        )
+        raise InputError(f"the {forced} backend ({source}) needs tensors on {wanted}, not on {device}; move them there")
     return forced
 
 
@@ -299,8 +293,7 @@ def _rasterize_cpu(
         lead = (len(chosen),)
         ids = (chosen // (C * N), chosen // N % C, chosen % N) if N else (chosen, chosen, chosen)
         radii, means2d, depths, conics, opacities, colors = (
-            t.reshape(images * N, *t.shape[3:])[chosen]
-            for t in (radii, means2d, depths, conics, opacities, colors)
+            t.reshape(images * N, *t.shape[3:])[chosen] for t in (radii, means2d, depths, conics, opacities, colors)
         )
         shape, boxes, tile_counts = (a[chosen.numpy()] for a in (shape, boxes, tile_counts))
     radii, means2d = radii.reshape(*lead, 2), means2d.reshape(*lead, 2)
@@ -499,10 +492,7 @@ class _Composite(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             v_backgrounds = ((1.0 - alphas[..., None]) * v_image).sum((1, 2))
         return (
-            *(
-                torch.from_numpy(v).reshape(*lead, *v.shape[1:])
-                for v in (v_means2d, v_conics, v_colors, v_opacities)
-            ),
+            *(torch.from_numpy(v).reshape(*lead, *v.shape[1:]) for v in (v_means2d, v_conics, v_colors, v_opacities)),
             v_backgrounds,
             *[None] * 4,
         )

@@ -236,9 +236,7 @@ def log2(typing, a):
         square = builder.fmul(s, s)
         series = _constant(2 / 9 / 0.6931471805599453)
         for odd in (7, 5, 3, 1):
-            series = _llvm(
-                builder, "llvm.fma.v16f32", _VEC, series, square, _constant(2 / odd / 0.6931471805599453)
-            )
+            series = _llvm(builder, "llvm.fma.v16f32", _VEC, series, square, _constant(2 / odd / 0.6931471805599453))
         return _llvm(builder, "llvm.fma.v16f32", _VEC, series, s, builder.sitofp(exponent, _VEC))
 
     return f32x16(f32x16), generate

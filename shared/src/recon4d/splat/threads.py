@@ -62,9 +62,7 @@ class _Announcement(numba.core.event.Listener):
         module = getattr(getattr(event.data.get("dispatcher"), "py_func", None), "__module__", "")
         if not self.done and module.startswith("recon4d.splat"):
             self.done = True
-            print(
-                f"compiling the CPU rasterizer, about {_COMPILE_SECONDS} s, once", file=sys.stderr, flush=True
-            )
+            print(f"compiling the CPU rasterizer, about {_COMPILE_SECONDS} s, once", file=sys.stderr, flush=True)
 
     def on_end(self, event):
         pass

@@ -129,9 +129,7 @@ class Attach(torch.autograd.Function):
         facing = np.empty(means.shape[:2], np.float32)
         numba_setup.announce_compile("the avatar's deformation", 5, _forward)
         parts = _parts(means.shape[0] * means.shape[1])
-        numba_setup.share(
-            lambda part: _forward(*fixed, *parts[part], *moving, means, turned, facing), len(parts)
-        )
+        numba_setup.share(lambda part: _forward(*fixed, *parts[part], *moving, means, turned, facing), len(parts))
         ctx.fixed = (fixed[0], fixed[1], fixed[3])
         out = torch.from_numpy(means), torch.from_numpy(turned), torch.from_numpy(facing)
         ctx.mark_non_differentiable(out[2])
@@ -143,7 +141,5 @@ class Attach(torch.autograd.Function):
         upstream = [x.contiguous().numpy() for x in (by_means, by_turned)]
         by_local, by_quats = (np.empty_like(x) for x in upstream)
         parts = _parts(by_local.shape[0] * by_local.shape[1])
-        numba_setup.share(
-            lambda part: _backward(*ctx.fixed, *parts[part], *upstream, by_local, by_quats), len(parts)
-        )
+        numba_setup.share(lambda part: _backward(*ctx.fixed, *parts[part], *upstream, by_local, by_quats), len(parts))
         return None, None, None, None, None, torch.from_numpy(by_local), torch.from_numpy(by_quats)

@@ -88,9 +88,7 @@ def bind(head: HeadModel, tex_size: int) -> tuple[Tensor, Tensor]:
         )
     texels = mesh.bake_uv(head.vt, head.ft, (tex_size, tex_size))
     if not texels.mask.any():
-        raise InputError(
-            f"model.tex_size {tex_size} covers no texel of the head model's UV layout; give more"
-        )
+        raise InputError(f"model.tex_size {tex_size} covers no texel of the head model's UV layout; give more")
     return texels.tri_id[texels.mask].long(), texels.bary[texels.mask].float()
 
 
@@ -278,9 +276,7 @@ def deform(
     else:
         weights = inputs.new_zeros(batch, avatar.mean_basis.shape[0])
         local, quats, sh0 = (x.expand(batch, *x.shape) for x in (avatar.means, avatar.quats, avatar.sh0))
-    eye = -(world_to_camera[..., :3, :3].transpose(-1, -2) @ world_to_camera[..., :3, 3:])[..., 0].expand(
-        batch, 3
-    )
+    eye = -(world_to_camera[..., :3, :3].transpose(-1, -2) @ world_to_camera[..., :3, 3:])[..., 0].expand(batch, 3)
     if vertices.device.type == "cpu" and vertices.dtype == torch.float32:
         corners, uv = head.faces[avatar.face_id], _uv_edges(head, avatar.face_id)
         means, quats, facing = Attach.apply(vertices, corners, avatar.bary, uv, eye, local, quats)
@@ -364,9 +360,7 @@ def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
     def get(*wanted: str) -> Tensor:
         missing = [name for name in wanted if name not in names]
         if missing:
-            raise InputError(
-                f"{path} has no {missing[0]}; it must be an avatar of gaussian-avatar or RGBAvatar"
-            )
+            raise InputError(f"{path} has no {missing[0]}; it must be an avatar of gaussian-avatar or RGBAvatar")
         return torch.from_numpy(np.stack([table[name] for name in wanted], -1).astype(np.float32))
 
     n = len(table)

@@ -44,9 +44,7 @@ def open_capture(folder: str | Path, image_size: int | None, log: Callable[[str]
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(
-            f"{folder} is not a folder; --data-dir and --subject must name one with images and a track"
-        )
+        raise InputError(f"{folder} is not a folder; --data-dir and --subject must name one with images and a track")
     if (folder / "track.npz").is_file():
         track = track_format.read(folder / "track.npz")
         images = {path.stem for path in (folder / "images").glob("*.png")}
@@ -57,9 +55,7 @@ def open_capture(folder: str | Path, image_size: int | None, log: Callable[[str]
         track, notes = insta.read(folder)
         for note in notes:
             log(f"{folder}: {note}")
-    return Capture(
-        folder, track, *reduced_size(int(track.image_size[0]), int(track.image_size[1]), image_size)
-    )
+    return Capture(folder, track, *reduced_size(int(track.image_size[0]), int(track.image_size[1]), image_size))
 
 
 def reduced_size(width: int, height: int, image_size: int | None) -> tuple[int, int]:
@@ -78,28 +74,20 @@ def split_frames(
     held_out = test_frames
     if n < 2 * test_frames:
         held_out = max(1, round(n * test_share)) if test_share > 0 and n > 1 else 0
-        log(
-            f"the clip has {n} frames: its last {held_out} ({test_share:.0%}) are held out, not {test_frames}"
-        )
+        log(f"the clip has {n} frames: its last {held_out} ({test_share:.0%}) are held out, not {test_frames}")
     return np.arange(n - held_out), np.arange(n - held_out, n)
 
 
-def choose_frames(
-    capture: Capture, config: settings.Config, split: str, log: Callable[[str], None]
-) -> np.ndarray:
+def choose_frames(capture: Capture, config: settings.Config, split: str, log: Callable[[str], None]) -> np.ndarray:
     """Indices of the frames of a split that have a track of their own (`valid`)."""
     n = len(capture)
     train, test = split_frames(n, config.data.test_frames, config.data.test_share, log)
     chosen = {"train": train, "test": test, "all": np.arange(n)}[split]
     valid = chosen[capture.track.valid[chosen]]
     if len(valid) < len(chosen):
-        log(
-            f"{len(chosen) - len(valid)} frames without a track of their own are left out of the {split} split"
-        )
+        log(f"{len(chosen) - len(valid)} frames without a track of their own are left out of the {split} split")
     if not len(valid):
-        raise InputError(
-            f"{capture.folder}: the {split} split has no tracked frame; choose another with --split"
-        )
+        raise InputError(f"{capture.folder}: the {split} split has no tracked frame; choose another with --split")
     return valid
 
 
@@ -118,9 +106,7 @@ def read_image(path: Path, width: int, height: int, size: tuple[int, int]) -> np
     is_rgba = image.ndim == 3 and image.shape[2] == 4 and image.dtype == np.uint8
     _check_format(path, (image.shape[1], image.shape[0]), size, is_rgba)
     if not image[..., 3].any():
-        raise InputError(
-            f"{path} has an empty mask (alpha is 0 everywhere); make it again with prep-faces matte"
-        )
+        raise InputError(f"{path} has an empty mask (alpha is 0 everywhere); make it again with prep-faces matte")
     if size != (width, height):
         alpha = image[..., 3:].astype(np.float32) / 255
         premultiplied = np.concatenate([image[..., :3] * alpha, alpha], -1)
@@ -137,9 +123,7 @@ def read_images(capture: Capture, frames: np.ndarray, threads: int = 4) -> Itera
     with ThreadPoolExecutor(threads) as pool:
         ahead: list = []
         for frame in frames:
-            ahead.append(
-                pool.submit(read_image, capture.image_path(frame), capture.width, capture.height, size)
-            )
+            ahead.append(pool.submit(read_image, capture.image_path(frame), capture.width, capture.height, size))
             if len(ahead) > 2 * threads:
                 yield ahead.pop(0).result()
         for waiting in ahead:
@@ -196,9 +180,7 @@ def _check_format(path: Path, size: tuple[int, int], expected: tuple[int, int], 
             f"{path} is not 8-bit RGBA: the head's mask must be its alpha channel (prep-faces matte writes it)"
         )
     if size != expected:
-        raise InputError(
-            f"{path} is {size[0]}x{size[1]} pixels but the track is of {expected[0]}x{expected[1]} images"
-        )
+        raise InputError(f"{path} is {size[0]}x{size[1]} pixels but the track is of {expected[0]}x{expected[1]} images")
 
 
 def composite(images: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:

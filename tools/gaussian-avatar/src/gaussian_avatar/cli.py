@@ -54,12 +54,8 @@ def main() -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--subject", default="synthetic", show_default=True, help="Name of the folder in FOLDER.")
 @click.option("--frames", type=click.IntRange(2), default=144, show_default=True, help="Frames.")
-@click.option(
-    "--size", type=click.IntRange(32, 4096), default=256, show_default=True, help="Pixels per side."
-)
-@click.option(
-    "--fps", type=click.FloatRange(1, 240), default=25.0, show_default=True, help="Frames per second."
-)
+@click.option("--size", type=click.IntRange(32, 4096), default=256, show_default=True, help="Pixels per side.")
+@click.option("--fps", type=click.FloatRange(1, 240), default=25.0, show_default=True, help="Frames per second.")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: the open head]")
 @seed_option
 @force_option
@@ -107,17 +103,11 @@ def import_(folder: Path, head_model: str | None) -> None:
 @click.option("--preset", type=click.Choice(["offline", "cpu-quick"]), help="The same, by name only.")
 @click.option("--data-dir", help="Where subjects are.  [default: from the config]")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: the open head]")
-@click.option(
-    "--split", type=click.Choice(["train", "test", "all"]), help="Frames to train on.  [default: train]"
-)
-@click.option(
-    "--preload/--no-preload", default=None, help="Keep all images in memory.  [default: from the config]"
-)
+@click.option("--split", type=click.Choice(["train", "test", "all"]), help="Frames to train on.  [default: train]")
+@click.option("--preload/--no-preload", default=None, help="Keep all images in memory.  [default: from the config]")
 @click.option("--log", "tensorboard", is_flag=True, help="Write TensorBoard events.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a setting of the config."
-)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a setting of the config.")
 @device_option
 @click.option("--seed", type=int, help="Seed of all random numbers.  [default: from the config]")
 @force_option
@@ -153,9 +143,7 @@ def train_offline(
         if not (out / "config.yaml").is_file():
             raise InputError(f"{out} holds no run to resume; leave --resume away")
         if config or preset or overrides or seed is not None or split or head_model:
-            raise InputError(
-                "--resume goes on with the run's own settings; give only --subject and --work-name"
-            )
+            raise InputError("--resume goes on with the run's own settings; give only --subject and --work-name")
         chosen = settings.load(out / "config.yaml", data_dir=data_dir)
     else:
         if preload is not None:
@@ -227,9 +215,7 @@ def metrics(
     trained = run.open_run(run.folder_of(output_dir, subject, work_name), pick_device(device), head_model)
     images_dir = Path(data_dir or trained.config.data_dir) / subject
     if not (images_dir / "images").is_dir():
-        raise InputError(
-            f"{images_dir / 'images'} is not a folder; name the training data's place with --data-dir"
-        )
+        raise InputError(f"{images_dir / 'images'} is not a folder; name the training data's place with --data-dir")
     frames = run.held_out(trained, split, log)
     values = evaluation.measure(trained, frames, images_dir, log)
     means = evaluation.summary(values, trained)
@@ -243,9 +229,7 @@ def metrics(
 @click.option("--white-bg", is_flag=True, help="White background.  [default: black]")
 @click.option("--alpha", is_flag=True, help="RGBA images.")
 @click.option("--track", type=click.Path(path_type=Path), help="Another clip's track.npz to follow.")
-@click.option(
-    "--turn", type=click.FloatRange(0, 180), metavar="DEGREES", help="End the video with a turn of the head."
-)
+@click.option("--turn", type=click.FloatRange(0, 180), metavar="DEGREES", help="End the video with a turn of the head.")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: as in training]")
 @device_option
 def render(

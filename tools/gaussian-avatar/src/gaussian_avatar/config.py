@@ -57,12 +57,8 @@ class Rates(Section):
     basis_rotation: Rate = 0.5
     basis_colour: Rate = 0.5
     mlp: Rate = 1e-3
-    epsilon: Annotated[float, Field(gt=0)] = (
-        1e-15  # Adam's; a larger one keeps what is hardly seen from drifting
-    )
-    final_factor: Annotated[float, Field(gt=0, le=1)] = (
-        1.0  # all other rates end at this share of their start
-    )
+    epsilon: Annotated[float, Field(gt=0)] = 1e-15  # Adam's; a larger one keeps what is hardly seen from drifting
+    final_factor: Annotated[float, Field(gt=0, le=1)] = 1.0  # all other rates end at this share of their start
 
 
 class Losses(Section):

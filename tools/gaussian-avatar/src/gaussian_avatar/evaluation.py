@@ -22,9 +22,7 @@ METRICS = ("l1_error", "l2_error", "psnr", "ssim", "lpips")
 ERROR_GAIN = 4  # the error row of the contact sheet shows this many times the absolute difference
 
 
-def render_frames(
-    run: Run, frames: np.ndarray, background: Tensor, view: View | None = None
-) -> tuple[Tensor, Tensor]:
+def render_frames(run: Run, frames: np.ndarray, background: Tensor, view: View | None = None) -> tuple[Tensor, Tensor]:
     """Images (n, H, W, 3) in [0, 1] and opacities (n, H, W, 1) of the training clip's frames on a background (3,)."""
     device = run.avatar.means.device
     motion = run.motion
@@ -44,9 +42,7 @@ def render_frames(
     return image.clamp(0, 1), alpha
 
 
-def measure(
-    run: Run, frames: np.ndarray, images_dir: Path, log: Callable[[str], None]
-) -> dict[str, np.ndarray]:
+def measure(run: Run, frames: np.ndarray, images_dir: Path, log: Callable[[str], None]) -> dict[str, np.ndarray]:
     """Per-frame metrics, inside the mask (`psnr` ...) and over the whole image on black (`full_psnr` ...).
 
     Renders and targets have the size that the avatar was trained on. LPIPS is NaN where its weights are missing.
@@ -99,9 +95,7 @@ def write_metrics(folder: Path, values: dict[str, np.ndarray], means: dict) -> N
     """`metrics.npz` (per frame), `metrics.txt` and `metrics.json` (means), each atomically."""
     write_npz(folder / "metrics.npz", **values)
     write_text(folder / "metrics.json", json.dumps(means, indent=2) + "\n")
-    lines = [
-        f"{name}: {means[name]:.6f}" if means[name] is not None else f"{name}: no weights" for name in METRICS
-    ]
+    lines = [f"{name}: {means[name]:.6f}" if means[name] is not None else f"{name}: no weights" for name in METRICS]
     write_text(folder / "metrics.txt", "\n".join(lines) + "\n")
 
 

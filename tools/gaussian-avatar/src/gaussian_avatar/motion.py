@@ -112,9 +112,7 @@ def from_track(
 def resized(motion: Motion, width: int, height: int) -> Motion:
     """The same motion for images of another size; K is scaled (pixel centres at +0.5)."""
     scale = torch.tensor([width / motion.width, height / motion.height, 1.0])
-    return Motion(
-        motion.vertices, motion.inputs, motion.world_to_camera, motion.K * scale[:, None], width, height
-    )
+    return Motion(motion.vertices, motion.inputs, motion.world_to_camera, motion.K * scale[:, None], width, height)
 
 
 def orbit(motion: Motion, degrees: Tensor) -> Tensor:

@@ -48,18 +48,14 @@ def turn(run: Run, degrees: float, fps: float) -> tuple[Motion, Tensor]:
     frontal = int(np.argmax(np.einsum("nij,ij->n", track.R @ track.neck, motions.AXES)))
     frames = np.arange(n) % len(track)
     held = {key: np.repeat(getattr(track, key)[frontal : frontal + 1], n, 0) for key in ("R", "t", "neck")}
-    moved = {
-        key: getattr(track, key)[frames] for key in ("names", "valid", "expression", "jaw", "eyes", "eyelids")
-    }
+    moved = {key: getattr(track, key)[frames] for key in ("names", "valid", "expression", "jaw", "eyes", "eyelids")}
     motion = motions.from_track(replace(track, **held, **moved), run.head, origin=track.t[0])
     motion = motions.resized(motion, run.motion.width, run.motion.height)
     angles = -degrees / 2 * np.sin(2 * np.pi * np.arange(n) / n)
     return motion, motions.orbit(motion, torch.from_numpy(angles.astype(np.float32)))
 
 
-def render(
-    run: Run, motion: Motion, cameras: Tensor, background: Tensor, alpha: bool = False
-) -> Iterator[np.ndarray]:
+def render(run: Run, motion: Motion, cameras: Tensor, background: Tensor, alpha: bool = False) -> Iterator[np.ndarray]:
     """Frames of a motion, each from its own camera (n, 4, 4), as RGB uint8 (H, W, 3), or RGBA with `alpha`.
 
     RGBA is straight (not premultiplied), over black where nothing is.
@@ -121,9 +117,7 @@ def write_render(
                 index += 1
                 if alpha:
                     over = image[..., 3:].astype(np.float32) / 255
-                    image = (image[..., :3] * over + 255 * background.numpy() * (1 - over) + 0.5).astype(
-                        np.uint8
-                    )
+                    image = (image[..., :3] * over + 255 * background.numpy() * (1 - over) + 0.5).astype(np.uint8)
                 yield image
 
     count = video.write_mp4(run.folder / "render.mp4", progress(frames(), "rendering", total), fps)

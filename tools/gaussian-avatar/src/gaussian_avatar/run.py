@@ -79,7 +79,5 @@ def held_out(run: Run, split: int | None, log: Callable[[str], None]) -> np.ndar
     n = len(run.track)
     first = split if split >= 0 else n + split
     if not 0 <= first < n:
-        raise InputError(
-            f"--split {split} leaves no frame of the {n}; give a number between {-n} and {n - 1}"
-        )
+        raise InputError(f"--split {split} leaves no frame of the {n}; give a number between {-n} and {n - 1}")
     return np.arange(first, n)[run.track.valid[first:]]

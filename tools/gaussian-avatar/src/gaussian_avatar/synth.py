@@ -174,9 +174,7 @@ def random_light(seed: int) -> Tensor:
 def srgb_from_linear(linear: Tensor) -> Tensor:
     """IEC 61966-2-1."""
     linear = linear.clamp(0, 1)
-    return torch.where(
-        linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp_min(1e-8) ** (1 / 2.4) - 0.055
-    )
+    return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp_min(1e-8) ** (1 / 2.4) - 0.055)
 
 
 def linear_from_srgb(srgb: Tensor) -> Tensor:
@@ -234,9 +232,7 @@ def wall(size: int, seed: int) -> np.ndarray:
     return np.clip(paint * (fall + grain)[..., None], 0, 1)
 
 
-def synthesise(
-    folder: Path, head: HeadModel, n: int, size: int, fps: float, seed: int
-) -> dict[str, int | float | str]:
+def synthesise(folder: Path, head: HeadModel, n: int, size: int, fps: float, seed: int) -> dict[str, int | float | str]:
     """Write a capture into `folder`: images, checkpoint, track.npz, capture.mp4, synth.json; returns a summary.
 
     The head is posed as `motion.from_track` poses it, so the base of the neck stays upright when the head turns; the

@@ -34,9 +34,7 @@ TRAINED = (
 
 
 CHECKPOINT = "checkpoint.pt"
-COLOUR_STEPS = (
-    20  # after the first pass, colours are initialised every so many steps only: it doubles a step's cost
-)
+COLOUR_STEPS = 20  # after the first pass, colours are initialised every so many steps only: it doubles a step's cost
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,7 @@ def batch_frames(step: int, batch_size: int, n: int, seed: int) -> np.ndarray:
     A function of the step alone, so that a resumed run goes on with the frames an uninterrupted one would have.
     """
     places = np.arange(step * batch_size, (step + 1) * batch_size)
-    order = {
-        epoch: np.random.default_rng((seed, 1, epoch)).permutation(n) for epoch in np.unique(places // n)
-    }
+    order = {epoch: np.random.default_rng((seed, 1, epoch)).permutation(n) for epoch in np.unique(places // n)}
     return np.array([order[place // n][place % n] for place in places])
 
 
@@ -186,9 +182,7 @@ def loss_terms(
     if losses.lpips and images >= losses.lpips_start:
         from recon4d import metrics  # torchmetrics takes seconds to import
 
-        terms["lpips"] = (
-            losses.lpips * metrics.lpips(image.permute(0, 3, 1, 2), target.permute(0, 3, 1, 2)).mean()
-        )
+        terms["lpips"] = losses.lpips * metrics.lpips(image.permute(0, 3, 1, 2), target.permute(0, 3, 1, 2)).mean()
     if losses.alpha:
         terms["alpha"] = losses.alpha * (alpha - mask).abs().mean()
     if losses.sparsity:
@@ -243,9 +237,7 @@ def orthogonality(avatar: Avatar) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- memory
 
 
-def check(
-    config: Config, capture: Capture, head: HeadModel, frames: np.ndarray, device: torch.device
-) -> None:
+def check(config: Config, capture: Capture, head: HeadModel, frames: np.ndarray, device: torch.device) -> None:
     """Raise InputError for a batch larger than the number of frames, or a run that would not fit into memory."""
     batch_size = config.train.batch_size
     if batch_size > len(frames):
@@ -256,9 +248,7 @@ def check(
     check_memory(config, head, len(frames), capture.width, capture.height, device)
 
 
-def check_memory(
-    config: Config, head: HeadModel, n_images: int, width: int, height: int, device: torch.device
-) -> None:
+def check_memory(config: Config, head: HeadModel, n_images: int, width: int, height: int, device: torch.device) -> None:
     """Raise InputError when the run would not fit into memory, saying what would."""
     available = available_bytes(device)
 
@@ -275,9 +265,7 @@ def check_memory(
         fits = int(fits * 0.95)
     if fits >= 16:
         raise InputError(f"model.tex_size {size} {wanted}; {fits} fits (--set model.tex_size={fits})")
-    raise InputError(
-        f"the training {wanted}; use --no-preload, a smaller data.image_size or train.batch_size"
-    )
+    raise InputError(f"the training {wanted}; use --no-preload, a smaller data.image_size or train.batch_size")
 
 
 def memory_needed(
@@ -308,9 +296,7 @@ def available_bytes(device: torch.device) -> float:
         limits += [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = float(Path("/sys/fs/cgroup/memory.current").read_text())
-        statistics = dict(
-            line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
-        )
+        statistics = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
         cache = float(statistics.get("inactive_file", 0))  # counted as used, but given back when needed
         limits += [float(limit) - used + cache] if limit != "max" else []
     except (OSError, ValueError, IndexError):
@@ -369,9 +355,7 @@ def train(
     if resume:
         first, seconds = load_checkpoint(output / CHECKPOINT, avatar, optimizer)
         log(f"resumed at image {first * batch_size}")
-    log(
-        f"{len(avatar)} Gaussians, {len(frames)} training frames of {capture.width}x{capture.height}, {total} images"
-    )
+    log(f"{len(avatar)} Gaussians, {len(frames)} training frames of {capture.width}x{capture.height}, {total} images")
 
     head = head.to(device)
     vertices, inputs = motion.vertices[frames].to(device), motion.inputs[frames].to(device)
@@ -393,13 +377,9 @@ def train(
 
     with progress_bar("training", total) as show:
         started = time.perf_counter()
-        for step, (chosen, pixels, background) in zip(
-            steps, _batches(config, capture, frames, images, steps, device)
-        ):
+        for step, (chosen, pixels, background) in zip(steps, _batches(config, capture, frames, images, steps, device)):
             done = step * batch_size
-            for group, rate in zip(
-                optimizer.param_groups, learning_rates(config.train.rates, done, total).values()
-            ):
+            for group, rate in zip(optimizer.param_groups, learning_rates(config.train.rates, done, total).values()):
                 group["lr"] = rate
             blend = done >= config.train.blend_start
             splats, weights = deform(chosen, blend)
@@ -429,8 +409,7 @@ def train(
                     writer.add_scalar("images_per_second", speed, done)
             if (
                 not last
-                and done // config.train.checkpoint_every
-                > (done - batch_size) // config.train.checkpoint_every
+                and done // config.train.checkpoint_every > (done - batch_size) // config.train.checkpoint_every
             ):
                 save_checkpoint(output / CHECKPOINT, avatar, optimizer, step + 1, seconds + elapsed)
                 log(f"image {done}: loss {float(loss.detach()):.4f}, {speed:.0f} images/s")
@@ -493,9 +472,7 @@ def _tensorboard_writer(output: Path):
 # -------------------------------------------------------------------------------------------------- checkpoints
 
 
-def save_checkpoint(
-    path: Path, avatar: Avatar, optimizer: torch.optim.Optimizer, step: int, seconds: float
-) -> None:
+def save_checkpoint(path: Path, avatar: Avatar, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
     """Everything a later `load_checkpoint` needs to go on at `step`, atomically.
 
     No random state is in it: frames and backgrounds are functions of the step.

@@ -50,9 +50,7 @@ def foreground_colors(image: np.ndarray, alpha: np.ndarray, radius: int) -> np.n
         return image
     ys, xs = np.nonzero(mixed)
     reach = 4 * radius
-    part = np.s_[
-        max(ys.min() - reach, 0) : ys.max() + reach + 1, max(xs.min() - reach, 0) : xs.max() + reach + 1
-    ]
+    part = np.s_[max(ys.min() - reach, 0) : ys.max() + reach + 1, max(xs.min() - reach, 0) : xs.max() + reach + 1]
     color = image[part].astype(np.float32)
     cover = alpha[part]
     front = back = color
@@ -61,9 +59,7 @@ def foreground_colors(image: np.ndarray, alpha: np.ndarray, radius: int) -> np.n
         weight = cv2.blur(cover, window)[..., None]
         front_mean = cv2.blur(front * cover[..., None], window) / (weight + 1e-4)
         back = cv2.blur(back * (1 - cover[..., None]), window) / (1 - weight + 1e-4)
-        front = front_mean + cover[..., None] * (
-            color - cover[..., None] * front_mean - (1 - cover[..., None]) * back
-        )
+        front = front_mean + cover[..., None] * (color - cover[..., None] * front_mean - (1 - cover[..., None]) * back)
     result = image.copy()
     chosen = mixed[part]
     result[part][chosen] = np.rint(np.clip(front, 0, 255))[chosen].astype(np.uint8)

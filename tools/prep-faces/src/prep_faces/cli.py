@@ -12,13 +12,9 @@ from prep_faces.faces import DETECTORS
 
 POINTS = "What finds faces; with mtcnn, dlib finds the points."
 paths_argument = click.argument("paths", nargs=-1, required=True, type=click.Path())
-out_option = click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder to write into."
-)
+out_option = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write into.")
 strict_option = click.option("--strict", is_flag=True, help="Exit 2 when anything at all failed.")
-workers_option = click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]"
-)
+workers_option = click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
 
 
 @click.group(cls=Group)
@@ -30,9 +26,7 @@ def main() -> None:
 @main.command()
 @click.argument("video", type=click.Path(path_type=Path))
 @out_option
-@click.option(
-    "--fps", type=click.FloatRange(min=0, min_open=True), help="Frames per second to keep.  [default: all]"
-)
+@click.option("--fps", type=click.FloatRange(min=0, min_open=True), help="Frames per second to keep.  [default: all]")
 @click.option("--size", type=click.IntRange(min=1), help="Pixels of the longer side.  [default: as it is]")
 @click.option(
     "--sharpest",
@@ -68,9 +62,7 @@ def frames(
 @main.command()
 @paths_argument
 @out_option
-@click.option(
-    "--detector", type=click.Choice(DETECTORS), default="mtcnn", show_default=True, help="What finds faces."
-)
+@click.option("--detector", type=click.Choice(DETECTORS), default="mtcnn", show_default=True, help="What finds faces.")
 @click.option("--threshold", type=float, help="Least score of a face.  [default: the detector's own]")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images at a time.")
 @device_option
@@ -110,9 +102,7 @@ def detect(
 @out_option
 @click.option("--detector", type=click.Choice(DETECTORS), default="dlib", show_default=True, help=POINTS)
 @device_option
-@click.option(
-    "--photos", is_flag=True, help="The files are unrelated: do not follow a face from one to the next."
-)
+@click.option("--photos", is_flag=True, help="The files are unrelated: do not follow a face from one to the next.")
 @workers_option
 @strict_option
 @force_option
@@ -168,9 +158,7 @@ def matte(
 
 
 @main.command()
-@click.option(
-    "--config", required=True, type=click.Path(path_type=Path), help="exp.yaml: dataset, section prep_faces."
-)
+@click.option("--config", required=True, type=click.Path(path_type=Path), help="exp.yaml: dataset, section prep_faces.")
 @device_option
 @workers_option
 @strict_option

@@ -46,9 +46,7 @@ def read_config(path: str | Path) -> tuple[Path, CropConfig]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path} cannot be read ({error}); give a YAML file") from error
     except yaml.YAMLError as error:
-        raise InputError(
-            f"--config {path} is not YAML ({' '.join(str(error).split())[:150]}); correct it"
-        ) from error
+        raise InputError(f"--config {path} is not YAML ({' '.join(str(error).split())[:150]}); correct it") from error
     if not isinstance(content, dict) or not isinstance(content.get("dataset"), str):
         raise InputError(f"--config {path} has no key dataset; give the folder that holds original_image")
     section = content.get("prep_faces") or {}
@@ -143,12 +141,8 @@ def _crop_sequence(
     matrices: dict[int, np.ndarray] = {}
     found = np.array([places[i] for i in readable]).reshape(-1, 4)
     if len(readable) and not np.isnan(found[:, 0]).all():
-        matrices = dict(
-            zip(readable, (crop_matrix(*row, config.size) for row in steady_places(found, config.smooth)))
-        )
-    tasks = [
-        (file.path, out / f"{file.name}.png", matrices.get(i), config.size) for i, file in enumerate(files)
-    ]
+        matrices = dict(zip(readable, (crop_matrix(*row, config.size) for row in steady_places(found, config.smooth))))
+    tasks = [(file.path, out / f"{file.name}.png", matrices.get(i), config.size) for i, file in enumerate(files)]
     for i, (file, answer) in enumerate(zip(files, ordered_map(_write_crop, tasks, len(tasks), workers))):
         if isinstance(answer, InputError):
             yield {

@@ -18,9 +18,7 @@ FACE_SIDE = 400  # side of the face box in the picture that the predictor sees
 BOX_SHIFT = np.array([0.0, -0.10])
 BOX_GROW = 1.08
 # Shifts (shares of half the side) and scales of the box over which the points are averaged.
-JITTER = [
-    (x, y, grow) for x, y in ((0, 0), (-0.06, 0), (0.06, 0), (0, -0.06), (0, 0.06)) for grow in (0.96, 1.04)
-]
+JITTER = [(x, y, grow) for x, y in ((0, 0), (-0.06, 0), (0.06, 0), (0, -0.06), (0, 0.06)) for grow in (0.96, 1.04)]
 
 
 _of_thread = threading.local()
@@ -42,9 +40,7 @@ def load_predictor() -> Any:
     try:
         import dlib
     except ImportError as error:
-        raise InputError(
-            "--detector dlib needs the package dlib-bin; install it or choose another"
-        ) from error
+        raise InputError("--detector dlib needs the package dlib-bin; install it or choose another") from error
     # Importing face_recognition_models fails where setuptools no longer has pkg_resources; only its files matter.
     spec = importlib.util.find_spec("face_recognition_models")
     if spec is None or spec.origin is None:
@@ -106,9 +102,7 @@ def predict_points(image: np.ndarray, box: np.ndarray) -> np.ndarray:
     if scale < 0.5:  # avoid aliasing: halve before the bilinear warp
         factor = 1 / scale
         source = cv2.GaussianBlur(image, (0, 0), 0.3 * factor)
-    picture = cv2.warpAffine(
-        source, warp, (extent, extent), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    picture = cv2.warpAffine(source, warp, (extent, extent), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
     def mean_points(middle: np.ndarray, half: float, jitter: list[tuple[float, float, float]]) -> np.ndarray:
         answers = []

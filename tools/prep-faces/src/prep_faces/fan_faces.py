@@ -19,9 +19,7 @@ def load_aligner(device: str) -> Any:
     except ImportError as error:
         raise InputError("--detector face-alignment needs its package; install prep-faces[fan]") from error
     try:
-        return face_alignment.FaceAlignment(
-            face_alignment.LandmarksType.TWO_D, device=device, face_detector="sfd"
-        )
+        return face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=device, face_detector="sfd")
     except (OSError, RuntimeError, ValueError) as error:  # no network, a half download
         folder = os.path.join(torch.hub.get_dir(), "checkpoints")
         reason = str(error).strip().splitlines()[0][:150] if str(error).strip() else type(error).__name__
@@ -31,17 +29,13 @@ def load_aligner(device: str) -> Any:
         ) from error
 
 
-def find_faces(
-    images: Sequence[np.ndarray], device: str = "cpu", threshold: float | None = None
-) -> list[Faces]:
+def find_faces(images: Sequence[np.ndarray], device: str = "cpu", threshold: float | None = None) -> list[Faces]:
     """Faces with 68 points in (H, W, 3) uint8 RGB images."""
     aligner = load_aligner(device)
     least = 0.5 if threshold is None else threshold
     found = []
     for image in images:
-        detected = [
-            box for box in aligner.face_detector.detect_from_image(image.copy()) or [] if box[4] > least
-        ]
+        detected = [box for box in aligner.face_detector.detect_from_image(image.copy()) or [] if box[4] > least]
         boxes = np.array(detected, np.float32).reshape(-1, 5)
         boxes = boxes[np.argsort(-boxes[:, 4], kind="stable")]
         answers = aligner.get_landmarks_from_image(image, detected_faces=list(boxes)) if len(boxes) else None

@@ -24,9 +24,7 @@ def read_source(source: str, split: str) -> Iterator[Item]:
         return ((str(file.path), None) for file in find_images([source]))
     if source.count("/") == 1 and not source.startswith((".", "/")):
         return _read_hub(source, split)
-    raise InputError(
-        f"{source} does not exist; give a folder, a parquet file or the name of a Hugging Face dataset"
-    )
+    raise InputError(f"{source} does not exist; give a folder, a parquet file or the name of a Hugging Face dataset")
 
 
 def _read_parquet(path: Path) -> Iterator[Item]:
@@ -35,15 +33,11 @@ def _read_parquet(path: Path) -> Iterator[Item]:
         import pyarrow.parquet
     except ImportError as error:
         raise InputError(f"reading {path} needs pyarrow; install prep-faces[hub]") from error
-    files = (
-        [path] if path.is_file() else sorted(path.rglob("*.parquet"), key=lambda p: natural_key(p.as_posix()))
-    )
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"), key=lambda p: natural_key(p.as_posix()))
     for file in files:
         try:
             table = pyarrow.parquet.ParquetFile(file)
-            column = next(
-                (name for name in table.schema_arrow.names if name in ("image", "img", "bytes")), None
-            )
+            column = next((name for name in table.schema_arrow.names if name in ("image", "img", "bytes")), None)
             if column is None:
                 raise InputError(f"{file} has no column image (only {', '.join(table.schema_arrow.names)})")
             number = itertools.count()
@@ -52,18 +46,14 @@ def _read_parquet(path: Path) -> Iterator[Item]:
                     data = value.get("bytes") if isinstance(value, dict) else value
                     yield f"{file.name}[{next(number)}]", data if isinstance(data, bytes) else b""
         except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(
-                f"{file} is not a readable parquet file ({str(error)[:150]}); get it again"
-            ) from error
+            raise InputError(f"{file} is not a readable parquet file ({str(error)[:150]}); get it again") from error
 
 
 def _read_hub(name: str, split: str) -> Iterator[Item]:
     try:
         import datasets
     except ImportError as error:
-        raise InputError(
-            f"{name} is no file here, and datasets is not installed; install prep-faces[hub]"
-        ) from error
+        raise InputError(f"{name} is no file here, and datasets is not installed; install prep-faces[hub]") from error
     try:
         stream = datasets.load_dataset(name, split=split, streaming=True)
         column = next(key for key, kind in stream.features.items() if isinstance(kind, datasets.Image))
@@ -118,9 +108,7 @@ def write_ffhq(
     remove_temporaries(out / "thumbnails")
     known = {record.get("name"): record for record in read_records(table)}
     records: list[dict[str, Any]] = []
-    for number, (label, data) in enumerate(
-        watch(itertools.islice(itertools.chain([first], items), limit), limit)
-    ):
+    for number, (label, data) in enumerate(watch(itertools.islice(itertools.chain([first], items), limit), limit)):
         name = f"thumb_{number:05d}"
         target = out / "thumbnails" / f"{name}.png"
         if name in known and "error" not in known[name] and target.exists():

@@ -13,9 +13,7 @@ from prep_faces.headshape import HeadShape, draw_polygon, shape_mask
 FACE_PIXELS = 110  # width of the face in the picture that is cut
 LARGEST = 340  # longer side of that picture
 HAIR = 0.60  # hair reaches at most this far from the skull, in face widths
-BESIDE = (
-    2.5  # and from the neck, below the chin, this many times the margin of the outline: clothes begin there
-)
+BESIDE = 2.5  # and from the neck, below the chin, this many times the margin of the outline: clothes begin there
 BORDER = 0.30  # of sure background around that
 
 
@@ -27,9 +25,7 @@ class Cut:
     to_small: np.ndarray  # (2, 3) float64: image pixels to pixels of `matte`, centres at +0.5
 
 
-def reduced_frame(
-    shape: HeadShape, height: int, width: int, detail: float = 1.0
-) -> tuple[np.ndarray, int, int]:
+def reduced_frame(shape: HeadShape, height: int, width: int, detail: float = 1.0) -> tuple[np.ndarray, int, int]:
     """The part of the image that can hold the head, and its reduced size: (to_small (2, 3), h, w).
 
     `detail` multiplies the resolution; the image is never enlarged.
@@ -55,9 +51,7 @@ def distances(
     and height above the eyes along the head's axis; each (height, width) float."""
     scale = float(np.sqrt(abs(np.linalg.det(to_small[:, :2])))) * shape.width  # pixels per face width
     head = shape_mask(shape, to_small, height, width)
-    outside = (
-        cv2.distanceTransform(1 - head, cv2.DIST_L2, 5) / scale if head.any() else np.full(head.shape, 9.0)
-    )
+    outside = cv2.distanceTransform(1 - head, cv2.DIST_L2, 5) / scale if head.any() else np.full(head.shape, 9.0)
     padded = cv2.copyMakeBorder(head, 1, 1, 1, 1, cv2.BORDER_REPLICATE)  # the image's edge is no outline
     if not padded.all():
         inside = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1] / scale
@@ -151,9 +145,7 @@ def tidy(head: np.ndarray, sure: np.ndarray) -> np.ndarray:
     count, parts = cv2.connectedComponents(head, connectivity=4)
     if count < 2:
         return head
-    votes = (
-        np.bincount(parts[sure & (head > 0)], minlength=count) if sure.any() else np.bincount(parts.ravel())
-    )
+    votes = np.bincount(parts[sure & (head > 0)], minlength=count) if sure.any() else np.bincount(parts.ravel())
     votes[0] = 0
     largest = (parts == votes.argmax()).astype(np.uint8) if votes.any() else head
     # Background that does not reach the border of the picture is a hole; the bottom border does not count, since

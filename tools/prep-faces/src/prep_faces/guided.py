@@ -16,9 +16,7 @@ def guided_filter(guide: np.ndarray, values: np.ndarray, radius: int, eps: float
     mean_guide, mean_values = mean(guide), mean(values)
     covariance = [mean(guide[..., i] * values) - mean_guide[..., i] * mean_values for i in range(3)]
     product = {
-        (i, j): mean(guide[..., i] * guide[..., j])
-        - mean_guide[..., i] * mean_guide[..., j]
-        + (eps if i == j else 0)
+        (i, j): mean(guide[..., i] * guide[..., j]) - mean_guide[..., i] * mean_guide[..., j] + (eps if i == j else 0)
         for i in range(3)
         for j in range(i, 3)
     }

@@ -22,9 +22,7 @@ class HeadShape:
     neck: float  # distance below `middle`, in widths, where the head's neck ends
     margin: float  # how far the outline may be wrong, in widths
     anchors: np.ndarray  # (k, 2) points that move with the skull, the same ones in every frame
-    image_size: tuple[int, int] | None = (
-        None  # width, height of the image that all this refers to, where known
-    )
+    image_size: tuple[int, int] | None = None  # width, height of the image that all this refers to, where known
 
     def visible(self, height: int, width: int) -> bool:
         """Whether the middle of the face lies in an image of this size."""
@@ -38,9 +36,7 @@ class HeadShape:
         scale = width / self.image_size[0]
         if abs(self.image_size[1] * scale - height) > 1.5:
             old = "x".join(map(str, self.image_size))
-            raise InputError(
-                f"the head was found in an image of {old} and this one is {width}x{height}; find it anew"
-            )
+            raise InputError(f"the head was found in an image of {old} and this one is {width}x{height}; find it anew")
         return replace(
             self,
             polygons=tuple(polygon * scale for polygon in self.polygons),

@@ -25,9 +25,7 @@ class ImageFile:
 
 def natural_key(text: str) -> list:
     """Sort key that puts frame10 after frame9."""
-    return [
-        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part
-    ]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
 def find_images(paths: tuple[str | Path, ...] | list[str | Path]) -> list[ImageFile]:
@@ -52,9 +50,7 @@ def find_images(paths: tuple[str | Path, ...] | list[str | Path]) -> list[ImageF
         else:
             raise InputError(f"{given} does not exist; give image files or folders of images")
     if not found:
-        raise InputError(
-            f"{', '.join(map(str, paths)) or 'nothing'} holds no image (png, jpg, tif, webp, bmp ...)"
-        )
+        raise InputError(f"{', '.join(map(str, paths)) or 'nothing'} holds no image (png, jpg, tif, webp, bmp ...)")
     return found
 
 
@@ -89,9 +85,7 @@ def read_image(path: str | Path, data: bytes | None = None) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} is too large an image ({error}); make it smaller") from error
-    except (
-        Exception
-    ) as error:  # decoders of damaged files raise OSError, SyntaxError, ValueError, struct.error ...
+    except Exception as error:  # decoders of damaged files raise OSError, SyntaxError, ValueError, struct.error ...
         reason = str(error).split(str(path))[0].strip().rstrip("'").strip() or type(error).__name__
         raise InputError(f"{path} is not a readable image ({reason}); replace it") from error
 

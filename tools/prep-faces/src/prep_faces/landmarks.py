@@ -71,9 +71,7 @@ def write_landmarks(
         table.unlink(missing_ok=True)
     known = {record.get("file"): record for record in read_records(table)}
     targets = [out / "landmarks" / f"{file.name}.npy" for file in files]
-    fresh = [
-        force or not _up_to_date(file, target, known.get(file.file)) for file, target in zip(files, targets)
-    ]
+    fresh = [force or not _up_to_date(file, target, known.get(file.file)) for file, target in zip(files, targets)]
     clashing = clashes(files)
     find = functools.partial(_find, detector=detector, device=device, threshold=SURE if photos else FAINT)
     todo = [file for file, is_fresh, clash in zip(files, fresh, clashing) if is_fresh and clash is None]
@@ -110,9 +108,7 @@ def write_landmarks(
         "detector": detector,
         "out": str(out / "landmarks"),
     }
-    finish_run(
-        out / "landmarks.json", {key: value for key, value in result.items() if key not in ("out", "kept")}
-    )
+    finish_run(out / "landmarks.json", {key: value for key, value in result.items() if key not in ("out", "kept")})
     return result
 
 

@@ -145,9 +145,7 @@ def write_mattes(
     return {**result, "kept": len(files) - sum(fresh), "out": str(out)}
 
 
-def _sources(
-    file: ImageFile, landmarks: str | Path | None, track: str | Path | None, model: str | Path | None
-) -> int:
+def _sources(file: ImageFile, landmarks: str | Path | None, track: str | Path | None, model: str | Path | None) -> int:
     """When the newest of the files that decide an image's matte was changed, nanoseconds."""
     points = [] if landmarks is None else [Path(landmarks) / f"{file.name}.npy"]
     others = [Path(path) for path in (track, model) if path is not None]
@@ -165,9 +163,7 @@ def shapes_from_landmarks(folder: Path, files: list[ImageFile], photos: bool) ->
     In a sequence, a gap of at most MEMORY images without points is filled by interpolation.
     """
     if not folder.is_dir():
-        raise InputError(
-            f"{folder} is not a folder; give --landmarks the folder that prep-faces landmarks wrote"
-        )
+        raise InputError(f"{folder} is not a folder; give --landmarks the folder that prep-faces landmarks wrote")
     points: list[np.ndarray | InputError] = [_read_points(folder / f"{file.name}.npy") for file in files]
     if all(isinstance(item, InputError) for item in points):
         raise InputError(f"{folder} holds no points for these images; run prep-faces landmarks on them first")
@@ -189,19 +185,12 @@ def shapes_from_landmarks(folder: Path, files: list[ImageFile], photos: bool) ->
 
 def _read_points(path: Path) -> np.ndarray | InputError:
     if not path.is_file():
-        return InputError(
-            f"{path} does not exist; no face was found in that image, or landmarks has not run on it"
-        )
+        return InputError(f"{path} does not exist; no face was found in that image, or landmarks has not run on it")
     try:
         points = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         return InputError(f"{path} is not a readable .npy file ({error}); run prep-faces landmarks again")
-    if (
-        points.ndim != 2
-        or points.shape[0] != 68
-        or points.shape[1] not in (2, 3)
-        or not np.isfinite(points).all()
-    ):
+    if points.ndim != 2 or points.shape[0] != 68 or points.shape[1] not in (2, 3) or not np.isfinite(points).all():
         return InputError(f"{path} has shape {points.shape}; finite numbers of shape (68, 2) are needed")
     return points[:, :2].astype(np.float64)
 
@@ -218,9 +207,7 @@ def cut_file(job: Job) -> tuple[Cut, HeadShape]:
         shape = shape_from_landmarks(faces.landmarks[chosen])
     shape = shape.fitted(*image.shape[:2])
     if not shape.visible(*image.shape[:2]):
-        raise InputError(
-            f"{job.file.file}: the head lies outside of the image; check that the points belong to it"
-        )
+        raise InputError(f"{job.file.file}: the head lies outside of the image; check that the points belong to it")
     if job.model is not None:
         from prep_faces.mattemodel import cut_with_model
 

@@ -43,9 +43,7 @@ def run_model(model: Any, image: np.ndarray, path: str) -> np.ndarray:
             answer = model(pixels)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1][:120]
-        raise InputError(
-            f"--model {path} fails on an image ({reason}); it must take (1, 3, H, W) in [0, 1]"
-        ) from error
+        raise InputError(f"--model {path} fails on an image ({reason}); it must take (1, 3, H, W) in [0, 1]") from error
     tensors = answer if isinstance(answer, (tuple, list)) else [answer]
     for tensor in tensors:
         if isinstance(tensor, torch.Tensor) and tensor.numel() == padded.shape[0] * padded.shape[1]:

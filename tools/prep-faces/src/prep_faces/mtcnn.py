@@ -88,9 +88,7 @@ def load_networks(device: str = "cpu") -> tuple[nn.Module, nn.Module, nn.Module]
     """P, R and O with the weights of the package `mtcnn`. Raises InputError when they are not there."""
     spec = importlib.util.find_spec("mtcnn")
     if spec is None or spec.origin is None:
-        raise InputError(
-            "--detector mtcnn needs the package mtcnn, for its weights; install it or choose dlib"
-        )
+        raise InputError("--detector mtcnn needs the package mtcnn, for its weights; install it or choose dlib")
     folder = Path(spec.origin).parent / "assets" / "weights"
     networks = []
     for network, name in ((ProposalNet(), "pnet"), (RefineNet(), "rnet"), (OutputNet(), "onet")):
@@ -135,15 +133,11 @@ def read_weights(path: Path, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarr
         if data[position:][-1:] != b"." or len(data) - position > 64:
             raise ValueError("more arrays than the network has")
     except (ValueError, IndexError, RuntimeError) as error:
-        raise InputError(
-            f"{path} is not the expected weights file ({error}); reinstall mtcnn 1.0.0"
-        ) from error
+        raise InputError(f"{path} is not the expected weights file ({error}); reinstall mtcnn 1.0.0") from error
     return arrays
 
 
-def find_faces(
-    images: Sequence[np.ndarray], device: str = "cpu", threshold: float | None = None
-) -> list[Faces]:
+def find_faces(images: Sequence[np.ndarray], device: str = "cpu", threshold: float | None = None) -> list[Faces]:
     """Faces with five points in (H, W, 3) uint8 RGB images of any sizes; `threshold` is the least probability."""
     proposal, refine, output = load_networks(device)
     least = THRESHOLDS[2] if threshold is None else threshold
@@ -233,9 +227,7 @@ def crop_and_resize(image: np.ndarray, boxes: np.ndarray, side: int) -> np.ndarr
     height, width = image.shape[:2]
     steps = np.linspace(0, 1, side)
 
-    def positions(
-        low: np.ndarray, high: np.ndarray, length: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def positions(low: np.ndarray, high: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         at = (low[:, None] + (high - low)[:, None] * steps) * (length - 1) / length
         inside = (at >= 0) & (at <= length - 1)
         floor = np.clip(np.floor(at), 0, max(length - 2, 0)).astype(int)
@@ -283,8 +275,6 @@ def _suppress(boxes: np.ndarray, overlap: float, method: str) -> np.ndarray:
     high = np.minimum(sorted_boxes[:, None, 2:4], sorted_boxes[None, :, 2:4])
     shared = np.clip(high - low, 0, None).prod(-1)
     area = (sorted_boxes[:, 2:4] - sorted_boxes[:, :2]).prod(-1)
-    whole = (
-        area[:, None] + area[None] - shared if method == "union" else np.minimum(area[:, None], area[None])
-    )
+    whole = area[:, None] + area[None] - shared if method == "union" else np.minimum(area[:, None], area[None])
     covered = shared > overlap * np.maximum(whole, 1e-9)
     return order[~np.triu(covered, 1).any(axis=0)]

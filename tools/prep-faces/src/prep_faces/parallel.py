@@ -20,9 +20,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered_map(
-    function: Callable[[T], R], items: Iterable[T], count: int, workers: int
-) -> Iterator[R | InputError]:
+def ordered_map(function: Callable[[T], R], items: Iterable[T], count: int, workers: int) -> Iterator[R | InputError]:
     """`function(item)` for each item, in order; an InputError that it raises is returned in place of its result.
 
     `function` must be picklable. At most a few items per worker are in flight, whatever the number of items.

@@ -67,9 +67,7 @@ def claim_run(path: str | Path, command: str, options: dict[str, Any], force: bo
             earlier = {}
         if {key: earlier.get(key) for key in wanted} == wanted:
             return True
-        raise InputError(
-            f"{path} is from a run with other options; give another --out or --force to replace it"
-        )
+        raise InputError(f"{path} is from a run with other options; give another --out or --force to replace it")
     write_text(path, json.dumps(wanted, indent=2) + "\n")
     return False
 

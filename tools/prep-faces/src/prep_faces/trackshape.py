@@ -30,9 +30,7 @@ def shapes_from_track(
     rows = [index.get(file.path.name) for file in files]
     known = sorted({row for row in rows if row is not None})
     if not known:
-        raise InputError(
-            f"{path} is of other images (first {track.names[0]}); give the images that were tracked"
-        )
+        raise InputError(f"{path} is of other images (first {track.names[0]}); give the images that were tracked")
     model = head.load(head_model)
     if model.name != track.head_model:
         raise InputError(f"{path} was made with the head model {track.head_model}; give it with --head-model")
@@ -42,9 +40,7 @@ def shapes_from_track(
         vertices = track.vertices(model, batch)
         shapes.update(zip(batch.tolist(), mesh_shapes(model, vertices, track.K, track.image_size)))
     return [
-        InputError(f"{file.file} is not in the track {path}; track it as well")
-        if row is None
-        else shapes[row]
+        InputError(f"{file.file} is not in the track {path}; track it as well") if row is None else shapes[row]
         for file, row in zip(files, rows)
     ]
 

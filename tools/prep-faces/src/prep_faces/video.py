@@ -34,17 +34,13 @@ def open_video(path: str | Path) -> tuple[Any, Any]:
     """The opened PyAV container and its first video stream. Raises InputError when there is none."""
     path = Path(path)
     if path.is_dir():
-        raise InputError(
-            f"{path} is a folder; give a video file (landmarks and matte take folders of images)"
-        )
+        raise InputError(f"{path} is a folder; give a video file (landmarks and matte take folders of images)")
     if not path.is_file():
         raise InputError(f"{path} does not exist; give a video file")
     try:
         container = av.open(str(path))
     except (OSError, ValueError) as error:  # PyAV's errors derive from these
-        raise InputError(
-            f"{path} is not a readable video ({_reason(error)}); re-encode or copy it again"
-        ) from error
+        raise InputError(f"{path} is not a readable video ({_reason(error)}); re-encode or copy it again") from error
     if not container.streams.video:
         container.close()
         raise InputError(f"{path} has no video stream; give a video file")
@@ -75,9 +71,7 @@ def decode(path: str | Path) -> Iterator[tuple[float, np.ndarray] | InputError]:
                 good += 1
                 yield time - start, _upright(frame, stream)
         except (OSError, ValueError) as error:
-            yield InputError(
-                f"{path} stops being readable after {good} frames ({_reason(error)}); copy it again"
-            )
+            yield InputError(f"{path} stops being readable after {good} frames ({_reason(error)}); copy it again")
             return
         if good + corrupt == 0:
             yield InputError(f"{path} holds no frame that can be decoded; copy or re-encode it")
@@ -97,9 +91,7 @@ def probe(path: str | Path) -> VideoInfo:
         try:
             first = next(container.decode(stream), None)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path} holds no readable frame ({_reason(error)}); copy or re-encode it"
-            ) from error
+            raise InputError(f"{path} holds no readable frame ({_reason(error)}); copy or re-encode it") from error
         if first is None:
             raise InputError(f"{path} holds no frame that can be decoded; copy or re-encode it")
         height, width = _upright(first, stream).shape[:2]
@@ -302,9 +294,7 @@ def _chosen(
         time, image = item
         if size is not None:
             scale = size / max(image.shape[:2])
-            image = resize(
-                image, *(max(1, round(length * scale)) for length in (image.shape[1], image.shape[0]))
-            )
+            image = resize(image, *(max(1, round(length * scale)) for length in (image.shape[1], image.shape[0])))
         if sharpest == 1:
             yield time, image, None, False
             continue
