@@ -7,6 +7,7 @@ import pytest
 import torch
 from gaussian_avatar import avatar as avatars
 from gaussian_avatar.attachment import Attach
+from gaussian_renderer.core import util_gau
 from plyfile import PlyData
 from recon4d import InputError
 from scipy.spatial.transform import Rotation
@@ -247,6 +248,15 @@ def test_ply_round_trip_and_layout(head, tmp_path):
     assert len(columns) == -(-len(flat) // len(avatar))
     np.testing.assert_array_equal(stored[: len(flat)], flat)
     assert not stored[len(flat) :].any()
+
+    # A 3DGS library reads the standard properties, among the others.
+    splats = util_gau.load_ply(path)
+    seen = avatar.seen.numpy()
+    assert len(splats.xyz) == len(avatar)
+    np.testing.assert_array_equal(splats.xyz, avatar.means.detach())
+    np.testing.assert_allclose(splats.scale, avatar.log_scales.detach().exp(), rtol=1e-5)
+    np.testing.assert_allclose(splats.opacity[seen], avatar.opacity_logits.detach().sigmoid()[seen], rtol=1e-5)
+    assert not splats.opacity[~seen].any()
 
 
 def test_wrong_ply_files(head, tmp_path):
