@@ -1,55 +1,26 @@
 """Run a compiled kernel on as many threads as torch uses, and say so once while it compiles."""
 
-import os
 import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numba.core.event
 import numpy as np
-import torch
+
+from recon4d import numba_setup
 
 _COMPILE_SECONDS = 15  # on a 2-core laptop; an order of magnitude for the message below
 
-_pools: dict[int, ThreadPoolExecutor] = {}
-_pools_lock = threading.Lock()
-
-
-def _forget_pools() -> None:
-    """A forked child has none of the threads, and perhaps a lock that nobody will release."""
-    global _pools_lock
-    _pools.clear()
-    _pools_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pools)
-
 
 def run(kernel: Callable, pieces: int, *args) -> None:
-    """Call `kernel(counter, *args)` here and on helper threads until its `pieces` of work are done.
+    """Call `kernel(counter, *args)` on several threads until its `pieces` of work are done.
 
     The kernel takes pieces from the shared counter, without the interpreter lock. Threads are Python's own, not
     Numba's threading layer: `workqueue`, the only layer that is always there, must not be entered from two Python
-    threads at once, and a layer's threads would compete with torch's. `torch.set_num_threads` bounds ours too.
+    threads at once, and a layer's threads would compete with torch's.
     """
     _announce_compilation()
-    threads = min(torch.get_num_threads(), pieces)
     counter = np.zeros(1, np.int64)
-    helpers = [_pool().submit(kernel, counter, *args) for _ in range(threads - 1)]
-    kernel(counter, *args)
-    for helper in helpers:
-        if not helper.cancel():  # one that has not begun is not needed: the work is done
-            helper.result()
-
-
-def _pool() -> ThreadPoolExecutor:
-    size = torch.get_num_threads() - 1
-    with _pools_lock:
-        if size not in _pools:
-            _pools[size] = ThreadPoolExecutor(size, thread_name_prefix="splat")
-        return _pools[size]
+    numba_setup.share(lambda _: kernel(counter, *args), min(numba_setup.count(), pieces))
 
 
 class _Announcement(numba.core.event.Listener):
