@@ -70,12 +70,14 @@ def track(frames, landmarks, out, head_model, landmark_embedding, focal, fps, it
     write_text(out / "track.json", json.dumps(figures, indent=2) + "\n")
     result.write(out / "track.npz")
     if preview:
-        from flame_encoder.preview import contact_sheet, overlays, write_video
+        from recon4d.video import write_mp4
+
+        from flame_encoder.preview import contact_sheet, overlays
 
         chosen = np.unique(np.linspace(0, len(result) - 1, 12).round().astype(int))
         contact_sheet(out / "overlay.png", list(overlays(model, result, frames, seen.landmarks, chosen)))
         every = overlays(model, result, frames, seen.landmarks, np.arange(len(result)))
-        write_video(out / "overlay.mp4", every, result.fps)
+        write_mp4(out / "overlay.mp4", every, result.fps)
     print_result(figures)
 
 

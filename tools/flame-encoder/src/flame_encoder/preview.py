@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import torch
@@ -61,18 +60,3 @@ def contact_sheet(path: Path, images: list[np.ndarray], columns: int = 4, width:
     sheet = np.vstack([np.hstack(small[i : i + columns]) for i in range(0, len(small), columns)])
     with atomic_path(path) as temporary:
         cv2.imwrite(str(temporary), sheet[..., ::-1])
-
-
-def write_video(path: Path, images: Iterator[np.ndarray], fps: float) -> None:
-    """H.264 MP4 of images (H, W, 3) uint8 RGB; odd sizes lose their last row or column."""
-    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = None
-        for image in images:
-            image = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
-            if stream is None:
-                stream = container.add_stream("libx264", rate=round(fps), options={"crf": "20"})
-                stream.height, stream.width = image.shape[:2]
-                stream.pix_fmt = "yuv420p"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
-        if stream is not None:
-            container.mux(stream.encode())

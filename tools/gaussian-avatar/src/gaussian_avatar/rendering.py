@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from recon4d import video
 from recon4d.cli import progress
 from recon4d.formats import track as track_format
 from torch import Tensor
 
 from gaussian_avatar import avatar as avatars
 from gaussian_avatar import motion as motions
-from gaussian_avatar import video
 from gaussian_avatar.images import write_png
 from gaussian_avatar.motion import Motion
 from gaussian_avatar.run import Run

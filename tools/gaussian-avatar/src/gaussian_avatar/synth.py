@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import roma
 import torch
-from recon4d import cameras, mesh
+from recon4d import cameras, mesh, video
 from recon4d.cli import progress
 from recon4d.files import write_text
 from recon4d.formats import insta
@@ -17,7 +17,6 @@ from recon4d.head import HeadModel
 from torch import Tensor
 
 from gaussian_avatar import motion as motions
-from gaussian_avatar import video
 from gaussian_avatar.images import write_png
 
 SUPERSAMPLING = 3

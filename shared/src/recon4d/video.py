@@ -1,10 +1,12 @@
 """MP4 files of frames, H.264 through PyAV."""
 
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+
 from recon4d.files import atomic_path
 
 
@@ -18,7 +20,7 @@ def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float, qualit
     """
     count = 0
     with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=round(fps))
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(quality), "preset": "medium"}
         for frame in frames:
