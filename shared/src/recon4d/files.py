@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pickle
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -75,14 +74,6 @@ def sha256(path: str | Path) -> str:
     """Hex SHA-256 digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def free_bytes(path: str | Path) -> int:
-    """Bytes free on the disk that holds `path` (or its nearest existing parent)."""
-    path = Path(path).absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
