@@ -7,6 +7,7 @@ from torch import Tensor
 
 from recon4d import cameras, mesh
 from recon4d.color import srgb_from_linear
+from recon4d.files import InputError
 from recon4d.head import HeadModel
 
 SUPERSAMPLING = 3
@@ -29,14 +30,9 @@ def random_albedo(head: HeadModel, seed: int) -> Tensor:
     rng = np.random.default_rng((seed, 1))
     if head.albedo_mean is None:
         tone = np.array([0.78, 0.6, 0.5]) * rng.uniform(0.6, 1.1)
-        mottle = sum(
-            cv2.resize(
-                rng.standard_normal((size, size)).astype(np.float32),
-                (512, 512),
-                interpolation=cv2.INTER_CUBIC,
-            )
-            for size in (16, 48, 128)
-        )
+        mottle = np.zeros((512, 512))
+        for cells in (16, 48, 128):
+            mottle += cv2.resize(rng.standard_normal((cells, cells)), (512, 512), interpolation=cv2.INTER_CUBIC)
         return torch.from_numpy(np.clip(tone + 0.05 * mottle[..., None], 0, 1).astype(np.float32))
     albedo = head.albedo_mean
     if head.albedo_components is not None:
@@ -76,6 +72,9 @@ def render_head(
 
     Args:
         vertices: (V, 3) world. albedo: (T, T, 3) linear. light: (9, 3) in world axes.
+
+    Raises:
+        InputError: a head without texture coordinates.
     """
     camera = cameras.Camera(K, world_to_camera, size, size)
     # Only the window that the head covers is worth rendering.
@@ -86,6 +85,8 @@ def render_head(
     camera = camera.cropped(left, top, width, height).resized(width * fine, height * fine)
     rast = mesh.rasterize(camera.clip(vertices[None]), head.faces, (camera.height, camera.width))
     seen = rast.mask
+    if head.vt is None or head.ft is None:
+        raise InputError(f"{head.name} has no texture coordinates; call head.with_uv first")
     normals = mesh.interpolate(mesh.vertex_normals(vertices[None], head.faces), rast, head.faces)
     uv = mesh.interpolate(head.vt[None], rast, head.ft)
     colour = mesh.texture(albedo[None], uv[seen][None, None])
