@@ -1,0 +1,1 @@
+"""Driving scenes as moving 3-D Gaussians (Flux4D)."""
