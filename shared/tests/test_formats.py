@@ -1,5 +1,6 @@
 """The exchange formats: written, read back, and refused when wrong."""
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -10,7 +11,7 @@ import roma
 import scipy.spatial.transform as st
 import torch
 from recon4d import InputError
-from recon4d.formats import insta, track
+from recon4d.formats import insta, track, track_stream
 
 
 def some_track(n=4, seed=0):
@@ -165,3 +166,45 @@ def test_frames_cannot_hold_a_neck(tmp_path):
     turned = replace(some_track(), neck=roma.random_rotmat(4).numpy())
     with pytest.raises(InputError, match="neck"):
         insta.write(tmp_path, turned)
+
+
+def test_track_stream_round_trip():
+    written = some_track()
+    lines = [track_stream.header_line(written), "", *track_stream.frame_lines(written)]
+    assert set(json.loads(lines[0])) == {"format", "head_model", "image_size", "fps", "K", "shape"}
+    assert json.loads(lines[2])["name"] == "00000.png" and json.loads(lines[2])["valid"] is True
+    found = list(track_stream.read(iter(lines), "pipe"))
+    assert [str(frame.names[0]) for frame in found] == [str(name) for name in written.names]
+    for i, frame in enumerate(found):
+        same(frame, written.take([i]), (*GEOMETRY, "neck", "valid"), tolerance=0)
+        assert (frame.head_model, frame.fps, len(frame)) == (written.head_model, written.fps, 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "change", "message"),
+    [
+        (0, lambda r: {}, "line 1 is not the header of a track stream"),
+        (0, lambda r: {k: v for k, v in r.items() if k != "K"}, "line 1 has no K"),
+        (2, lambda r: {k: v for k, v in r.items() if k != "jaw"}, "line 3 has no jaw"),
+        (2, lambda r: r | {"t": [1, 2]}, r"line 3: t has shape \(1, 2\); \(1, 3\) is needed"),
+        (2, lambda r: r | {"t": [1, 2, float("nan")]}, "line 3: t holds NaN"),
+        (2, lambda r: r | {"t": "far"}, 'line 3: t must hold numbers, not "far"'),
+        (2, lambda r: r | {"R": [[1], [2, 3]]}, "line 3: R is not an array"),
+        (2, lambda r: r | {"valid": 1}, "line 3: valid must hold true or false"),
+        (1, lambda r: [1], "line 2 is not a JSON object"),
+    ],
+)
+def test_wrong_track_streams_name_the_line(line, change, message):
+    written = some_track()
+    lines = [track_stream.header_line(written), *track_stream.frame_lines(written)]
+    lines[line] = json.dumps(change(json.loads(lines[line])))
+    with pytest.raises(InputError, match=message):
+        list(track_stream.read(lines, "pipe"))
+
+
+def test_truncated_and_empty_track_streams():
+    line = track_stream.header_line(some_track())
+    with pytest.raises(InputError, match="pipe, line 1 is not a JSON object"):
+        list(track_stream.read([line[:40]], "pipe"))
+    with pytest.raises(InputError, match="pipe is empty"):
+        list(track_stream.read([], "pipe"))

@@ -1,6 +1,6 @@
 """`track.npz`: the parameters of one person's head in every frame of a clip. Described in docs/formats.md."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from recon4d.files import InputError, read_npz, write_npz
 from recon4d.head import HeadModel
 
 FORMAT = "recon4d-track-1"
+PER_FRAME = ("names", "valid", "expression", "R", "t", "neck", "jaw", "eyes", "eyelids")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Track:
             k: torch.from_numpy(np.asarray(v, np.float32)) for k, v in (named | {"shape": self.shape[None]}).items()
         }
 
+    def take(self, frames: slice | np.ndarray | list[int]) -> "Track":
+        """A track of the chosen frames."""
+        return replace(self, **{key: getattr(self, key)[frames] for key in PER_FRAME})
+
     def vertices(self, head: HeadModel, frames: slice | np.ndarray | None = None) -> Tensor:
         """Posed vertices (n, V, 3) in the camera's OpenCV space, metres."""
         parameters = self.parameters(frames)
@@ -77,9 +82,14 @@ def read(path: str | Path) -> Track:
     arrays = read_npz(path)
     if str(arrays.get("format")) != FORMAT:
         raise InputError(f"{path} is not a track file ({FORMAT}); make one with flame-encoder track")
+    return from_arrays(arrays, str(path))
+
+
+def from_arrays(arrays: dict[str, np.ndarray], source: str) -> Track:
+    """A track of the arrays of a file named `source`. Raises InputError for missing or inconsistent ones."""
     missing = [f.name for f in fields(Track) if f.name not in arrays]
     if missing:
-        raise InputError(f"{path} has no {', '.join(missing)}; make it again with flame-encoder track")
+        raise InputError(f"{source} has no {', '.join(missing)}; make it again with flame-encoder track")
     n, e = len(arrays["names"]), arrays["expression"].shape[-1]
     shapes = {
         "image_size": (2,),
@@ -96,9 +106,9 @@ def read(path: str | Path) -> Track:
     }
     for key, shape in shapes.items():
         if arrays[key].shape != shape:
-            raise InputError(f"{path}: {key} has shape {arrays[key].shape}; {shape} is needed")
+            raise InputError(f"{source}: {key} has shape {arrays[key].shape}; {shape} is needed")
         if arrays[key].dtype.kind == "f" and not np.isfinite(arrays[key]).all():
-            raise InputError(f"{path}: {key} holds NaN or infinite numbers; track the clip again")
+            raise InputError(f"{source}: {key} holds NaN or infinite numbers; track the clip again")
     floats = {
         k: arrays[k].astype(np.float32)
         for k in ("K", "shape", "expression", "R", "t", "neck", "jaw", "eyes", "eyelids")
