@@ -1,0 +1,1 @@
+"""A relightable face with eyeballs from a co-located flash capture."""
