@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gaussian_avatar import avatar as avatars
+from gaussian_avatar import model_file
 from gaussian_avatar.attachment import Attach
 from gaussian_renderer.core import util_gau
 from plyfile import PlyData
@@ -218,8 +219,8 @@ def test_ply_round_trip_and_layout(head, tmp_path):
     avatar.seen[:] = True
     avatar.seen[::7] = False
     path = tmp_path / "model.ply"
-    avatars.write_ply(path, avatar)
-    back = avatars.read_ply(path, head, INPUTS)
+    model_file.write_ply(path, avatar)
+    back = model_file.read_ply(path, head, INPUTS)
     assert torch.equal(back.seen, avatar.seen)
     vertices = posed(head)
     inputs = torch.randn(3, INPUTS, generator=torch.Generator().manual_seed(5))
@@ -263,13 +264,13 @@ def test_wrong_ply_files(head, tmp_path):
     avatar = random_avatar(head)
     path = tmp_path / "model.ply"
     with pytest.raises(InputError, match="does not exist"):
-        avatars.read_ply(path, head, INPUTS)
+        model_file.read_ply(path, head, INPUTS)
     path.write_bytes(b"ply\nformat binary_little_endian 1.0\nelement vertex 5\nproperty float x\nend_header\nab")
     with pytest.raises(InputError, match="not a readable PLY"):
-        avatars.read_ply(path, head, INPUTS)
-    avatars.write_ply(path, avatar)
+        model_file.read_ply(path, head, INPUTS)
+    model_file.write_ply(path, avatar)
     with pytest.raises(InputError, match="weight_module"):
-        avatars.read_ply(path, head, 40)
+        model_file.read_ply(path, head, 40)
     few_faces = replace(head, faces=head.faces[:10], ft=head.ft[:10])
     with pytest.raises(InputError, match="--head-model"):
-        avatars.read_ply(path, few_faces, INPUTS)
+        model_file.read_ply(path, few_faces, INPUTS)

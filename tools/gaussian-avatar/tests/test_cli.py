@@ -28,6 +28,7 @@ QUICK = ["--preset", "cpu-quick"] + [
         "train.batch_size=5",
         "train.iterations=150",
         "train.blend_start=50",
+        "train.preview_seconds=0",
     )
     for word in ("--set", setting)
 ]

@@ -6,8 +6,8 @@ import torch
 from gaussian_avatar import avatar as avatars
 from gaussian_avatar import capture as captures
 from gaussian_avatar import config as settings
+from gaussian_avatar import model_file, training
 from gaussian_avatar import motion as motions
-from gaussian_avatar import training
 
 pytestmark = [
     pytest.mark.cuda,
@@ -24,9 +24,9 @@ def test_renders_agree_after_training_on_the_gpu(head, data_dir, tmp_path):
     cuda = torch.device("cuda")
     images = captures.preload(capture, frames, pin=True)
     training.train(config, capture, motion, head, frames, images, tmp_path, cuda, log=lambda _: None)
-    avatar = avatars.read_ply(tmp_path / "model.ply", head, motion.inputs.shape[1])
-    view = training.View(motion.world_to_camera, motion.K, motion.width, motion.height)
-    on_gpu = training.View(view.world_to_camera.cuda(), view.K.cuda(), view.width, view.height)
+    avatar = model_file.read_ply(tmp_path / "model.ply", head, motion.inputs.shape[1])
+    view = avatars.View(motion.world_to_camera, motion.K, motion.width, motion.height)
+    on_gpu = avatars.View(view.world_to_camera.cuda(), view.K.cuda(), view.width, view.height)
     pictures = []
     for model, shape, look, device in (
         (avatar, head, view, "cpu"),
@@ -41,7 +41,7 @@ def test_renders_agree_after_training_on_the_gpu(head, data_dir, tmp_path):
                 look.world_to_camera,
                 one_sided=True,
             )
-            pictures.append(training.rasterize(splats, look)[0].cpu())
+            pictures.append(avatars.rasterize(splats, look)[0].cpu())
     assert (pictures[0] - pictures[1]).abs().mean() < 1e-3
     truth, mask = captures.composite(captures.preload(capture, np.arange(20, 24)), torch.zeros(4, 3))
     error = ((pictures[1] - truth).square() * mask).sum() / (3 * mask.sum())

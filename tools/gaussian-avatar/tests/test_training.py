@@ -6,8 +6,8 @@ import torch
 from gaussian_avatar import avatar as avatars
 from gaussian_avatar import capture as captures
 from gaussian_avatar import config as settings
+from gaussian_avatar import learner, losses, memory, model_file, training
 from gaussian_avatar import motion as motions
-from gaussian_avatar import training
 from plyfile import PlyData
 from recon4d import InputError, metrics
 
@@ -42,15 +42,15 @@ def run_training(head, data_dir, output, config, log=lambda _: None, resume=Fals
 
 def held_out_psnr(head, data_dir, folder, config):
     _, motion, frames, images = prepared(head, data_dir, config, "test")
-    avatar = avatars.read_ply(folder / "model.ply", head, motion.inputs.shape[1])
-    view = training.View(motion.world_to_camera, motion.K, motion.width, motion.height)
+    avatar = model_file.read_ply(folder / "model.ply", head, motion.inputs.shape[1])
+    view = avatars.View(motion.world_to_camera, motion.K, motion.width, motion.height)
     black = torch.zeros(len(frames), 3)
     target, mask = captures.composite(images, black)
     with torch.no_grad():
         splats, _ = avatars.deform(
             avatar, head, motion.vertices[frames], motion.inputs[frames], view.world_to_camera, one_sided=True
         )
-        image, _ = training.rasterize(splats, view, black)
+        image, _ = avatars.rasterize(splats, view, black)
     return float(metrics.psnr(*(x.permute(0, 3, 1, 2) for x in (image, target, mask))).mean())
 
 
@@ -119,8 +119,8 @@ def test_initial_colours_against_a_dense_composite(head, data_dir):
     splats, _ = avatars.deform(
         avatar, head, motion.vertices[frames], motion.inputs[frames], motion.world_to_camera, blend=False
     )
-    view = training.View(motion.world_to_camera, motion.K, size, size)
-    colours, weights = training.covered_colours(splats, view, images)
+    view = avatars.View(motion.world_to_camera, motion.K, size, size)
+    colours, weights = learner.covered_colours(splats, view, images)
 
     # EWA projection and front-to-back compositing of every Gaussian at every pixel, in float64.
     centres = torch.arange(size).double() + 0.5
@@ -154,16 +154,16 @@ def test_initial_colours_against_a_dense_composite(head, data_dir):
     expected = sums[seen] / totals[seen, None]
     assert (colours[seen].double() - expected).abs().max() < 0.02
 
-    fresh = training.initialise_colours(avatar, splats, view, images, 0.1)
+    fresh = learner.initialise_colours(avatar, splats, view, images, 0.1)
     assert fresh and torch.equal(avatar.seen, weights > 0.1)
     torch.testing.assert_close(0.5 + avatars.SH0 * avatar.sh0[avatar.seen], colours[avatar.seen])
     assert not avatar.sh0[~avatar.seen].any()
-    assert not training.initialise_colours(avatar, splats, view, images, 0.1)  # once only
+    assert not learner.initialise_colours(avatar, splats, view, images, 0.1)  # once only
 
 
 def test_position_rate_is_the_papers():
     rates = settings.load("offline").train.rates
-    start, middle, end, after = (training.learning_rates(rates, n, 50000) for n in (0, 15000, 30000, 50000))
+    start, middle, end, after = (learner.learning_rates(rates, n, 50000) for n in (0, 15000, 30000, 50000))
     assert start["means"] == pytest.approx(8e-4) and middle["means"] == pytest.approx(8e-5)
     assert end["means"] == after["means"] == pytest.approx(8e-6)
     assert start["mean_basis"] == pytest.approx(0.05 * 8e-4)
@@ -171,7 +171,7 @@ def test_position_rate_is_the_papers():
     assert (after["opacity_logits"], after["log_scales"], after["quats"]) == (0.25, 0.025, 0.005)
     assert (after["sh0"], after["mlp"]) == (0.0125, 0.001)
     delayed = rates.model_copy(update={"position_delay_images": 1000})
-    assert training.learning_rates(delayed, 0, 50000)["means"] == pytest.approx(8e-6)
+    assert learner.learning_rates(delayed, 0, 50000)["means"] == pytest.approx(8e-6)
 
 
 def test_each_pass_shows_every_frame_once():
@@ -189,7 +189,7 @@ def test_loss_terms(head):
     alpha, mask = (torch.rand(2, 32, 32, 1, generator=generator) for _ in range(2))
     weights = torch.tensor([[1.0, -2.0, 0.0]])
     avatar.mean_basis[0], avatar.mean_basis[1] = 1.0, 2.0  # parallel; the rest is zero
-    losses = settings.Losses(
+    weighted = settings.Losses(
         ssim=2.0,
         alpha=1.0,
         sparsity=3.0,
@@ -205,7 +205,7 @@ def test_loss_terms(head):
     avatar.means.copy_(2 * base.exp().expand(-1, 3))
     pairs = torch.tensor([[0, 1], [2, 3]])
     avatar.sh0[1] += 3.0
-    terms = training.loss_terms(avatar, weights, image, alpha, target, mask, losses, 0, base, pairs)
+    terms = losses.loss_terms(avatar, weights, image, alpha, target, mask, weighted, 0, base, pairs)
     assert float(terms["l1"]) == pytest.approx(float((image - target).abs().mean()))
     assert float(terms["alpha"]) == pytest.approx(float((alpha - mask).abs().mean()))
     assert float(terms["sparsity"]) == pytest.approx(3.0)
@@ -245,8 +245,8 @@ def test_too_much_memory_says_what_fits(head, data_dir):
     config = small_config("model.tex_size=60000")
     capture = captures.open_capture(data_dir / "one", None, lambda _: None)
     with pytest.raises(InputError, match=r"model.tex_size 60000 needs about .* GiB .*; \d+ fits") as caught:
-        training.check(config, capture, head, np.arange(20), torch.device("cpu"))
+        memory.check(config, capture, head, np.arange(20), torch.device("cpu"))
     fits = int(str(caught.value).split(";")[1].split()[0])
-    training.check(small_config(f"model.tex_size={fits}"), capture, head, np.arange(20), torch.device("cpu"))
+    memory.check(small_config(f"model.tex_size={fits}"), capture, head, np.arange(20), torch.device("cpu"))
     with pytest.raises(InputError, match=r"--set train.batch_size=3"):
-        training.check(small_config(), capture, head, np.arange(3), torch.device("cpu"))
+        memory.check(small_config(), capture, head, np.arange(3), torch.device("cpu"))

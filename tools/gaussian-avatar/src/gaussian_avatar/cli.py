@@ -131,8 +131,8 @@ def train_offline(
     """Train on DATA_DIR/SUBJECT (images and track.npz or checkpoint); write OUTPUT_DIR/SUBJECT/WORK_NAME."""
     from gaussian_avatar import capture as captures
     from gaussian_avatar import config as settings
+    from gaussian_avatar import memory, run, training
     from gaussian_avatar import motion as motions
-    from gaussian_avatar import run, training
 
     if config and preset:
         raise InputError("--config and --preset exclude each other; give one")
@@ -164,7 +164,7 @@ def train_offline(
     capture = captures.open_capture(folder, chosen.data.image_size, log)
     motions.check_track(capture.track, head, str(folder))
     frames = captures.choose_frames(capture, chosen, chosen.split, log)
-    training.check(chosen, capture, head, frames, torch_device)
+    memory.check(chosen, capture, head, frames, torch_device)
     images = None
     if chosen.data.preload:
         images = captures.preload(capture, frames, pin=torch_device.type == "cuda")

@@ -57,6 +57,7 @@ class Rates(Section):
     basis_rotation: Rate = 0.5
     basis_colour: Rate = 0.5
     mlp: Rate = 1e-3
+    pose: Rate = 1e-4  # of each training frame's pose, in radians and decimetres
     epsilon: Annotated[float, Field(gt=0)] = 1e-15  # Adam's; a larger one keeps what is hardly seen from drifting
     final_factor: Annotated[float, Field(gt=0, le=1)] = 1.0  # all other rates end at this share of their start
 
@@ -84,8 +85,11 @@ class Train(Section):
     batch_size: Positive = 10
     iterations: Positive = 50000
     blend_start: int = 3000  # the basis joins in at this image
+    initial_colours: bool = True  # paint a Gaussian by the pixels it covers when it is first seen
     colour_weight: Annotated[float, Field(gt=0)] = 0.1  # blending weight in a batch that initialises a colour
+    refine_pose: bool = False  # correct each training frame's pose by a small rotation and translation
     checkpoint_every: Positive = 5000
+    preview_seconds: Annotated[float, Field(ge=0)] = 5.0  # model.ply is rewritten this often; 0 is at the end only
     rates: Rates = Rates()
     losses: Losses = Losses()
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gaussian_avatar import avatar as avatars
 from gaussian_avatar import capture as captures
+from gaussian_avatar.avatar import View, rasterize
 from gaussian_avatar.run import Run
-from gaussian_avatar.training import View, rasterize
 
 BATCH = 8
 METRICS = ("l1_error", "l2_error", "psnr", "ssim", "lpips")

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from gaussian_avatar import avatar as avatars
 from gaussian_avatar import motion as motions
+from gaussian_avatar.avatar import View, rasterize
 from gaussian_avatar.images import write_png
 from gaussian_avatar.motion import Motion
 from gaussian_avatar.run import Run
-from gaussian_avatar.training import View, rasterize
 
 BATCH = 8
 TURN_SECONDS = 5.0

@@ -12,9 +12,9 @@ from recon4d.formats import track as track_format
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
 
-from gaussian_avatar import avatar as avatars
 from gaussian_avatar import capture as captures
 from gaussian_avatar import config as settings
+from gaussian_avatar import model_file
 from gaussian_avatar import motion as motions
 from gaussian_avatar.avatar import Avatar
 from gaussian_avatar.motion import Motion
@@ -67,7 +67,7 @@ def open_run(folder: Path, device: torch.device, head_model: str | None = None) 
     track = track_format.read(folder / "track.npz")
     motions.check_track(track, head, str(folder / "track.npz"))
     motion = motions.resized(motions.from_track(track, head), *training_size(config, track))
-    avatar = avatars.read_ply(folder / "model.ply", head, motion.inputs.shape[1]).to(device)
+    avatar = model_file.read_ply(folder / "model.ply", head, motion.inputs.shape[1]).to(device)
     return Run(folder, config, head, avatar, track, motion)
 
 

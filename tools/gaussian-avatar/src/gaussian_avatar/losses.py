@@ -1,0 +1,79 @@
+"""What training minimises: the photometric terms of RGBAvatar and priors for what the clip shows poorly."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gaussian_avatar.avatar import Avatar
+from gaussian_avatar.config import Losses
+
+
+def loss_terms(
+    avatar: Avatar,
+    weights: Tensor,
+    image: Tensor,
+    alpha: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    losses: Losses,
+    images: int,
+    init_log_scale: Tensor,
+    pairs: Tensor,
+) -> dict[str, Tensor]:
+    """Weighted loss terms, those of weight 0 left out. Images (B, H, W, 3), alpha and mask (B, H, W, 1)."""
+    terms = {"l1": losses.l1 * (image - target).abs().mean()}
+    if losses.ssim:
+        terms["ssim"] = losses.ssim * (1 - ssim(image.permute(0, 3, 1, 2), target.permute(0, 3, 1, 2)))
+    if losses.lpips and images >= losses.lpips_start:
+        from recon4d import metrics  # torchmetrics takes seconds to import
+
+        terms["lpips"] = losses.lpips * metrics.lpips(image.permute(0, 3, 1, 2), target.permute(0, 3, 1, 2)).mean()
+    if losses.alpha:
+        terms["alpha"] = losses.alpha * (alpha - mask).abs().mean()
+    if losses.sparsity:
+        terms["sparsity"] = losses.sparsity * weights.abs().mean()
+    if losses.orthogonality:
+        terms["orthogonality"] = losses.orthogonality * orthogonality(avatar)
+    if losses.offset:
+        terms["offset"] = losses.offset * (avatar.means / init_log_scale.exp()).square().mean()
+    if losses.size:
+        excess = (avatar.log_scales - init_log_scale - np.log(4)).clamp_min(0)
+        terms["size"] = losses.size * excess.square().mean()
+    if losses.smooth:
+        relative = [avatar.log_scales - init_log_scale, avatar.means / init_log_scale.exp()]
+        attributes = torch.cat([avatar.sh0, avatar.opacity_logits[:, None], *relative], 1)
+        terms["smooth"] = losses.smooth * (attributes[pairs[:, 0]] - attributes[pairs[:, 1]]).square().mean()
+    if losses.opaque:
+        terms["opaque"] = losses.opaque * avatar.opacity_logits.neg().sigmoid().mean()
+    if losses.basis:
+        terms["basis"] = losses.basis * (
+            (avatar.mean_basis / init_log_scale.exp()).square().mean()
+            + avatar.quat_basis.square().mean()
+            + avatar.sh0_basis.square().mean()
+        )
+    return terms
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Mean structural similarity (Wang et al. 2004) of (B, C, H, W) images, with an 11-pixel box window.
+
+    A box instead of the Gaussian window: average pooling is several times faster on a CPU, and as a loss it serves
+    the same; `recon4d.metrics.ssim` is what `metrics` reports.
+    """
+    pool = torch.nn.functional.avg_pool2d
+    stacked = pool(torch.cat([a, b, a * a, b * b, a * b], 1), 11, 1)
+    mean_a, mean_b, aa, bb, ab = stacked.chunk(5, 1)
+    c1, c2 = 0.01**2, 0.03**2
+    covariance = ab - mean_a * mean_b
+    variances = aa - mean_a.square() + bb - mean_b.square()
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return (similarity / ((mean_a.square() + mean_b.square() + c1) * (variances + c2))).mean()
+
+
+def orthogonality(avatar: Avatar) -> Tensor:
+    """Norm of the upper triangle of the basis vectors' cosine matrix, summed over position, rotation and colour."""
+    total = avatar.means.new_zeros(())
+    for basis in (avatar.mean_basis, avatar.quat_basis, avatar.sh0_basis):
+        vectors = torch.nn.functional.normalize(basis.flatten(1), dim=1)
+        total = total + torch.triu(vectors @ vectors.T, diagonal=1).norm()
+    return total
