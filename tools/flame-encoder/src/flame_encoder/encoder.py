@@ -1,0 +1,271 @@
+"""The encoder: a crop of a face to the vector of `vector.py`; its file, and how images go through it."""
+
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from recon4d import head as heads
+from recon4d.files import InputError, atomic_path
+from recon4d.head import HeadModel
+from torch import Tensor, nn
+
+from flame_encoder import view as views
+from flame_encoder.vector import IDENTITY_6D, Layout, rotation_matrix
+from flame_encoder.view import View
+
+FORMAT = "eidolon-encoder-1"
+SHIPPED = "shipped.pth"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what pretrained backbones expect
+
+
+class EidolonEncoder(nn.Module):
+    """Images (B, 3, size, size) in [0, 1] -> vectors (B, layout.size): a backbone, its mean over the picture, a layer.
+
+    The last layer starts with a bias of zero, but for the rotation, which starts at the identity.
+    """
+
+    def __init__(self, backbone: str = "resnet50", weights: str = "none", layout: Layout | None = None):
+        super().__init__()
+        layout = layout or Layout()
+        self.backbone, width = _backbone(backbone, weights)
+        self.head = nn.Linear(width, layout.size)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+        start = layout.shape + layout.expression
+        with torch.no_grad():
+            self.head.bias[start : start + 6] = torch.tensor(IDENTITY_6D)
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone((images - self.mean) / self.std))
+
+
+def _backbone(name: str, weights: str) -> tuple[nn.Module, int]:
+    """A torchvision model by name, else a timm model, without its classifier; and the length of its features.
+
+    Args:
+        weights: none, imagenet (fetched by torchvision or timm), or the path of a state dict of the whole model.
+    """
+    import timm
+    import torchvision
+
+    of_torchvision = name in torchvision.models.list_models(module=torchvision.models)
+    if not of_torchvision and not timm.is_model(name):
+        raise InputError(f"{name} is neither a torchvision nor a timm model; give a backbone such as resnet50")
+    network = torchvision.models.get_model(name, weights=None) if of_torchvision else timm.create_model(name)
+    if weights == "imagenet":
+        network.load_state_dict(_imagenet(name) if of_torchvision else _imagenet_timm(name))
+    elif weights != "none":
+        network.load_state_dict(_state_file(Path(weights), network))
+    for classifier in ("fc", "classifier", "head", "heads"):
+        if hasattr(network, classifier):
+            setattr(network, classifier, nn.Identity())
+    with torch.no_grad():
+        features = network.eval()(torch.zeros(1, 3, 224, 224))
+    if features.ndim != 2:
+        raise InputError(f"{name} gives no single row of features per image; give another backbone")
+    return network, features.shape[1]
+
+
+def _imagenet(name: str) -> dict[str, Tensor]:
+    import torchvision
+
+    url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+    try:
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, progress=False)
+    except Exception as error:  # URLError, OSError, a wrong hash, a file that is no state dict
+        file = url.rsplit("/", 1)[1]
+        raise InputError(
+            f"the ImageNet weights {file} can't be fetched ({error}); put the file into "
+            f"{Path(torch.hub.get_dir()) / 'checkpoints'}, name it with --weights PATH, or train with --weights none"
+        ) from error
+
+
+def _imagenet_timm(name: str) -> dict[str, Tensor]:
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:
+        raise InputError(
+            f"the pretrained weights of {name} can't be fetched ({type(error).__name__}); give a state dict of that "
+            "timm model with --weights PATH, or train with --weights none"
+        ) from error
+
+
+def _state_file(path: Path, network: nn.Module) -> dict[str, Tensor]:
+    """A state dict (.pth or .safetensors) that fits the network, without unpickling anything but tensors."""
+    if not path.is_file():
+        raise InputError(f"--weights {path} is not a file; give none, imagenet or a state dict")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--weights {path} does not hold the weights of this backbone ({reason})") from error
+    return state
+
+
+def freeze(network: EidolonEncoder, what: str) -> None:
+    """Keep the backbone, or its first blocks, as they are.
+
+    Args:
+        what: backbone, none, or first-N: the first N children of the backbone that have weights.
+
+    Raises:
+        InputError: another word, or more blocks than there are.
+    """
+    network.backbone.requires_grad_(True)
+    if what == "backbone":
+        network.backbone.requires_grad_(False)
+    elif what != "none":
+        blocks = _blocks(network.backbone)
+        count = what.removeprefix("first-")
+        if not count.isdigit() or not what.startswith("first-"):
+            raise InputError(f"--freeze {what} is not known; give backbone, none or first-N")
+        if int(count) > len(blocks):
+            raise InputError(f"--freeze {what}: the backbone has {len(blocks)} blocks; give backbone or a smaller N")
+        for block in blocks[: int(count)]:
+            block.requires_grad_(False)
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    blocks = [child for child in module.children() if any(True for _ in child.parameters())]
+    return _blocks(blocks[0]) if len(blocks) == 1 else blocks
+
+
+def set_training(network: EidolonEncoder) -> None:
+    """`train()`, but frozen blocks keep their batch statistics too."""
+    network.train()
+    for block in _blocks(network.backbone):
+        if not any(p.requires_grad for p in block.parameters()):
+            block.eval()
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A trained encoder with all that its numbers mean.
+
+    Attributes:
+        network: in evaluation mode.
+        head: the head model its coefficients belong to.
+        backbone: name. note: where it comes from.
+    """
+
+    network: EidolonEncoder
+    layout: Layout
+    view: View
+    head: HeadModel
+    backbone: str
+    note: str = ""
+
+
+def state_of(network: EidolonEncoder, layout: Layout, view: View, head: str, backbone: str, half: bool = False) -> dict:
+    """What a file of an encoder holds: plain values and tensors, for `torch.load(weights_only=True)`."""
+    weights = {
+        k: v.detach().cpu().half() if half and v.is_floating_point() else v.detach().cpu()
+        for k, v in network.state_dict().items()
+    }
+    return {
+        "format": FORMAT,
+        "backbone": backbone,
+        "head_model": head,
+        "layout": asdict(layout),
+        "view": asdict(view),
+        "weights": weights,
+    }
+
+
+def save(path: Path, state: dict) -> None:
+    """Write what `state_of` gives, atomically."""
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def read(path: Path) -> dict:
+    """The content of an encoder's file. Raises InputError for anything else, and unpickles nothing but tensors."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is not a file; give an encoder made by flame-encoder train")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path} is not a readable encoder ({type(error).__name__}); train it again") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError(f"{path} is not an encoder ({FORMAT}); make one with flame-encoder train")
+    return state
+
+
+def load(
+    path: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    head_model: str | None = None,
+    landmark_embedding: str | None = None,
+) -> Encoder:
+    """An encoder from its file; the shipped one when `path` is None.
+
+    Args:
+        head_model: the FLAME file that the encoder was trained with; the open head when None.
+
+    Raises:
+        InputError: a missing or broken file, or another head model than the encoder's; the message names both.
+    """
+    source = Path(path) if path is not None else Path(str(resources.files("flame_encoder"))) / SHIPPED
+    state = read(source)
+    head = heads.load(head_model, landmark_embedding)
+    if state["head_model"] != head.name:
+        raise InputError(
+            f"{source} was trained with the head model {state['head_model']}, not {head.name}; "
+            "give that model with --head-model"
+        )
+    layout, view = Layout(**state["layout"]), View(**state["view"])
+    network = EidolonEncoder(state["backbone"], "none", layout)
+    try:
+        network.load_state_dict(state["weights"])
+    except RuntimeError as error:
+        raise InputError(
+            f"{source}: its weights do not fit its backbone {state['backbone']}; train it again"
+        ) from error
+    network = network.float().eval().requires_grad_(False).to(device)
+    return Encoder(network, layout, view, head, state["backbone"], state.get("note", ""))
+
+
+@torch.no_grad()
+def encode(
+    encoder: Encoder, images: Tensor, boxes: Tensor | None = None, landmarks: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The parts of the vector for faces in images.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1], sRGB.
+        boxes: (B, 4) left, top, right, bottom of the face from the brows to the chin, pixels.
+        landmarks: (B, 68, 2), instead of boxes. Without either the whole image is the crop.
+
+    Returns:
+        `shape`, `expression`, `global_rot` (6D), `jaw`, `eyes`, `neck`, `transl`, `detail` as in `vector.py`, (B, n),
+        and `crop` (B, 3): left, top, side of the square that was looked at, pixels.
+    """
+    if landmarks is not None:
+        boxes = views.box_of(landmarks)
+    if boxes is not None:
+        crops = views.crops_of(boxes)
+    else:
+        height, width = images.shape[-2:]
+        side = max(height, width)
+        crops = images.new_tensor([[(width - side) // 2, (height - side) // 2, side]]).expand(len(images), 3)
+    device = encoder.network.mean.device
+    seen = views.crop(images, crops, encoder.view.size).to(device)
+    parts = encoder.layout.split(encoder.network(seen).cpu())
+    return parts | {"crop": crops}
+
+
+def head_pose(encoder: Encoder, parts: dict[str, Tensor], K: Tensor) -> tuple[Tensor, Tensor]:
+    """Head-to-camera pose R (B, 3, 3), t (B, 3), metres, OpenCV axes, in images with intrinsics K (3, 3)."""
+    rotation = rotation_matrix(parts["global_rot"])
+    return views.image_pose(encoder.head, encoder.view, rotation, parts["transl"], parts["crop"], K)

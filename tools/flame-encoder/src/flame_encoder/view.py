@@ -1,0 +1,124 @@
+"""The encoder's view: a square crop of the image, seen by a fixed camera; and the way back to the image's own camera.
+
+The view's axes are y up and z towards the camera, which stands at (0, 0, distance). The head is made larger by
+`scale`, turned about the middle of its face, and moved:
+
+    x_view = scale R (x_head - middle) + transl
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from recon4d import cameras
+from recon4d.head import HeadModel
+from torch import Tensor
+
+FACING = (1.0, -1.0, -1.0)  # view axes to OpenCV's
+CROP_SCALE = 1.6  # side of the crop as a share of the longer side of the box of the 68 landmarks
+
+
+@dataclass(frozen=True)
+class View:
+    """The camera of the crop.
+
+    fov: angle of view, degrees. distance: of the camera, in units of the scaled head. head_size: metres of a head
+    that fill the crop at that distance. size: pixels.
+    """
+
+    fov: float = 30.0
+    distance: float = 2.7
+    head_size: float = 0.24
+    size: int = 224
+
+    @property
+    def scale(self) -> float:
+        """View units per metre of the head: what makes `head_size` fill the picture."""
+        return 2 * self.distance * math.tan(math.radians(self.fov) / 2) / self.head_size
+
+    @property
+    def K(self) -> Tensor:
+        return cameras.intrinsics_from_fov(math.radians(self.fov), self.size, self.size)
+
+
+def middle(head: HeadModel) -> Tensor:
+    """(3,) about the middle of the face of the mean head: 3 cm below the midpoint of the eyes."""
+    joints = head.joints()[0]
+    return (joints[3] + joints[4]) / 2 - joints.new_tensor([0.0, 0.03, 0.0])
+
+
+def pose(head: HeadModel, view: View, rotation: Tensor, transl: Tensor) -> tuple[Tensor, Tensor]:
+    """Head to camera, OpenCV axes, metres: R (B, 3, 3), t (B, 3) with x_camera = R x_head + t, camera `view.K`.
+
+    Args:
+        rotation: (B, 3, 3). transl: (B, 3).
+    """
+    R = rotation * rotation.new_tensor(FACING)[:, None]
+    place = (transl * transl.new_tensor(FACING) + transl.new_tensor([0.0, 0.0, view.distance])) / view.scale
+    return R, place - R @ middle(head).to(R)
+
+
+def image_pose(
+    head: HeadModel, view: View, rotation: Tensor, transl: Tensor, crops: Tensor, K: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Head to the camera of the whole image: R (B, 3, 3), t (B, 3), metres.
+
+    The crop's camera looks along the ray of the crop's centre, so the rotation is carried onto that ray; the distance
+    changes with the focal length, so that the head keeps its size in the image.
+
+    Args:
+        crops: (B, 3) left, top, side, pixels, as `crop` gives them. K: (3, 3) or (B, 3, 3) intrinsics of the image.
+    """
+    R, t = pose(head, view, rotation, transl)
+    centre = middle(head).to(R)
+    place = t + R @ centre
+    focal = crops[:, 2] / (2 * math.tan(math.radians(view.fov) / 2))  # of the view's camera, pixels of the image
+    crop_centre = crops[:, :2] + crops[:, 2:] / 2
+    pixel = crop_centre + focal[:, None] * place[:, :2] / place[:, 2:]
+    K = K.to(R).expand(len(R), 3, 3)
+    ray = _rays(K, pixel)
+    depth = place[:, 2] * K[:, 0, 0] / focal
+    turned = _turn_to(torch.nn.functional.normalize(_rays(K, crop_centre), dim=-1)) @ R
+    return turned, ray * depth[:, None] - turned @ centre
+
+
+def _rays(K: Tensor, pixels: Tensor) -> Tensor:
+    homogeneous = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
+    return torch.linalg.solve(K, homogeneous[..., None])[..., 0]
+
+
+def _turn_to(directions: Tensor) -> Tensor:
+    """The smallest rotations (B, 3, 3) that take the z axis to unit directions (B, 3)."""
+    x, y, z = directions.unbind(-1)
+    h = 1 / (1 + z)
+    rows = [1 - x * x * h, -x * y * h, x, -x * y * h, 1 - y * y * h, y, -x, -y, z]
+    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+
+
+def box_of(landmarks: Tensor) -> Tensor:
+    """The box (B, 4) left, top, right, bottom around landmarks (B, 68, 2)."""
+    return torch.cat([landmarks.amin(1), landmarks.amax(1)], 1)
+
+
+def crops_of(boxes: Tensor) -> Tensor:
+    """Square crops (B, 3) left, top, side, whole pixels, around face boxes (B, 4)."""
+    side = (CROP_SCALE * (boxes[:, 2:] - boxes[:, :2]).amax(1)).round().clamp_min(2)
+    corner = ((boxes[:, :2] + boxes[:, 2:]) / 2 - side[:, None] / 2).round()
+    return torch.cat([corner, side[:, None]], 1)
+
+
+def crop(images: Tensor, crops: Tensor, size: int) -> Tensor:
+    """Crops (B, C, size, size) of images (B, C, H, W); the image's border goes on outside it.
+
+    Args:
+        crops: (B, 3) left, top, side, whole pixels.
+    """
+    height, width = images.shape[-2:]
+    out = []
+    for image, (left, top, side) in zip(images, crops.long().tolist()):
+        rows = torch.arange(top, top + side, device=image.device).clamp(0, height - 1)
+        columns = torch.arange(left, left + side, device=image.device).clamp(0, width - 1)
+        window = image[:, rows][:, :, columns][None]
+        resized = torch.nn.functional.interpolate(window, (size, size), mode="bilinear", antialias=True)
+        out.append(resized[0])
+    return torch.stack(out)
