@@ -1,0 +1,171 @@
+"""exp.yaml: the settings that all commands share, checked by pydantic; paths are relative to the file."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from recon4d import InputError
+from recon4d.files import write_text
+
+CLASSES = ["positive", "negative", "surprise", "repression", "others"]
+Stream = Literal["feat2d", "feat3d", "crops"]
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Feat2D(Section):
+    """Image features."""
+
+    input: str = "lr_image"  # folder in the dataset: <sequence>/<frame>
+    output: str = "feat2d"
+    backbone: str = "radio:c-radio_v3-b"  # or timm:<name>
+    weights: str = "default"  # of a timm model: none, default or a file
+    revision: str | None = None  # of RADIO's repository
+    trust_code: bool = False  # RADIO's weights come with Python code; true allows it to run
+    cache: str = "pretrained_models"  # RADIO's code and weights are kept in its folder radio
+    size: Positive | None = None  # pixels of the input's side; null: what the model prefers
+    dtype: Literal["float16", "float32"] = "float16"
+    spatial: bool = False  # write the spatial map too
+    batch: Positive = 16
+
+
+class Feat3D(Section):
+    """Expression coefficients."""
+
+    input: str = "tracks"  # folder in the dataset, or a path
+    kind: Literal["faceverse", "track"] = "faceverse"
+    output: str = "feat3d"
+
+
+class Sequences(Section):
+    """How a sequence becomes arrays of fixed length."""
+
+    length: Annotated[int, Field(ge=2)] = 32  # frames; longer sequences are sampled, shorter ones padded
+    missing: Literal["interpolate", "refuse"] = "interpolate"  # frames that a stream does not have
+
+
+class Model(Section):
+    streams: Annotated[list[Stream], Field(min_length=1)] = ["feat2d", "feat3d", "crops"]
+    width: Positive = 64
+    heads: Positive = 4
+    layers: Positive = 2
+    dropout: Share = 0.2
+    crop_size: Annotated[int, Field(ge=16)] = 48  # pixels of a crop's side inside the model
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Model":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        return self
+
+
+class Train(Section):
+    epochs: Positive = 60
+    batch: Positive = 16
+    rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    validation: Share = 0.2  # of the training identities, held out to choose the best epoch
+    stream_dropout: Share = 0.1  # chance that a training sample lacks a stream
+    seed: int = 0
+
+
+class Submit(Section):
+    output: str = "submission.csv"
+    sample: str | None = None  # sample submission: its order and columns are followed
+    split: str | None = "test"  # of the labels file, where there is one and no sample
+    sha256: str | None = None  # of the checkpoint
+
+
+class Config(Section):
+    """All of exp.yaml."""
+
+    dataset: str = "data/inference_artifacts/dataset"
+    checkpoint: str = "data/inference_artifacts/checkpoint/best_scripted.pt"
+    labels: str = "labels.csv"  # in the dataset
+    classes: Annotated[list[str], Field(min_length=1)] = CLASSES
+    thresholds: float | dict[str, float] = 0.5  # probability from which a class is said to be there
+    prep_faces: Any = None  # belongs to prep-faces
+    feat2d: Feat2D = Feat2D()
+    feat3d: Feat3D = Feat3D()
+    sequences: Sequences = Sequences()
+    model: Model = Model()
+    train: Train = Train()
+    submit: Submit = Submit()
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: list[str]) -> list[str]:
+        if len(set(classes)) < len(classes):
+            raise ValueError("the classes must differ")
+        return classes
+
+    @model_validator(mode="after")
+    def _known(self) -> "Config":
+        given = self.thresholds if isinstance(self.thresholds, dict) else {"all": self.thresholds}
+        for name, value in given.items():
+            if name not in self.classes and name != "all":
+                raise ValueError(f"thresholds: {name} is none of the classes {', '.join(self.classes)}")
+            if not 0 < value < 1:
+                raise ValueError(f"thresholds: {value} is not between 0 and 1")
+        return self
+
+    def threshold(self, name: str) -> float:
+        return self.thresholds.get(name, 0.5) if isinstance(self.thresholds, dict) else self.thresholds
+
+
+def load(path: str | Path) -> Config:
+    """Read exp.yaml; its paths become relative to the working folder.
+
+    Raises InputError naming the file, the key and what was expected.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path} cannot be read ({error}); give a YAML file") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {path} is not YAML ({' '.join(str(error).split())[:150]}); correct it") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path} holds a {type(content).__name__}; give sections and settings")
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"--config {path}: the key {key} is not known; see the README's settings") from error
+        raise InputError(f"--config {path}: {key}: {first['msg']}; correct it") from error
+    here = path.parent  # an absolute path stays as it is
+    submit = config.submit.model_copy(
+        update={
+            "output": str(here / config.submit.output),
+            "sample": config.submit.sample and str(here / config.submit.sample),
+        }
+    )
+    weights = config.feat2d.weights
+    feat2d = config.feat2d.model_copy(
+        update={
+            "cache": str(here / config.feat2d.cache),
+            "weights": weights if weights in ("none", "default") else str(here / weights),
+        }
+    )
+    return config.model_copy(
+        update={
+            "dataset": str(here / config.dataset),
+            "checkpoint": str(here / config.checkpoint),
+            "submit": submit,
+            "feat2d": feat2d,
+        }
+    )
+
+
+def write(path: str | Path, config: Config) -> None:
+    """Write all settings as YAML, atomically."""
+    write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))

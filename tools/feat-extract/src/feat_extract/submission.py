@@ -1,0 +1,152 @@
+"""Predictions of a TorchScript checkpoint for every sequence, as the challenge's CSV."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recon4d import InputError
+from recon4d.files import sha256
+
+from feat_extract.clips import Streams, load_clip, open_streams
+from feat_extract.config import Config
+from feat_extract.dataset import natural
+from feat_extract.labels import read_labels, read_table, write_table
+from feat_extract.training import EXTRA, FORMAT, stack
+
+BATCH = 16
+
+
+def submit(
+    config: Config,
+    device: torch.device,
+    watch: Callable[[Iterator, int], Iterator] = lambda items, total: items,
+) -> dict[str, Any]:
+    """Write the submission: one row per sequence, 1 for each class whose probability reaches its threshold.
+
+    Nothing is written unless every sequence has its row. Returns a summary with the checkpoint's SHA-256.
+
+    Raises:
+        InputError: a checkpoint that is missing, has another SHA-256, or was made for other features; a sample whose
+            columns are not the classes; a sequence without files.
+    """
+    checkpoint = Path(config.checkpoint)
+    if not checkpoint.is_file():
+        raise InputError(f"{checkpoint} is missing; fetch it with feat-extract fetch-artifacts or train it")
+    digest = sha256(checkpoint)
+    if config.submit.sha256 and config.submit.sha256.lower() != digest:
+        raise InputError(f"{checkpoint} has the SHA-256 {digest}, not {config.submit.sha256}; it was not loaded")
+    streams = open_streams(config)
+    names, key, columns = _rows(config, streams)
+    model, note = load_checkpoint(checkpoint)
+    _check_note(note, config, streams, checkpoint)
+    model.to(device)
+
+    thresholds = np.array([config.threshold(name) for name in config.classes])
+    rows = []
+    groups = [names[i : i + BATCH] for i in range(0, len(names), BATCH)]
+    for group in watch(iter(groups), len(groups)):
+        inputs, mask = stack([load_clip(name, streams, config) for name in group])
+        for stream, values in inputs.items():
+            dim = note.get("streams", {}).get(stream, {}).get("dim")
+            if dim is not None and values.shape[2] != dim:
+                raise InputError(
+                    f"{stream} of {group[0]} has {values.shape[2]} numbers per frame, {checkpoint} was trained on {dim}"
+                )
+        for name, said in zip(group, _predict(model, inputs, mask, len(config.classes), device, checkpoint)):
+            answer = dict(zip(config.classes, (said >= thresholds).astype(int).tolist()))
+            rows.append({key: name} | {column: answer[column] for column in columns})
+    write_table(config.submit.output, rows)
+    counts = {name: sum(row[name] for row in rows) for name in columns}
+    return {"rows": len(rows), "predicted": counts, "sha256": digest, "submission": config.submit.output}
+
+
+def load_checkpoint(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
+    """A TorchScript file on the CPU and the note inside it, {} for a file without. A TorchScript file is code: it runs.
+
+    Raises InputError for anything else.
+    """
+    extra = {EXTRA: ""}
+    try:
+        model = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+        note = json.loads(extra[EXTRA] or "{}")
+    except (RuntimeError, ValueError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is not a readable TorchScript file ({text}); fetch or train it again") from error
+    if note and note.get("format") != FORMAT:
+        raise InputError(f"{path} has the format {note.get('format')}, not {FORMAT}; train it again")
+    return model.eval(), note
+
+
+def _check_note(note: dict[str, Any], config: Config, streams: Streams, path: Path) -> None:
+    """Raise InputError where the config or the features differ from what the checkpoint was trained on."""
+    if not note:
+        return  # somebody else's file: the config is all there is to go by
+    for key, mine, what in (
+        ("classes", config.classes, "classes"),
+        ("length", config.sequences.length, "sequences.length"),
+    ):
+        if note[key] != mine:
+            raise InputError(f"{path} was trained with {what} {note[key]}, the config has {mine}; correct the config")
+    if set(note["streams"]) != set(streams.kinds):
+        raise InputError(
+            f"{path} reads {', '.join(note['streams'])}, model.streams has {', '.join(streams.kinds)}; "
+            "correct the config"
+        )
+    for stream, kind in streams.kinds.items():
+        theirs = note["streams"][stream]
+        for field in kind:
+            if field in theirs and theirs[field] != kind[field]:
+                raise InputError(
+                    f"{path} was trained on {stream} with {field} {theirs[field]}, here it is {kind[field]}; "
+                    "extract the features the same way"
+                )
+
+
+def _rows(config: Config, streams: Streams) -> tuple[list[str], str, list[str]]:
+    """The sequences in order, the name of the first column, and the other columns."""
+    if config.submit.sample:
+        path = Path(config.submit.sample)
+        table = read_table(path)
+        key, *columns = table[0]
+        if set(columns) != set(config.classes):
+            raise InputError(
+                f"{path} has the columns {', '.join(columns)}, the config the classes {', '.join(config.classes)}; "
+                "they must be the same"
+            )
+        names = [row[key] for row in table]
+        if len(set(names)) < len(names):
+            raise InputError(f"{path} names a sequence twice; keep one row")
+        return names, key, columns
+    path = Path(config.dataset) / config.labels
+    names = sorted({name for files in streams.files.values() for name in files}, key=natural)
+    split = config.submit.split
+    if split is not None and path.is_file():
+        labels = read_labels(path, config.classes)
+        names = [name for name, (_, row) in labels.items() if row.get("split", split) == split]
+        if not names:
+            raise InputError(f"{path} has no sequence of the split {split}; correct submit.split")
+    return names, "sequence", config.classes
+
+
+@torch.inference_mode()
+def _predict(
+    model: torch.jit.ScriptModule,
+    inputs: dict[str, torch.Tensor],
+    mask: torch.Tensor,
+    n_classes: int,
+    device: torch.device,
+    path: Path,
+) -> np.ndarray:
+    try:
+        logits = model({name: values.to(device) for name, values in inputs.items()}, mask.to(device))
+    except RuntimeError as error:
+        text = " ".join(str(error).split())[-200:]
+        raise InputError(
+            f"{path} does not take these inputs ({text}); see docs/formats.md for what it is given"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (len(mask), n_classes) or not logits.isfinite().all():
+        raise InputError(f"{path} does not answer {len(mask)} x {n_classes} finite logits; train it again")
+    return logits.sigmoid().cpu().numpy()
