@@ -114,6 +114,6 @@ def open_page(width: int = 1280, height: int = 800) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=SWITCHES, env=environment)
         try:
-            yield browser.new_page(viewport={"width": width, "height": height})
+            yield browser.new_page(viewport={"width": width, "height": height}, locale="en-US")
         finally:
             browser.close()

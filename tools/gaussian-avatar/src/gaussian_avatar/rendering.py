@@ -10,6 +10,7 @@ import torch
 from recon4d import video
 from recon4d.cli import progress
 from recon4d.formats import track as track_format
+from recon4d.formats.track import Track
 from torch import Tensor
 
 from gaussian_avatar import avatar as avatars
@@ -36,6 +37,11 @@ def driving_motion(run: Run, track_path: Path | None) -> tuple[Motion, float]:
     return motion, track.fps
 
 
+def frontal_frame(track: Track) -> int:
+    """The frame in which the head looks most straight at the camera."""
+    return int(np.argmax(np.einsum("nij,ij->n", track.R @ track.neck, motions.AXES)))
+
+
 def turn(run: Run, degrees: float, fps: float) -> tuple[Motion, Tensor]:
     """A turn of the head: the motion, one frame per camera, and the cameras (n, 4, 4).
 
@@ -45,7 +51,7 @@ def turn(run: Run, degrees: float, fps: float) -> tuple[Motion, Tensor]:
     """
     n = max(2, round(TURN_SECONDS * fps))
     track = run.track
-    frontal = int(np.argmax(np.einsum("nij,ij->n", track.R @ track.neck, motions.AXES)))
+    frontal = frontal_frame(track)
     frames = np.arange(n) % len(track)
     held = {key: np.repeat(getattr(track, key)[frontal : frontal + 1], n, 0) for key in ("R", "t", "neck")}
     moved = {key: getattr(track, key)[frames] for key in ("names", "valid", "expression", "jaw", "eyes", "eyelids")}
