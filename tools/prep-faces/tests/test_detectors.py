@@ -1,8 +1,6 @@
 """The detectors against the packages they come from, and against each other."""
 
 import json
-import sys
-import types
 from concurrent.futures import ThreadPoolExecutor
 
 import lz4.frame
@@ -11,11 +9,10 @@ import pytest
 import skimage.data
 import torch
 from prep_faces.detection import write_faces
-from prep_faces.faces import detect, five_points
-from prep_faces.fan_faces import load_aligner
+from prep_faces.faces import detect
 from prep_faces.images import write_png
 from prep_faces.landmarks import overlap
-from prep_faces.mtcnn import crop_and_resize, load_networks, read_weights
+from prep_faces.mtcnn import crop_and_resize, load_networks, propose, read_weights
 from recon4d import InputError
 
 # What the package mtcnn 1.0.0 (TensorFlow 2, CPU) answers for skimage.data.astronaut(): box, score, x and y of points.
@@ -55,6 +52,17 @@ def test_detectors_agree(portrait, capture):
         assert overlap(by_mtcnn.boxes[0], by_dlib.boxes[0]) > 0.5
         eyes = np.linalg.norm(by_dlib.points[0, 0] - by_dlib.points[0, 1])
         assert np.linalg.norm(by_mtcnn.points[0] - by_dlib.points[0], axis=1).mean() < 0.1 * eyes
+
+
+def test_images_of_one_size_go_through_the_first_network_together(portrait):
+    """As on a GPU; there is no more than rounding between that and one by one."""
+    images = [(np.roll(portrait, 9 * i, axis=1).astype(np.float32) - 127.5) / 128 for i in range(3)]
+    network = load_networks()[0]
+    with torch.inference_mode():
+        together = propose(network, images, "cpu")
+        for image, boxes in zip(images, together):
+            (alone,) = propose(network, [image], "cpu")
+            assert len(alone) > 5 and boxes == pytest.approx(alone, abs=1e-2)
 
 
 def test_crops_against_torch_grid_sample():
@@ -106,42 +114,6 @@ def test_detect_command(run, portrait, tmp_path, detector):
     if detector == "dlib":
         assert write_faces([tmp_path / "f"], tmp_path / "o", detector)["kept"] == 1
         assert run(*arguments, "--strict").returncode == 2
-
-
-def test_face_alignment_through_a_stand_in(portrait, monkeypatch):
-    """The package's interface is used as it is: boxes with scores, then points for those boxes."""
-    truth = detect([portrait], "dlib")[0]
-
-    class Stand:
-        def __init__(self, kind, device, face_detector):
-            assert (kind, device, face_detector) == ("2D", "cpu", "sfd")
-            self.face_detector = self
-
-        def detect_from_image(self, image):
-            return [np.array([0, 0, 5, 5, 0.3]), np.array([*truth.boxes[0], 0.9])]
-
-        def get_landmarks_from_image(self, image, detected_faces):
-            assert len(detected_faces) == 1 and detected_faces[0][4] == pytest.approx(0.9)
-            return [truth.landmarks[0] - 0.5]
-
-    package = types.ModuleType("face_alignment")
-    package.FaceAlignment = Stand
-    package.LandmarksType = types.SimpleNamespace(TWO_D="2D")
-    monkeypatch.setitem(sys.modules, "face_alignment", package)
-    load_aligner.cache_clear()
-    faces = detect([portrait], "face-alignment")[0]
-    load_aligner.cache_clear()
-    assert np.allclose(faces.landmarks, truth.landmarks) and np.allclose(faces.points, five_points(truth.landmarks))
-
-    def no_network(*args, **kwargs):
-        raise OSError("network is unreachable")
-
-    package.FaceAlignment = no_network
-    with pytest.raises(InputError, match=r"could not get its weights .* place the files"):
-        detect([portrait], "face-alignment")
-    monkeypatch.setitem(sys.modules, "face_alignment", None)
-    with pytest.raises(InputError, match=r"install prep-faces\[fan\]"):
-        detect([portrait], "face-alignment")
 
 
 def test_threads_find_what_one_finds(portrait):

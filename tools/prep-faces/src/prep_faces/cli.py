@@ -1,5 +1,6 @@
 """The command line: options in, one function per command, its result out."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,24 @@ import click
 from recon4d import InputError
 from recon4d.cli import Group, device_option, force_option, log, pick_device, print_result, progress
 
-from prep_faces.faces import DETECTORS
+from prep_faces.faces import DETECTORS, POINTS
+from prep_faces.parallel import ENGINES
 
-POINTS = "What finds faces; with mtcnn, dlib finds the points."
+FINDS = "What finds faces; with mtcnn, dlib finds the points."
 paths_argument = click.argument("paths", nargs=-1, required=True, type=click.Path())
 out_option = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write into.")
 strict_option = click.option("--strict", is_flag=True, help="Exit 2 when anything at all failed.")
 workers_option = click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
+batch_option = click.option(
+    "--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images that a network gets at a time."
+)
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="local",
+    show_default=True,
+    help="ray: in shards, by Ray Data on this machine or the cluster in RAY_ADDRESS.",
+)
 
 
 @click.group(cls=Group)
@@ -51,7 +63,7 @@ def frames(
     """Write the frames of VIDEO as OUT/frames/00000.png ... and OUT/frames.jsonl."""
     from prep_faces.video import extract_frames
 
-    result = extract_frames(video, out, fps, size, sharpest, max_frames, force, _watch("frames"))
+    result = _run("frames", extract_frames, video, out, fps, size, sharpest, max_frames, force)
     for problem in result["errors"]:
         log(f"warning: {problem}")
     print_result({**result, "out": str(out / "frames")})
@@ -64,9 +76,10 @@ def frames(
 @out_option
 @click.option("--detector", type=click.Choice(DETECTORS), default="mtcnn", show_default=True, help="What finds faces.")
 @click.option("--threshold", type=float, help="Least score of a face.  [default: the detector's own]")
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images at a time.")
+@batch_option
 @device_option
 @workers_option
+@engine_option
 @strict_option
 @force_option
 def detect(
@@ -77,50 +90,51 @@ def detect(
     batch: int,
     device: str,
     workers: int | None,
+    engine: str,
     strict: bool,
     force: bool,
 ) -> None:
     """Write all faces in PATHS (boxes, five points, scores) to OUT/faces.jsonl."""
     from prep_faces.detection import write_faces
 
-    result = write_faces(
-        list(paths),
-        out,
-        detector,
-        _device(device, detector),
-        threshold,
-        batch,
-        workers,
-        force,
-        _watch("detect"),
-    )
+    where = _device(device, detector)
+    result = _run("detect", write_faces, list(paths), out, detector, where, threshold, batch, workers, engine, force)
     _finish(result, out / "faces.jsonl", strict)
 
 
 @main.command()
 @paths_argument
 @out_option
-@click.option("--detector", type=click.Choice(DETECTORS), default="dlib", show_default=True, help=POINTS)
+@click.option("--detector", type=click.Choice(DETECTORS), default="dlib", show_default=True, help=FINDS)
+@click.option(
+    "--points", type=click.Choice(POINTS[1:]), default="2d", show_default=True, help="3d: with face-alignment only."
+)
+@batch_option
 @device_option
 @click.option("--photos", is_flag=True, help="The files are unrelated: do not follow a face from one to the next.")
 @workers_option
+@engine_option
 @strict_option
 @force_option
 def landmarks(
     paths: tuple[str, ...],
     out: Path,
     detector: str,
+    points: str,
+    batch: int,
     device: str,
     photos: bool,
     workers: int | None,
+    engine: str,
     strict: bool,
     force: bool,
 ) -> None:
     """Write 68 points per image of PATHS as OUT/landmarks/NAME.npy and OUT/landmarks.jsonl."""
     from prep_faces.landmarks import write_landmarks
 
-    result = write_landmarks(
-        list(paths), out, detector, _device(device, detector), photos, workers, force, _watch("landmarks")
+    where = _device(device, detector)
+    result = _run(
+        "landmarks", write_landmarks, list(paths), out, detector, where, photos, points, batch, workers, engine, force
     )
     _finish(result, out / "landmarks.jsonl", strict)
 
@@ -151,9 +165,7 @@ def matte(
     """Write each image of PATHS as OUT/NAME.png, RGBA with the head (hair and neck) as alpha."""
     from prep_faces.matte import write_mattes
 
-    result = write_mattes(
-        list(paths), out, landmarks, track, head_model, model, photos, workers, force, _watch("matte")
-    )
+    result = _run("matte", write_mattes, list(paths), out, landmarks, track, head_model, model, photos, workers, force)
     _finish(result, out / "matte.jsonl", strict)
 
 
@@ -168,7 +180,7 @@ def crop(config: Path, device: str, workers: int | None, strict: bool, force: bo
     from prep_faces.crop import read_config, write_crops
 
     dataset, options = read_config(config)
-    result = write_crops(dataset, options, _device(device, options.detector), workers, force, _watch("crop"))
+    result = _run("crop", write_crops, dataset, options, _device(device, options.detector), workers, force)
     _finish(result, dataset / options.output / "crops.jsonl", strict)
 
 
@@ -178,7 +190,7 @@ def crop(config: Path, device: str, workers: int | None, strict: bool, force: bo
 @click.option("--split", default="train", show_default=True, help="Of a Hugging Face dataset.")
 @click.option("--limit", type=click.IntRange(min=1), help="How many images at most.  [default: all]")
 @click.option("--size", type=click.IntRange(min=1), help="Pixels of the longer side.  [default: as it is]")
-@click.option("--detector", type=click.Choice(DETECTORS), default="dlib", show_default=True, help=POINTS)
+@click.option("--detector", type=click.Choice(DETECTORS), default="dlib", show_default=True, help=FINDS)
 @device_option
 @workers_option
 @strict_option
@@ -202,7 +214,7 @@ def ffhq(
     from prep_faces.ffhq import write_ffhq
 
     where = _device(device, detector)
-    result = write_ffhq(source, out, split, limit, size, detector, where, workers, force, _watch("ffhq"))
+    result = _run("ffhq", write_ffhq, source, out, split, limit, size, detector, where, workers, force)
     _finish(result, out / "ffhq.jsonl", strict)
 
 
@@ -211,8 +223,23 @@ def _device(name: str, detector: str) -> str:
     return "cpu" if detector == "dlib" and name in ("auto", "cpu") else str(pick_device(name))
 
 
-def _watch(what: str) -> Callable[[Iterator, int], Iterator]:
-    return lambda items, total: progress(items, what, total)
+def _run(what: str, function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """`function`'s result, with a progress bar while it works, and its speed from the first image to the last."""
+    start: float | None = None
+
+    def watch(items: Iterator, total: int | None) -> Iterator:
+        nonlocal start
+        start = start or time.perf_counter()
+        return progress(items, what, total)
+
+    result = function(*arguments, watch)
+    seconds = time.perf_counter() - (start or time.perf_counter())
+    images = result.get("images", result.get("frames"))
+    new = images - result["kept"]
+    rates = {"images_per_second": round(new / seconds, 2) if new else None}
+    if "faces" in result:
+        rates["faces_per_second"] = round(result["faces"] * new / images / seconds, 2) if new else None
+    return {**result, **rates}
 
 
 def _finish(result: dict[str, Any], table: Path, strict: bool) -> None:

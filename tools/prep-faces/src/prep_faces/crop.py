@@ -1,7 +1,8 @@
 """Face crops of fixed size from sequences of frames, steady along each sequence."""
 
-import functools
+import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +13,12 @@ from recon4d import InputError
 from scipy.ndimage import gaussian_filter1d
 
 from prep_faces.affine import invert, warp
-from prep_faces.faces import Faces, detect, prepare
+from prep_faces.detection import Found, find_faces
+from prep_faces.faces import DETECTORS, prepare
 from prep_faces.images import ImageFile, clashes, find_images, read_image, remove_temporaries, write_png
 from prep_faces.landmarks import choose_face
 from prep_faces.parallel import cores, ordered_map
-from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
+from prep_faces.records import append_record, claim_run, finish_run, read_records, up_to_date, write_records
 
 EYES, MOUTH = 0.36, 0.74  # heights of eyes and mouth in an aligned crop at `margin` 0, shares of its side
 
@@ -32,7 +34,7 @@ class CropConfig(BaseModel):
     mode: Literal["align", "box"] = "align"  # turn the eyes level, or only cut a square
     margin: float = Field(0.15, ge=0, le=2)  # around the face, shares of its size
     smooth: float = Field(2.0, ge=0)  # standard deviation in frames; 0 for none
-    detector: Literal["dlib", "mtcnn", "face-alignment"] = "dlib"
+    detector: Literal[DETECTORS] = "dlib"
 
 
 def read_config(path: str | Path) -> tuple[Path, CropConfig]:
@@ -86,23 +88,35 @@ def write_crops(
         table.unlink(missing_ok=True)
     remove_temporaries(out)
     known = {record.get("file"): record for record in read_records(table)}
-    workers = (workers or cores()) if config.detector == "dlib" else 1
     sequences: dict[str, list[ImageFile]] = {}
+    clashing: dict[str, InputError] = {}
     for file, clash in zip(files, clashes(files)):
-        if clash is not None:
-            raise clash
         sequences.setdefault(str(Path(file.file).parent), []).append(file)
+        if clash is not None:
+            clashing[file.file] = clash
+    # A sequence is done as a whole: where one crop lies depends on its neighbours.
+    todo = {
+        name: [file for file in members if file.file not in clashing]
+        for name, members in sequences.items()
+        if not all(up_to_date(known.get(file.file), out / f"{file.name}.png", [file.path]) for file in members)
+    }
+    fresh = [file for members in todo.values() for file in members]
+    found = find_faces(fresh, config.detector, device, None, workers=workers)
+    jobs = (job for members in todo.values() for job in place_sequence(members, found, out, config))
+    crops = ordered_map(_write_crop, jobs, len(fresh), workers or cores())
 
     records: list[dict[str, Any]] = []
-    kept = 0
-    for members in watch(iter(sequences.values()), len(sequences)):
-        if all(_is_done(out, file, known.get(file.file)) for file in members):
-            records.extend(known[file.file] for file in members)
-            kept += len(members)
+    for file in watch(iter(files), len(files)):
+        if file.file in clashing:
+            records.append({"file": file.file, "error": str(clashing[file.file])})
+        elif str(Path(file.file).parent) not in todo:
+            records.append(known[file.file])
             continue
-        for record in _crop_sequence(members, out, config, device, workers):
-            append_record(table, record)
-            records.append(record)
+        else:
+            answer = next(crops)
+            answer = {"error": str(answer)} if isinstance(answer, InputError) else answer
+            records.append({"file": file.file, **answer})
+        append_record(table, records[-1])
     write_records(table, records)
     failed = sum("error" in record for record in records)
     result = {
@@ -112,62 +126,61 @@ def write_crops(
         "sequences": len(sequences),
     }
     finish_run(out / "crops.json", result)
+    kept = sum(len(members) for name, members in sequences.items() if name not in todo)
     return {**result, "kept": kept, "out": str(out)}
 
 
-def _is_done(out: Path, file: ImageFile, record: dict[str, Any] | None) -> bool:
-    target = out / f"{file.name}.png"
-    known = record is not None and "error" not in record and target.exists()
-    return known and target.stat().st_mtime_ns >= file.path.stat().st_mtime_ns
+@dataclass(frozen=True)
+class Job:
+    """One crop to write: the 2x3 matrix from image to crop, or why there is none; whether a face was found here."""
+
+    source: Path
+    target: Path
+    matrix: np.ndarray | InputError
+    size: int
+    found: bool
 
 
-def _crop_sequence(
-    files: list[ImageFile], out: Path, config: CropConfig, device: str, workers: int
-) -> Iterator[dict[str, Any]]:
+def place_sequence(files: list[ImageFile], faces: Iterator[Found], out: Path, config: CropConfig) -> Iterator[Job]:
+    """Where to crop each frame of a sequence; takes one item of `faces` for each file."""
     places: list[np.ndarray | InputError] = []
     previous: np.ndarray | None = None
-    find = functools.partial(_find, detector=config.detector, device=device)
-    for faces in ordered_map(find, files, len(files), workers):
-        if isinstance(faces, InputError):
-            places.append(faces)
+    for answer in itertools.islice(faces, len(files)):
+        if isinstance(answer, InputError):
+            places.append(answer)
             continue
-        chosen = choose_face(faces, previous, -np.inf)
+        chosen = choose_face(answer[1], previous, -np.inf)
         if chosen is None:
             places.append(np.full(4, np.nan))
             continue
-        previous = faces.boxes[chosen]
-        places.append(place(faces.points[chosen], faces.boxes[chosen], config))
-    readable = [i for i, item in enumerate(places) if not isinstance(item, InputError)]
-    matrices: dict[int, np.ndarray] = {}
-    found = np.array([places[i] for i in readable]).reshape(-1, 4)
-    if len(readable) and not np.isnan(found[:, 0]).all():
-        matrices = dict(zip(readable, (crop_matrix(*row, config.size) for row in steady_places(found, config.smooth))))
-    tasks = [(file.path, out / f"{file.name}.png", matrices.get(i), config.size) for i, file in enumerate(files)]
-    for i, (file, answer) in enumerate(zip(files, ordered_map(_write_crop, tasks, len(tasks), workers))):
-        if isinstance(answer, InputError):
-            yield {
-                "file": file.file,
-                "error": str(places[i] if isinstance(places[i], InputError) else answer),
-            }
-            continue
-        yield {
-            "file": file.file,
-            "to_crop": matrices[i].round(6).tolist(),
-            "to_image": invert(matrices[i]).round(6).tolist(),
-            "found": bool(np.isfinite(places[i]).all()),
-        }
+        previous = answer[1].boxes[chosen]
+        places.append(place(answer[1].points[chosen], previous, config))
+    rows = np.array([item for item in places if not isinstance(item, InputError)]).reshape(-1, 4)
+    seen = np.isfinite(rows).any()
+    steady = iter(steady_places(rows, config.smooth) if seen else rows)
+    for file, item in zip(files, places):
+        matrix: np.ndarray | InputError
+        if isinstance(item, InputError):
+            matrix = item
+        elif seen:
+            matrix = crop_matrix(*next(steady), config.size)
+        else:
+            matrix = InputError("no face found in the whole sequence")
+        face = not isinstance(item, InputError) and bool(np.isfinite(item).all())
+        yield Job(file.path, out / f"{file.name}.png", matrix, config.size, face)
 
 
-def _find(file: ImageFile, detector: str, device: str) -> Faces:
-    return detect([read_image(file.path)], detector, device)[0]
-
-
-def _write_crop(task: tuple[Path, Path, np.ndarray | None, int]) -> None:
-    path, target, matrix, size = task
-    if matrix is None:
-        target.unlink(missing_ok=True)
-        raise InputError("no face found in the whole sequence")
-    write_png(target, warp(read_image(path), matrix, size, size))
+def _write_crop(job: Job) -> dict[str, Any]:
+    """Write one crop; what to record of it. Raises InputError where there is nothing to write."""
+    if isinstance(job.matrix, InputError):
+        job.target.unlink(missing_ok=True)  # of an earlier run
+        raise job.matrix
+    write_png(job.target, warp(read_image(job.source), job.matrix, job.size, job.size))
+    return {
+        "to_crop": job.matrix.round(6).tolist(),
+        "to_image": invert(job.matrix).round(6).tolist(),
+        "found": job.found,
+    }
 
 
 def place(points: np.ndarray, box: np.ndarray, config: CropConfig) -> np.ndarray:

@@ -126,7 +126,9 @@ def write_ffhq(
     result = {"images": len(records), "unreadable": unreadable}
     if unreadable == len(records):
         raise InputError(f"none of the {unreadable} images of {source} can be read; {table} has the reasons")
-    points = write_landmarks([str(out / "thumbnails")], out, detector, device, True, workers, force)
+    points = write_landmarks(
+        [str(out / "thumbnails")], out, detector, device, photos=True, workers=workers, force=force, watch=watch
+    )
     finish_run(out / "ffhq.json", result)
     failed = unreadable + points["failed"]
     return {**result, "written": points["written"], "failed": failed, "kept": points["kept"], "out": str(out)}

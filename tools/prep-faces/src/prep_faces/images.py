@@ -40,7 +40,8 @@ def find_images(paths: tuple[str | Path, ...] | list[str | Path]) -> list[ImageF
             inside = [
                 path.relative_to(given)
                 for path in given.rglob("*")
-                if path.suffix.lower() in SUFFIXES and path.is_file()
+                # A link to nowhere is taken too, so that it is recorded.
+                if path.suffix.lower() in SUFFIXES and (path.is_file() or (path.is_symlink() and not path.exists()))
             ]
             visible = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
             for path in sorted(visible, key=lambda path: natural_key(path.as_posix())):

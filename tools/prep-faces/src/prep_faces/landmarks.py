@@ -1,8 +1,6 @@
 """The 68 points of one person in each image of a sequence or a heap of photos."""
 
-import functools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +8,10 @@ import numpy as np
 from recon4d import InputError
 from recon4d.files import atomic_path
 
-from prep_faces.dlib_faces import predict_points
-from prep_faces.faces import Faces, detect, prepare
-from prep_faces.images import ImageFile, clashes, find_images, read_image
-from prep_faces.parallel import cores, ordered_map
-from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
+from prep_faces.detection import Found, find_faces
+from prep_faces.faces import Faces, prepare
+from prep_faces.images import clashes, find_images
+from prep_faces.records import append_record, claim_run, finish_run, read_records, up_to_date, write_records
 
 SURE = 0.0  # dlib score of a face that stands by itself
 FAINT = -0.6  # dlib score that is believed where the frame before had a face
@@ -52,32 +49,35 @@ def write_landmarks(
     detector: str = "dlib",
     device: str = "cpu",
     photos: bool = False,
+    points: str = "2d",
+    batch: int = 8,
     workers: int | None = None,
+    engine: str = "local",
     force: bool = False,
     watch: Callable[[Iterator, int], Iterator] = lambda items, total: items,
 ) -> dict[str, Any]:
     """Write out/landmarks/<name>.npy (68, 2) float32 pixels for each image, and out/landmarks.jsonl.
 
-    In a sequence (the default) the same person is followed from file to file; `photos` treats each on its own.
-    Points that are up to date are kept. Returns a summary; files that fail are recorded, not raised. Raises
-    InputError when there is no image, or `out` holds a run with other options.
+    With `points` 3d they are (68, 3): the third is the depth that face-alignment gives, scaled to pixels. In a
+    sequence (the default) the same person is followed from file to file; `photos` treats each on its own. Points
+    that are up to date are kept. Detector, batch, workers, engine: see detection.find_faces. Returns a summary;
+    files that fail are recorded, not raised. Raises InputError when there is no image, or `out` holds a run with
+    other options.
     """
     out = Path(out)
     files = find_images(paths)
-    prepare(detector, device)
-    options = {"detector": detector, "photos": photos}
+    prepare(detector, device, points)
+    options = {"detector": detector, "points": points, "photos": photos}
     table = out / "landmarks.jsonl"
     if not claim_run(out / "landmarks.json", "landmarks", options, force):
         table.unlink(missing_ok=True)
     known = {record.get("file"): record for record in read_records(table)}
     targets = [out / "landmarks" / f"{file.name}.npy" for file in files]
-    fresh = [force or not _up_to_date(file, target, known.get(file.file)) for file, target in zip(files, targets)]
+    fresh = [force or not up_to_date(known.get(file.file), target, [file.path]) for file, target in zip(files, targets)]
     clashing = clashes(files)
-    find = functools.partial(_find, detector=detector, device=device, threshold=SURE if photos else FAINT)
     todo = [file for file, is_fresh, clash in zip(files, fresh, clashing) if is_fresh and clash is None]
-    # PyTorch uses all cores by itself.
-    workers = (workers or cores()) if detector == "dlib" else 1
-    found = ordered_map(find, todo, len(todo), workers)
+    threshold = None if detector != "dlib" else SURE if photos else FAINT
+    found = find_faces(todo, detector, device, threshold, points, batch, workers, engine)
 
     records: list[dict[str, Any]] = []
     previous: np.ndarray | None = None
@@ -112,33 +112,8 @@ def write_landmarks(
     return result
 
 
-def _up_to_date(file: ImageFile, target: Path, record: dict[str, Any] | None) -> bool:
-    if record is None or "error" in record or not target.exists():
-        return False
-    return target.stat().st_mtime_ns >= file.path.stat().st_mtime_ns
-
-
-def _find(file: ImageFile, detector: str, device: str, threshold: float) -> tuple[tuple[int, int], Faces]:
-    image = read_image(file.path)
-    faces = detect([image], detector, device, threshold if detector == "dlib" else None)[0]
-    if faces.landmarks is None:
-        # The predictor expects boxes as dlib's detector draws them: a square around eyes and mouth.
-        boxes = np.array([square_around(points) for points in faces.points]).reshape(-1, 4)
-        points = [predict_points(image, box) for box in boxes]
-        faces = replace(faces, landmarks=np.array(points, np.float32).reshape(-1, 68, 2))
-    return image.shape[:2], faces
-
-
-def square_around(points: np.ndarray) -> np.ndarray:
-    """Roughly dlib's box (4,) around five points (5, 2)."""
-    eyes, mouth = points[:2].mean(0), points[3:].mean(0)
-    half = 1.15 * max(float(np.linalg.norm(mouth - eyes)), float(np.linalg.norm(points[1] - points[0])))
-    center = eyes + 0.55 * (mouth - eyes)
-    return np.concatenate([center - half, center + half])
-
-
 def _settle(
-    answer: tuple[tuple[int, int], Faces] | InputError,
+    answer: Found,
     target: Path,
     previous: np.ndarray | None,
     detector: str,

@@ -12,23 +12,22 @@ from recon4d import InputError
 
 from prep_faces.affine import compose, head_motion, invert, warp
 from prep_faces.alpha import BAND, foreground_colors, refine
-from prep_faces.dlib_faces import find_faces
 from prep_faces.grabcut import Cut, cut
 from prep_faces.headshape import HeadShape, shape_from_landmarks
 from prep_faces.images import ImageFile, clashes, find_images, read_image, remove_temporaries, write_png
-from prep_faces.landmarks import MEMORY, SURE, choose_face
+from prep_faces.landmarks import MEMORY, write_landmarks
 from prep_faces.parallel import cores, ordered_map
-from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
+from prep_faces.records import append_record, claim_run, finish_run, read_records, up_to_date, write_records
 
 REACH = 2  # frames before and after that vote on a cut
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to matte: its head's shape, or None to look for a face in it; `model` a TorchScript file, or None."""
+    """One image to matte: its head's shape; `model` a TorchScript file, or None for GrabCut."""
 
     file: ImageFile
-    shape: HeadShape | None
+    shape: HeadShape
     model: str | None
 
 
@@ -65,7 +64,8 @@ def write_mattes(
     """Write out/<name>.png, RGBA with the head as alpha, for each image, and out/matte.jsonl.
 
     Args:
-        landmarks: folder of (68, 2) .npy files named like the images; without it and `track`, dlib looks for faces.
+        landmarks: folder of (68, 2) .npy files named like the images; without it and `track`, dlib finds them first,
+            in out/landmarks.
         track: track.npz of these images; the tracked mesh's silhouette seeds the cut.
         head_model: the head model of the track, None for the open head.
         model: TorchScript file from (1, 3, H, W) RGB in [0, 1] to alpha, used in place of GrabCut.
@@ -74,6 +74,10 @@ def write_mattes(
     Returns a summary; files that fail are recorded, not raised. Raises InputError when there is no image, an option
     does not fit, or `out` holds a run with other options.
     """
+    if track is not None and landmarks is not None:
+        raise InputError("--track and --landmarks both say where the head is; give one of them")
+    if head_model is not None and track is None:
+        raise InputError("--head-model is the head model of a track; add --track")
     out = Path(out)
     files = find_images(paths)
     if model is not None:
@@ -82,27 +86,30 @@ def write_mattes(
         load_model(str(model))
     seeded = "track" if track is not None else "landmarks" if landmarks is not None else "dlib"
     options = {"seeded_by": seeded, "model": None if model is None else Path(model).name, "photos": photos}
-    shapes: list[HeadShape | InputError | None]
+    table = out / "matte.jsonl"
+    shapes: list[HeadShape | InputError]
     if track is not None:
         from prep_faces.trackshape import shapes_from_track
 
         shapes = shapes_from_track(track, files, head_model)
     elif landmarks is not None:
         shapes = shapes_from_landmarks(Path(landmarks), files, photos)
-    else:
-        shapes = [None] * len(files)
-
-    shapes = [clash or shape for clash, shape in zip(clashes(files), shapes)]
-
-    table = out / "matte.jsonl"
+        if all(isinstance(shape, InputError) for shape in shapes):
+            raise InputError(f"{landmarks} holds no points for these images; run prep-faces landmarks on them first")
     if not claim_run(out / "matte.json", "matte", options, force):
         table.unlink(missing_ok=True)
     remove_temporaries(out)
+    if seeded == "dlib":
+        write_landmarks(paths, out, photos=photos, workers=workers, force=force, watch=watch)
+        landmarks = out / "landmarks"
+        landmarks.mkdir(exist_ok=True)  # there is none where no face was found
+        shapes = shapes_from_landmarks(landmarks, files, photos)
+    shapes = [clash or shape for clash, shape in zip(clashes(files), shapes)]
     known = {record.get("file"): record for record in read_records(table)}
     targets = [out / f"{file.name}.png" for file in files]
     sources = [_sources(file, landmarks, track, model) for file in files]
     fresh = [
-        force or not _up_to_date(target, known.get(file.file), source)
+        force or not up_to_date(known.get(file.file), target, source)
         for file, target, source in zip(files, targets, sources)
     ]
     reach = 0 if photos else REACH
@@ -145,16 +152,13 @@ def write_mattes(
     return {**result, "kept": len(files) - sum(fresh), "out": str(out)}
 
 
-def _sources(file: ImageFile, landmarks: str | Path | None, track: str | Path | None, model: str | Path | None) -> int:
-    """When the newest of the files that decide an image's matte was changed, nanoseconds."""
+def _sources(
+    file: ImageFile, landmarks: str | Path | None, track: str | Path | None, model: str | Path | None
+) -> list[Path]:
+    """The files that decide an image's matte."""
     points = [] if landmarks is None else [Path(landmarks) / f"{file.name}.npy"]
     others = [Path(path) for path in (track, model) if path is not None]
-    return max(path.stat().st_mtime_ns for path in (file.path, *points, *others) if path.exists())
-
-
-def _up_to_date(target: Path, record: dict[str, Any] | None, source: int) -> bool:
-    known = record is not None and "error" not in record and target.exists()
-    return known and target.stat().st_mtime_ns >= source
+    return [file.path, *(path for path in points if path.exists()), *others]
 
 
 def shapes_from_landmarks(folder: Path, files: list[ImageFile], photos: bool) -> list[HeadShape | InputError]:
@@ -164,9 +168,8 @@ def shapes_from_landmarks(folder: Path, files: list[ImageFile], photos: bool) ->
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give --landmarks the folder that prep-faces landmarks wrote")
-    points: list[np.ndarray | InputError] = [_read_points(folder / f"{file.name}.npy") for file in files]
-    if all(isinstance(item, InputError) for item in points):
-        raise InputError(f"{folder} holds no points for these images; run prep-faces landmarks on them first")
+    records = {record.get("file"): record for record in read_records(folder.parent / "landmarks.jsonl")}
+    points = [_read_points(folder / f"{file.name}.npy", records.get(file.file, {})) for file in files]
     if not photos:
         known = [i for i, item in enumerate(points) if not isinstance(item, InputError)]
         for before, after in itertools.pairwise(known):
@@ -174,16 +177,17 @@ def shapes_from_landmarks(folder: Path, files: list[ImageFile], photos: bool) ->
                 for i in range(before + 1, after):
                     share = (i - before) / (after - before)
                     points[i] = (1 - share) * points[before] + share * points[after]
-    sizes = {record.get("file"): record for record in read_records(folder.parent / "landmarks.jsonl")}
     shapes: list[HeadShape | InputError] = []
     for file, item in zip(files, points):
-        record = sizes.get(file.file, {})
+        record = records.get(file.file, {})
         size = (record["width"], record["height"]) if {"width", "height"} <= record.keys() else None
         shapes.append(item if isinstance(item, InputError) else shape_from_landmarks(item, size))
     return shapes
 
 
-def _read_points(path: Path) -> np.ndarray | InputError:
+def _read_points(path: Path, record: dict[str, Any]) -> np.ndarray | InputError:
+    if not path.is_file() and "error" in record:
+        return InputError(record["error"])
     if not path.is_file():
         return InputError(f"{path} does not exist; no face was found in that image, or landmarks has not run on it")
     try:
@@ -196,16 +200,9 @@ def _read_points(path: Path) -> np.ndarray | InputError:
 
 
 def cut_file(job: Job) -> tuple[Cut, HeadShape]:
-    """Cut one image; looks for the largest face where the job brings no shape. Raises InputError without one."""
+    """Cut one image. Raises InputError when it cannot be read or does not fit the shape."""
     image = read_image(job.file.path)
-    shape = job.shape
-    if shape is None:
-        faces = find_faces(image)
-        chosen = choose_face(faces, None, SURE)
-        if chosen is None or faces.landmarks is None:
-            raise InputError("no face found")
-        shape = shape_from_landmarks(faces.landmarks[chosen])
-    shape = shape.fitted(*image.shape[:2])
+    shape = job.shape.fitted(*image.shape[:2])
     if not shape.visible(*image.shape[:2]):
         raise InputError(f"{job.file.file}: the head lies outside of the image; check that the points belong to it")
     if job.model is not None:

@@ -140,10 +140,20 @@ def read_weights(path: Path, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarr
 def find_faces(images: Sequence[np.ndarray], device: str = "cpu", threshold: float | None = None) -> list[Faces]:
     """Faces with five points in (H, W, 3) uint8 RGB images of any sizes; `threshold` is the least probability."""
     proposal, refine, output = load_networks(device)
+    if not images:
+        return []
     least = THRESHOLDS[2] if threshold is None else threshold
     scaled = [(image.astype(np.float32) - 127.5) / 128 for image in images]
+    # On a GPU images of one size go through P together. On a CPU that is no faster, and as sums depend on the batch
+    # in their last bits, an image's record would depend on its neighbours.
+    together: dict[object, list[int]] = {}
+    for i, image in enumerate(scaled):
+        together.setdefault(i if device == "cpu" else image.shape, []).append(i)
     with torch.inference_mode():
-        boxes = [_propose(proposal, image, device) for image in scaled]
+        boxes = [np.empty((0, 5), np.float32)] * len(images)
+        for group in together.values():
+            for i, found in zip(group, propose(proposal, [scaled[i] for i in group], device)):
+                boxes[i] = found
         owner = np.repeat(np.arange(len(images)), [len(item) for item in boxes])
         joined = np.concatenate([*boxes, np.empty((0, 5), np.float32)])
 
@@ -159,11 +169,11 @@ def find_faces(images: Sequence[np.ndarray], device: str = "cpu", threshold: flo
         joined = _moved(joined, offsets, scores)
         keep = _keep(joined, owner, least, 0.7, "min")
         joined, owner, points = joined[keep], owner[keep], points[keep]
-    found = []
+    faces = []
     for i, image in enumerate(images):
         mine = np.flatnonzero(owner == i)
         limit = np.float32(image.shape[1::-1] * 2)
-        found.append(
+        faces.append(
             Faces(
                 np.clip(joined[mine, :4], 0, limit).astype(np.float32),
                 joined[mine, 4].astype(np.float32),
@@ -171,35 +181,31 @@ def find_faces(images: Sequence[np.ndarray], device: str = "cpu", threshold: flo
                 None,
             )
         )
-    return found
+    return faces
 
 
-def _propose(network: nn.Module, image: np.ndarray, device: str) -> np.ndarray:
-    """Boxes with scores (N, 5) of one image, over all levels of its pyramid."""
-    height, width = image.shape[:2]
+def propose(network: nn.Module, images: list[np.ndarray], device: str) -> list[np.ndarray]:
+    """Boxes with scores, (N, 5) for each of some images (H, W, 3) of one size, over all levels of their pyramids."""
+    height, width = images[0].shape[:2]
     smallest = max(SMALLEST, max(height, width) / 50)
     levels = round(-(np.log(min(height, width) / CELL) / np.log(SHRINK) + 1))
-    found = [np.empty((0, 5), np.float32)]
+    found = [[np.empty((0, 5), np.float32)] for _ in images]
     for level in range(max(levels, 0)):
         scale = CELL / smallest * SHRINK**level
         size = (int(width * scale), int(height * scale))
         if min(size) < CELL:
             break
-        picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        offsets, scores = network(_to_tensor(picture, device)[None])
-        offsets, scores = offsets[0].cpu().numpy(), scores[0].cpu().numpy()
-        ys, xs = np.nonzero(scores > THRESHOLDS[0])
-        # From the first to the last pixel of a cell, counted from 1, as the weights were made.
-        corners = np.stack([xs, ys, xs, ys], 1) * STRIDE + np.array([1, 1, CELL, CELL])
-        boxes = (corners + offsets[:, ys, xs].T * (CELL - 1)) / scale
-        boxes = np.column_stack([boxes, scores[ys, xs]]).astype(np.float32)
-        found.append(boxes[_suppress(boxes, 0.5, "union")])
-    joined = np.concatenate(found)
-    return _square(joined[_suppress(joined, 0.7, "union")])
-
-
-def _to_tensor(picture: np.ndarray, device: str) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).to(device)
+        pictures = np.stack([cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images])
+        answers = network(torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()).to(device))
+        for levels_found, offsets, scores in zip(found, *(answer.cpu().numpy() for answer in answers)):
+            ys, xs = np.nonzero(scores > THRESHOLDS[0])
+            # From the first to the last pixel of a cell, counted from 1, as the weights were made.
+            corners = np.stack([xs, ys, xs, ys], 1) * STRIDE + np.array([1, 1, CELL, CELL])
+            boxes = (corners + offsets[:, ys, xs].T * (CELL - 1)) / scale
+            boxes = np.column_stack([boxes, scores[ys, xs]]).astype(np.float32)
+            levels_found.append(boxes[_suppress(boxes, 0.5, "union")])
+    joined = [np.concatenate(levels_found) for levels_found in found]
+    return [_square(boxes[_suppress(boxes, 0.7, "union")]) for boxes in joined]
 
 
 def _batched(

@@ -39,6 +39,14 @@ def write_records(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(_line(record) for record in records))
 
 
+def up_to_date(record: dict[str, Any] | None, target: Path, sources: Iterable[Path]) -> bool:
+    """Whether `record` tells of a success whose file `target` is not older than any of `sources`."""
+    if record is None or "error" in record or not target.exists():
+        return False
+    made = target.stat().st_mtime_ns
+    return all(path.exists() and path.stat().st_mtime_ns <= made for path in sources)
+
+
 def append_record(path: str | Path, record: dict[str, Any]) -> None:
     """Add one record and flush it."""
     path = Path(path)

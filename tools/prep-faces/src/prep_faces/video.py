@@ -186,8 +186,8 @@ def extract_frames(
         force: replace frames of another video or with other options.
         watch: wraps the iteration, for a progress bar.
 
-    Returns the summary that also goes to frames.json. A run that was killed goes on where it stopped. Raises
-    InputError when nothing can be decoded or the folder holds something else.
+    Returns the summary that also goes to frames.json, and how many frames were kept. A run that was killed goes on
+    where it stopped. Raises InputError when nothing can be decoded or the folder holds something else.
     """
     out, video = Path(out), Path(video)
     info = probe(video)
@@ -211,6 +211,7 @@ def extract_frames(
     earlier = {record["index"]: record for record in read_records(table) if "index" in record}
     records: list[dict[str, Any]] = []
     problems: list[str] = []
+    kept = 0
 
     def keep(index: int, time: float, image: np.ndarray, score: float | None, face: bool) -> dict[str, Any]:
         name = f"{index:05d}.png"
@@ -232,9 +233,12 @@ def extract_frames(
         }
 
     def settle(pending: deque[Future], limit: int) -> None:
+        nonlocal kept
         while len(pending) > limit:
             record = pending.popleft().result()
-            if record["index"] not in earlier:
+            if record is earlier.get(record["index"]):
+                kept += 1
+            else:
                 append_record(table, record)
             records.append(record)
 
@@ -267,7 +271,7 @@ def extract_frames(
         "errors": problems,
     }
     finish_run(out / "frames.json", result)
-    return result
+    return {**result, "kept": kept}
 
 
 def _expected(info: VideoInfo, fps: float | None, sharpest: int, max_frames: int | None) -> int | None:
