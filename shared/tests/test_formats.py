@@ -178,6 +178,7 @@ def test_track_stream_round_trip():
     for i, frame in enumerate(found):
         same(frame, written.take([i]), (*GEOMETRY, "neck", "valid"), tolerance=0)
         assert (frame.head_model, frame.fps, len(frame)) == (written.head_model, written.fps, 1)
+    same(track.join(found), written, (*GEOMETRY, "neck", "valid"), tolerance=0)
 
 
 @pytest.mark.parametrize(

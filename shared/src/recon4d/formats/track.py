@@ -1,5 +1,6 @@
 """`track.npz`: the parameters of one person's head in every frame of a clip. Described in docs/formats.md."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -75,6 +76,11 @@ class Track:
     def write(self, path: str | Path) -> None:
         """Write atomically."""
         write_npz(path, format=FORMAT, **{f.name: getattr(self, f.name) for f in fields(self)})
+
+
+def join(tracks: Sequence[Track]) -> Track:
+    """The frames of several tracks of one head, one after another."""
+    return replace(tracks[0], **{key: np.concatenate([getattr(track, key) for track in tracks]) for key in PER_FRAME})
 
 
 def read(path: str | Path) -> Track:

@@ -25,12 +25,19 @@ class Capture:
     track: Track
     width: int  # pixels of the images as they are trained on
     height: int
+    images: Path | None = None  # where they are; None is the folder's images
+    masks: Path | None = None  # greyscale masks, for images without alpha
 
     def __len__(self) -> int:
         return len(self.track)
 
     def image_path(self, frame: int) -> Path:
-        return self.folder / "images" / f"{Path(str(self.track.names[frame])).stem}.png"
+        return png(self.images or self.folder / "images", str(self.track.names[frame]))
+
+
+def png(folder: Path, name: str) -> Path:
+    """The PNG that goes with a frame of this name."""
+    return folder / f"{Path(name).stem}.png"
 
 
 def open_capture(folder: str | Path, image_size: int | None, log: Callable[[str], None]) -> Capture:
@@ -91,18 +98,25 @@ def choose_frames(capture: Capture, config: settings.Config, split: str, log: Ca
     return valid
 
 
-def read_image(path: Path, width: int, height: int, size: tuple[int, int]) -> np.ndarray:
+def read_image(path: Path, width: int, height: int, size: tuple[int, int], masks: Path | None = None) -> np.ndarray:
     """One RGBA image (height, width, 4) uint8, reduced by averaging over areas with the mask taken into account.
 
     Args:
         size: width and height the file must have, the track's.
+        masks: folder of greyscale PNGs of the same names, the alpha of images that have none.
 
     Raises:
-        InputError: not readable, no alpha channel, another size, or an empty mask.
+        InputError: not readable, no alpha channel and no mask, another size, or an empty mask.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise InputError(f"{path} is not a readable image; make it again with prep-faces matte")
+    image = _read_png(path)
+    if masks is not None:
+        mask_path = png(masks, path.name)
+        mask = _read_png(mask_path)
+        if image.ndim != 3 or image.dtype != np.uint8 or mask.ndim != 2 or mask.dtype != np.uint8:
+            raise InputError(f"{path} and {mask_path} are not an 8-bit colour image and its 8-bit greyscale mask")
+        if mask.shape != image.shape[:2]:
+            raise InputError(f"{mask_path} is not of the size of {path}; make it again with prep-faces matte")
+        image = np.dstack([image[..., :3], mask])
     is_rgba = image.ndim == 3 and image.shape[2] == 4 and image.dtype == np.uint8
     _check_format(path, (image.shape[1], image.shape[0]), size, is_rgba)
     if not image[..., 3].any():
@@ -117,13 +131,22 @@ def read_image(path: Path, width: int, height: int, size: tuple[int, int]) -> np
     return image[..., [2, 1, 0, 3]]
 
 
+def _read_png(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
+    if image is None:
+        raise InputError(f"{path} is not a readable image; make it again with prep-faces matte")
+    return image
+
+
 def read_images(capture: Capture, frames: np.ndarray, threads: int = 4) -> Iterator[np.ndarray]:
     """The images of the chosen frames, in order, read ahead by a few threads."""
     size = (int(capture.track.image_size[0]), int(capture.track.image_size[1]))
     with ThreadPoolExecutor(threads) as pool:
         ahead: list = []
         for frame in frames:
-            ahead.append(pool.submit(read_image, capture.image_path(frame), capture.width, capture.height, size))
+            ahead.append(
+                pool.submit(read_image, capture.image_path(frame), capture.width, capture.height, size, capture.masks)
+            )
             if len(ahead) > 2 * threads:
                 yield ahead.pop(0).result()
         for waiting in ahead:

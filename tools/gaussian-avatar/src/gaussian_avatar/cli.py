@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TextIO
 
 import click
 from recon4d import InputError
@@ -17,6 +18,8 @@ from recon4d.cli import (
     print_result,
     seed_option,
 )
+
+from gaussian_avatar import config as settings
 
 
 class Command(click.Command):
@@ -100,7 +103,7 @@ def import_(folder: Path, head_model: str | None) -> None:
 @main.command(cls=Command)
 @run_options
 @click.option("--config", default=None, help="A YAML file, or: offline, cpu-quick.  [default: offline]")
-@click.option("--preset", type=click.Choice(["offline", "cpu-quick"]), help="The same, by name only.")
+@click.option("--preset", type=click.Choice(settings.OFFLINE), help="The same, by name only.")
 @click.option("--data-dir", help="Where subjects are.  [default: from the config]")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: the open head]")
 @click.option("--split", type=click.Choice(["train", "test", "all"]), help="Frames to train on.  [default: train]")
@@ -130,34 +133,14 @@ def train_offline(
 ) -> None:
     """Train on DATA_DIR/SUBJECT (images and track.npz or checkpoint); write OUTPUT_DIR/SUBJECT/WORK_NAME."""
     from gaussian_avatar import capture as captures
-    from gaussian_avatar import config as settings
     from gaussian_avatar import memory, run, training
     from gaussian_avatar import motion as motions
 
-    if config and preset:
-        raise InputError("--config and --preset exclude each other; give one")
-    if resume and force:
-        raise InputError("--resume goes on with what --force would delete; give one")
+    if preload is not None:
+        overrides = (*overrides, f"data.preload={str(preload).lower()}")
     out = run.folder_of(output_dir, subject, work_name)
-    if resume:
-        if not (out / "config.yaml").is_file():
-            raise InputError(f"{out} holds no run to resume; leave --resume away")
-        if config or preset or overrides or seed is not None or split or head_model:
-            raise InputError("--resume goes on with the run's own settings; give only --subject and --work-name")
-        chosen = settings.load(out / "config.yaml", data_dir=data_dir)
-    else:
-        if preload is not None:
-            overrides = (*overrides, f"data.preload={str(preload).lower()}")
-        chosen = settings.load(
-            config or preset or "offline",
-            overrides,
-            data_dir=data_dir,
-            output_dir=output_dir,
-            head_model=head_model,
-            split=split,
-            seed=seed,
-        )
-        claim_output(out, force)
+    top = {"output_dir": output_dir, "head_model": head_model, "split": split, "seed": seed}
+    chosen = _settings(out, config, preset, "offline", overrides, resume, force, data_dir, top)
     torch_device = pick_device(device)
     head = run.load_head(chosen.head_model)
     folder = Path(chosen.data_dir) / run.plain_name("--subject", subject)
@@ -189,6 +172,111 @@ def train_offline(
         log=log,
     )
     print_result({**asdict(result), "folder": str(out)})
+
+
+@main.command(cls=Command)
+@run_options
+@click.option("--config", default=None, help="A YAML file, or: online, cpu-online.  [default: online]")
+@click.option("--preset", type=click.Choice(settings.ONLINE), help="The same, by name only.")
+@click.option("--data-dir", help="Where subjects are.  [default: from the config]")
+@click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: the open head]")
+@click.option("--split", type=click.Choice(["train", "test", "all"]), help="Frames that arrive.  [default: train]")
+@click.option(
+    "--video-fps", type=click.FloatRange(0, min_open=True), default=25.0, show_default=True, help="Pace by the clock."
+)
+@click.option("--images-per-frame", type=click.FloatRange(0, min_open=True), help="Pace by work instead.")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Times the clip is shown.")
+@click.option("--stream", type=click.File(), help="Tracked frames from a pipe (-) or file instead of the folder.")
+@click.option("--images", type=click.Path(), help="The stream's pictures.  [default: the subject's images]")
+@click.option("--masks", type=click.Path(), help="Greyscale masks, for pictures without alpha.")
+@click.option("--post-steps", type=click.IntRange(0), help="Steps after the stream.  [default: from the config]")
+@click.option("--log", "tensorboard", is_flag=True, help="Write TensorBoard events.")
+@click.option("--resume", is_flag=True, help="Go on with the run's avatar.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a setting of the config.")
+@device_option
+@click.option("--seed", type=int, help="Seed of all random numbers.  [default: from the config]")
+@force_option
+def train_online(
+    subject: str,
+    work_name: str,
+    output_dir: str,
+    config: str | None,
+    preset: str | None,
+    data_dir: str | None,
+    head_model: str | None,
+    split: str | None,
+    video_fps: float,
+    images_per_frame: float | None,
+    repeat: int,
+    stream: TextIO | None,
+    images: str | None,
+    masks: str | None,
+    post_steps: int | None,
+    tensorboard: bool,
+    resume: bool,
+    overrides: tuple[str, ...],
+    device: str,
+    seed: int | None,
+    force: bool,
+) -> None:
+    """Train while frames arrive: DATA_DIR/SUBJECT's at --video-fps, or a tracker's through --stream -."""
+    from gaussian_avatar import online, run
+    from gaussian_avatar import stream as streams
+
+    if stream is None and (images or masks):
+        raise InputError("--images and --masks are for the frames of --stream; a subject's folder has its own")
+    if stream is not None and (split or repeat > 1):
+        raise InputError("--split and --repeat need a clip whose end is known; leave them away with --stream")
+    replaced = {"images": images, "masks": masks, "post_steps": post_steps}
+    overrides = (*overrides, *(f"online.{key}={value}" for key, value in replaced.items() if value is not None))
+    out = run.folder_of(output_dir, subject, work_name)
+    top = {"output_dir": output_dir, "head_model": head_model, "split": "all" if stream else split, "seed": seed}
+    chosen = _settings(out, config, preset, "online", overrides, resume, force, data_dir, top)
+    torch_device = pick_device(device)
+    head = run.load_head(chosen.head_model)
+    folder = Path(chosen.data_dir) / run.plain_name("--subject", subject)
+    if stream is None:
+        source = streams.from_folder(folder, head, chosen, torch_device, repeat, log)
+    else:
+        source = streams.from_pipe(stream, folder, head, chosen)
+    frames = streams.paced(source.frames, video_fps) if stream is None and images_per_frame is None else source.frames
+    arrivals = (
+        streams.as_they_come(frames)
+        if images_per_frame is None
+        else streams.in_step(frames, images_per_frame / chosen.train.batch_size)
+    )
+    if force and out.exists():
+        shutil.rmtree(out)
+    settings.write(out / "config.yaml", chosen)
+    result = online.train(chosen, head, arrivals, source, out, torch_device, resume, tensorboard, log)
+    print_result({**asdict(result), "folder": str(out)})
+
+
+def _settings(
+    out: Path,
+    config: str | None,
+    preset: str | None,
+    default: str,
+    overrides: tuple[str, ...],
+    resume: bool,
+    force: bool,
+    data_dir: str | None,
+    top: dict[str, Any],
+) -> settings.Config:
+    """The settings of a training run: chosen ones, or those of the run to resume. Its folder `out` is claimed."""
+    if config and preset:
+        raise InputError("--config and --preset exclude each other; give one")
+    if resume and force:
+        raise InputError("--resume goes on with what --force would delete; give one")
+    if not resume:
+        claim_output(out, force)
+        return settings.load(config or preset or default, overrides, data_dir=data_dir, **top)
+    if not (out / "config.yaml").is_file():
+        raise InputError(f"{out} holds no run to resume; leave --resume away")
+    given = [key for key, value in top.items() if value is not None and key not in ("output_dir", "split")]
+    if config or preset or overrides or given:
+        raise InputError("--resume goes on with the run's own settings; give only --subject and --work-name")
+    return settings.load(out / "config.yaml", data_dir=data_dir)
 
 
 @main.command(cls=Command)
@@ -249,3 +337,30 @@ def render(
     trained = run.open_run(run.folder_of(output_dir, subject, work_name), pick_device(device), head_model)
     result = rendering.write_render(trained, track, white_bg, alpha, turn)
     print_result({**result, "video": str(trained.folder / "render.mp4")})
+
+
+@main.command(cls=Command)
+@run_options
+@click.option("--track", type=click.Path(path_type=Path), help="Another clip's track.npz to follow.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is the network.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 is any free one.")
+@click.option("--open/--no-open", "open_browser", default=False, show_default=True, help="Open the page in a browser.")
+@click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: as in training]")
+@device_option
+def view(
+    subject: str,
+    work_name: str,
+    output_dir: str,
+    track: Path | None,
+    host: str,
+    port: int,
+    open_browser: bool,
+    head_model: str | None,
+    device: str,
+) -> None:
+    """Show the avatar in the browser, also while it is being trained; print the page's address, run until Ctrl-C."""
+    from gaussian_avatar import run
+    from gaussian_avatar import view as viewer
+
+    trained = run.open_run(run.folder_of(output_dir, subject, work_name), pick_device(device), head_model)
+    viewer.serve(trained, track, host, port, open_browser, lambda page: print_result({"page": page}), log)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from recon4d import InputError
 from recon4d.files import write_text
 
-PRESETS = ("offline", "cpu-quick")
+OFFLINE = ("offline", "cpu-quick")
+ONLINE = ("online", "cpu-online")
+PRESETS = OFFLINE + ONLINE
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -94,6 +96,28 @@ class Train(Section):
     losses: Losses = Losses()
 
 
+class Online(Section):
+    """How frames of a stream are sampled, and what follows its end."""
+
+    local_pool: Positive = 150  # the newest frames
+    local_focus: Annotated[float, Field(ge=0)] = 3.0  # c: frame i of n is drawn with the weight exp(c i / n)
+    global_pool: Positive = 1000  # older frames, by reservoir sampling
+    global_share: Annotated[float, Field(ge=0, le=1)] = 0.7  # the most that a batch takes of them
+    force_opt_current: bool = False  # the newest frame is in every batch
+    force_local: bool = False  # nothing but the local pool
+    force_global: bool = False  # nothing but the reservoir, once there is one
+    post_steps: Annotated[int, Field(ge=0)] = 0  # after the stream, on all frames kept
+    image_wait: Annotated[float, Field(ge=0)] = 10.0  # seconds that a picture may come later than its frame in a pipe
+    images: str | None = None  # pictures of a pipe's frames; null is the subject's images folder
+    masks: str | None = None  # greyscale masks for pictures without alpha
+
+    @model_validator(mode="after")
+    def _one_force(self) -> "Online":
+        if self.force_local and self.force_global:
+            raise ValueError("force_local and force_global exclude each other")
+        return self
+
+
 class Config(Section):
     """All settings of one run."""
 
@@ -105,6 +129,7 @@ class Config(Section):
     data: Data = Data()
     model: Model = Model()
     train: Train = Train()
+    online: Online = Online()
 
 
 def load(source: str | Path, overrides: tuple[str, ...] | list[str] = (), **top: Any) -> Config:

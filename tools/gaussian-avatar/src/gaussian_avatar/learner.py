@@ -92,16 +92,18 @@ def new(
     )
 
 
-def step(learner: Learner, batch: Batch, done: int, total: int, unpainted: Tensor | slice | None) -> dict[str, Tensor]:
+def step(
+    learner: Learner, batch: Batch, done: int, share: float, unpainted: Tensor | slice | None
+) -> dict[str, Tensor]:
     """Optimise on one batch; the weighted loss terms before it.
 
     Args:
-        done: images learned from before, which the schedules follow. total: images when the rates have fallen.
+        done: images learned from before. share: how far training has come, 0 to 1; rates fall with it.
         unpainted: which frames of the batch may show Gaussians for the first time; looking for them costs about as
             much as rendering the frames.
     """
     config, avatar, optimizer = learner.config, learner.avatar, learner.optimizer
-    for group, rate in zip(optimizer.param_groups, learning_rates(config.train.rates, done, total).values()):
+    for group, rate in zip(optimizer.param_groups, learning_rates(config.train.rates, done, share).values()):
         group["lr"] = rate
     view = learner.view
     if batch.frames is not None and len(learner.corrections):
@@ -167,8 +169,8 @@ def corrected(view: View, corrections: Tensor, vertices: Tensor) -> View:
     return View(view.world_to_camera @ move, view.K, view.width, view.height)
 
 
-def learning_rates(rates: Rates, images: int, total: int) -> dict[str, float]:
-    """Adam's learning rate of each attribute after so many images of `total`."""
+def learning_rates(rates: Rates, images: int, share: float) -> dict[str, float]:
+    """Adam's learning rate of each attribute after so many images, a share of all."""
     position = _log_linear(
         rates.position,
         rates.position_final,
@@ -176,7 +178,7 @@ def learning_rates(rates: Rates, images: int, total: int) -> dict[str, float]:
         images / rates.position_delay_images if rates.position_delay_images else 1.0,
         rates.position_delay_factor,
     )
-    rest = rates.final_factor ** min(images / max(total, 1), 1.0)
+    rest = rates.final_factor ** min(share, 1.0)
     return {
         "means": position,
         "log_scales": rates.scale * rest,

@@ -97,7 +97,7 @@ def train(
             done = step * batch_size
             batch = Batch(vertices[chosen], inputs[chosen], pixels, background, chosen)
             unpainted = slice(None) if step < first_pass or step % COLOUR_STEPS == 0 else None
-            terms = learners.step(learner, batch, done, total, unpainted)
+            terms = learners.step(learner, batch, done, done / total, unpainted)
 
             done += batch_size
             last = step + 1 == steps.stop

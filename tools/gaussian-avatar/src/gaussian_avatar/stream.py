@@ -1,0 +1,202 @@
+"""Frames as they arrive: from a subject's folder at a video's pace, or from a tracker's pipe as they come."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+from recon4d import InputError
+from recon4d.formats import track as track_format
+from recon4d.formats import track_stream
+from recon4d.formats.track import Track
+from recon4d.head import HeadModel
+
+from gaussian_avatar import capture as captures
+from gaussian_avatar import memory
+from gaussian_avatar import motion as motions
+from gaussian_avatar.avatar import View
+from gaussian_avatar.config import Config
+from gaussian_avatar.sampling import Frame
+
+WAITING = 64  # frames that may wait for the optimiser; a reader that is further ahead waits itself
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where frames come from.
+
+    Attributes:
+        frames: each with its camera, which is the same for all; made as they are asked for.
+        track: the track of all that have come so far, or, of a folder, of the whole clip.
+        count: how many frames will come; 0 where nobody knows.
+        name: what to call it in errors.
+    """
+
+    frames: Iterator[tuple[View, Frame]]
+    track: Callable[[], Track]
+    count: int
+    name: str
+
+
+def from_folder(
+    folder: Path,
+    head: HeadModel,
+    config: Config,
+    device: torch.device,
+    repeat: int,
+    log: Callable[[str], None],
+) -> Stream:
+    """The chosen split of a subject's folder, frame after frame, the whole `repeat` times.
+
+    Raises InputError as `capture.open_capture` does, or when its frames would not fit into memory.
+    """
+    capture = captures.open_capture(folder, config.data.image_size, log)
+    motions.check_track(capture.track, head, str(folder))
+    chosen = captures.choose_frames(capture, config, config.split, log)
+    kept = min(len(chosen) * repeat, config.online.local_pool + config.online.global_pool)
+    memory.check_memory(config, head, kept, capture.width, capture.height, device)
+    tracks = (capture.track.take([i]) for _ in range(repeat) for i in chosen)
+    frames = _frames(tracks, head, config, folder / "images", None, capture.track.t[0])
+    return Stream(frames, lambda: capture.track, repeat * len(chosen), str(folder))
+
+
+def from_pipe(lines: TextIO, folder: Path, head: HeadModel, config: Config) -> Stream:
+    """The frames of a track stream (`recon4d.formats.track_stream`), with pictures from a folder beside it.
+
+    Pictures are `online.images`, or the subject's; with `online.masks` they may be without alpha.
+
+    Raises InputError for a folder that is missing; the frames raise it as `track_stream.read` does.
+    """
+    images = Path(config.online.images or folder / "images")
+    masks = Path(config.online.masks) if config.online.masks else None
+    for place in filter(None, (images, masks)):
+        if not place.is_dir():
+            raise InputError(f"{place} is not a folder; name the stream's pictures with --images and --masks")
+    seen: dict[str, Track] = {}  # by name: a clip shown again and again does not grow
+
+    def tracks() -> Iterator[Track]:
+        for track in track_stream.read(lines, lines.name):
+            seen.setdefault(str(track.names[0]), track)
+            yield track
+
+    frames = _frames(tracks(), head, config, images, masks, None)
+    return Stream(frames, lambda: track_format.join(list(seen.values())), 0, lines.name)
+
+
+def _frames(
+    tracks: Iterable[Track],
+    head: HeadModel,
+    config: Config,
+    images: Path,
+    masks: Path | None,
+    origin: np.ndarray | None,
+) -> Iterator[tuple[View, Frame]]:
+    """Frames of tracks of one frame each, posed and with their pictures; those that are not valid are passed over.
+
+    Args:
+        origin: (3,) the camera's translation; None takes the first track's.
+    """
+    index = 0
+    for track in tracks:
+        origin = track.t[0] if origin is None else origin
+        if not track.valid[0]:
+            continue
+        name = str(track.names[0])
+        motions.check_track(track, head, "the track stream")
+        size = (int(track.image_size[0]), int(track.image_size[1]))
+        width, height = captures.reduced_size(*size, config.data.image_size)
+        motion = motions.resized(motions.from_track(track, head, origin=origin), width, height)
+        pixels = torch.from_numpy(
+            np.ascontiguousarray(
+                _await_image(captures.png(images, name), masks, width, height, size, config.online.image_wait)
+            )
+        )
+        view = View(motion.world_to_camera, motion.K, width, height)
+        yield view, Frame(index, name, motion.vertices[0], motion.inputs[0], pixels)
+        index += 1
+
+
+def _await_image(
+    path: Path, masks: Path | None, width: int, height: int, size: tuple[int, int], seconds: float
+) -> np.ndarray:
+    """The picture of a frame, which may come a little later than the frame. Raises InputError as `read_image` does."""
+    until = time.monotonic() + seconds
+    files = [path] if masks is None else [path, captures.png(masks, path.name)]
+    while not all(file.is_file() for file in files) and time.monotonic() < until:
+        time.sleep(0.02)
+    return captures.read_image(path, width, height, size, masks)
+
+
+def paced(items: Iterable, fps: float) -> Iterator:
+    """The items, none of them before its time: item i at i / fps seconds."""
+    started = time.monotonic()
+    for i, item in enumerate(items):
+        time.sleep(max(0.0, started + i / fps - time.monotonic()))
+        yield item
+
+
+def as_they_come(items: Iterable) -> Iterator[list]:
+    """What has arrived since the last time, again and again until the items end: an empty list where nothing has.
+
+    The items are made in a thread of their own, so that whoever takes them can work meanwhile. None is lost: where
+    `WAITING` of them have not been taken, the thread waits. An exception in it is raised here.
+    """
+    arrived: queue.Queue = queue.Queue(WAITING)
+    stopped = threading.Event()
+    end = object()
+
+    def put(item: object) -> None:
+        while not stopped.is_set():
+            try:
+                arrived.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def read() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stopped.is_set():
+                    return
+            put(end)
+        except BaseException as error:  # raised again by the taker
+            put(error)
+
+    thread = threading.Thread(target=read, name="frames", daemon=True)
+    thread.start()
+    taken: list = [arrived.get()]  # nothing can be done before the first
+    try:
+        while True:
+            while not arrived.empty():
+                taken.append(arrived.get())
+            ended = taken and (taken[-1] is end or isinstance(taken[-1], BaseException))
+            if not ended:
+                yield taken
+            else:
+                if len(taken) > 1:
+                    yield taken[:-1]
+                if isinstance(taken[-1], BaseException):
+                    raise taken[-1]
+                return
+            taken = []
+    finally:
+        stopped.set()
+
+
+def in_step(items: Iterable, steps_per_item: float) -> Iterator[list]:
+    """The same without a clock: so many lists per item on average, whatever the machine."""
+    due, arrived = 0.0, []
+    for item in items:
+        arrived.append(item)
+        due += steps_per_item
+        while due >= 1:
+            yield arrived
+            arrived, due = [], due - 1
+    if arrived:
+        yield arrived
