@@ -1,3 +1,5 @@
 import click
+
+
 @click.group()
 def main() -> None: ...

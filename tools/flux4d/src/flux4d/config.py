@@ -1,0 +1,160 @@
+"""The settings of a run: YAML checked by pydantic; an unknown key or a wrong type is named with its file."""
+
+import contextlib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from recon4d import InputError
+from recon4d.files import write_text
+
+PRESETS = ("paper", "cpu-quick")
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+Length = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Which images, and at which size."""
+
+    camera: str = "front_camera"
+    image_size: Positive | None = None  # longer side in pixels; larger images are reduced to it
+
+
+class Lift(Section):
+    """How points become Gaussians."""
+
+    lidar: bool = True
+    voxel_size: Length | None = None  # metres; one point per voxel and sweep
+    max_gaussians: Positive = 2_000_000  # without the sky
+    scale: Length = 1.0  # of the mean distance to three neighbours
+    max_scale: Length = 1.0  # metres
+    opacity: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    sky_points: Count = 1_000_000  # on the upper half sphere; those outside the images are left out
+
+
+class Model(Section):
+    """The networks."""
+
+    voxel: Length = 0.3  # metres
+    range_xy: Length = 60.0  # metres around the first ego frame
+    range_z: Length = 6.0
+    channels: list[Positive] = Field([32, 64, 96, 128], min_length=1)
+    hidden: Positive = 64
+    polynomial: Count = 1  # degree of the velocity in time; 0 is constant velocity
+    refinements: Count = 3  # iterations of the second network; 0 leaves it out
+    refine_frames: Positive = 3  # input frames whose loss is differentiated in an iteration
+    gradient_inputs: bool = True
+
+
+class Losses(Section):
+    """Weights of the loss terms."""
+
+    l1: Weight = 0.8
+    ssim: Weight = 0.2
+    depth: Weight = 0.01
+    velocity: Weight = 5e-3
+    reweight: bool = True  # pixels count 1 + |image-plane velocity|
+
+
+class Train(Section):
+    """How it is learned."""
+
+    iterations: Positive = 30_000
+    batch_size: Positive = 4  # clips per step, over all processes
+    frames: Positive = 6  # rendered per clip and step
+    rate: Weight = 1e-3
+    final_rate: Weight = 1e-4
+    warmup: Count = 1000
+    clip_gradient: Length = 1.0
+    checkpoint_every: Positive = 1000
+    log_every: Positive = 100
+    cache_clips: Count = 64  # lifted clips kept in memory
+
+
+class Config(Section):
+    """All settings of one run."""
+
+    seed: int = 0
+    data: Data = Data()
+    lift: Lift = Lift()
+    model: Model = Model()
+    losses: Losses = Losses()
+    train: Train = Train()
+
+
+def load(source: str | Path, overrides: tuple[str, ...] | list[str] = (), **top: Any) -> Config:
+    """A config from a preset's name or a YAML file.
+
+    Args:
+        overrides: `key=value` strings, `train.batch_size=2`; the value is YAML.
+        top: keys with dots as underscores twice, `lift__sky_points`, that replace the file's; None is left alone.
+
+    Raises:
+        InputError: a missing file, bad YAML, an unknown key, a wrong type; the message names file and key.
+    """
+    source = str(source)
+    if source in PRESETS:
+        text = resources.files("flux4d").joinpath("configs", f"{source}.yaml").read_text()
+    elif source.endswith(".py"):
+        raise InputError(f"--config {source} is Python; give a YAML file or one of {', '.join(PRESETS)}")
+    elif Path(source).is_file():
+        text = Path(source).read_text(errors="replace")
+    else:
+        raise InputError(f"--config {source} is neither a file nor one of {', '.join(PRESETS)}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not readable YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{source} holds a {type(values).__name__}, not the keys of a config")
+    for override in overrides:
+        _set(values, override)
+    for key, value in top.items():
+        if value is not None:
+            _place(values, key.replace("__", "."), key, value)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{source}: the key {key} is not known; see the shipped paper.yaml") from error
+        raise InputError(f"{source}: {key}: {first['msg']}, not {first['input']!r}") from error
+
+
+def _place(values: dict, key: str, source: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = values.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise InputError(f"{source}: {parent} is a value, not a section")
+        values = below
+    values[last] = value
+
+
+def _set(values: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override} must be key=value, for example train.batch_size=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: {text} is not a YAML value") from error
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            value = float(text)
+    _place(values, key, f"--set {override}", value)
+
+
+def write(path: str | Path, config: Config) -> None:
+    """Write all settings as YAML, atomically."""
+    write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))

@@ -1,0 +1,217 @@
+"""Clips of scenes: which frames are input, which are targets, and where their files are. JSON, whatever the suffix."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recon4d import InputError
+from recon4d.files import write_text
+
+from flux4d import pandaset
+from flux4d.pandaset import Scene
+
+FORMAT = "flux4d-index-1"
+TEST_SCENES = ("001", "011", "016", "065", "084", "090", "106", "115", "123", "158")  # the paper's
+RATE = 10.0  # sweeps per second that the paper's slicing counts on
+JUMP_SPEED = 70.0  # m/s; a faster move from one frame to the next is a jump of the pose
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """How scenes are cut. Positions within a clip: every other frame is input; the rest up to the last input are
+    targets, and so are frames after it.
+
+    snippets: (frames, step) pairs, or, with `starts`, the first frames of the clips. inputs: positions 0..inputs.
+    """
+
+    train: tuple[tuple[int, int], ...]
+    test_frames: int
+    test_starts: tuple[int, ...] | None  # None: as many as fit, one after the other
+    inputs: int
+
+
+PAPER = Slicing(train=((11, 6), (16, 11)), test_frames=16, test_starts=(0, 20, 40, 60), inputs=11)
+
+
+def debug_slicing(clip_seconds: float, stride_seconds: float) -> Slicing:
+    """Clips of one length at one stride for all scenes."""
+    frames, step = round(clip_seconds * RATE) + 1, round(stride_seconds * RATE)
+    if frames < 3 or step < 1:
+        raise InputError(f"--clip-len-s {clip_seconds} and --stride-s {stride_seconds} are too short; give 0.2 and 0.1")
+    return Slicing(train=((frames, step),), test_frames=frames, test_starts=None, inputs=min(frames, 11))
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A scene's frames in order of time. sweeps: (N,) numbers of LiDAR frames; images: the nearest image by camera."""
+
+    sweeps: np.ndarray
+    times: np.ndarray
+    images: dict[str, np.ndarray]
+
+
+def timeline(scene: Scene) -> Timeline:
+    """Sweeps sorted by time, each with the image nearest in time; sweeps without an image close enough are left out."""
+    order = np.argsort(scene.lidar.times, kind="stable")
+    times = scene.lidar.times[order]
+    period = float(np.median(np.diff(times))) if len(times) > 1 else 1 / RATE
+    keep = np.concatenate([[True], np.diff(times) > 1e-3 * period])  # two sweeps at one time: the first
+    images = {}
+    for name, camera in scene.cameras.items():
+        nearest = np.abs(camera.times[:, None] - times[None]).argmin(0)
+        keep &= np.abs(camera.times[nearest] - times) <= 0.6 * period
+        images[name] = nearest
+    return Timeline(order[keep], times[keep], {name: nearest[keep] for name, nearest in images.items()})
+
+
+def faults(scene: Scene, line: Timeline, frames: slice) -> str | None:
+    """Why a run of frames is not a clip: a gap in time, or a pose that jumps; None when it is one."""
+    times, poses = line.times[frames], scene.lidar.poses[line.sweeps[frames]]
+    steps = np.diff(times)
+    if (steps > 1.6 * np.median(np.diff(line.times))).any():
+        return "frames are missing"
+    tracks = [poses, *(scene.cameras[name].poses[line.images[name][frames]] for name in scene.cameras)]
+    for track in tracks:
+        if (np.linalg.norm(np.diff(track[:, :3, 3], axis=0), axis=1) > JUMP_SPEED * steps + 0.2).any():
+            return "the pose jumps"
+    return None
+
+
+def clip(scene: Scene, line: Timeline, frames: slice, inputs: int, split: str) -> dict[str, Any]:
+    """One clip as the index holds it. Settings: `interpolation`, or `future` when targets follow the last input."""
+    positions = np.arange(frames.stop - frames.start)
+    last = (min(inputs, len(positions)) - 1) // 2 * 2
+    chosen = [int(i) for i in positions if i <= last and i % 2 == 0]
+    sweeps, root = line.sweeps[frames], scene.folder.parent
+    cameras = {}
+    for name, camera in scene.cameras.items():
+        images = line.images[name][frames]
+        fx, fy, cx, cy = scene.K[name][[0, 1, 0, 1], [0, 1, 2, 2]].tolist()
+        cameras[name] = {
+            "frames": images.tolist(),
+            "images": [camera.files[i].relative_to(root).as_posix() for i in images],
+            "timestamps": camera.times[images].tolist(),
+            "poses": [pandaset.pose_entry(camera.poses[i]) for i in images],
+            "intrinsics": {"fx": fx, "fy": fy, "cx": cx - 0.5, "cy": cy - 0.5},
+            "size": list(scene.sizes[name]),
+        }
+    boxes = len(scene.cuboids) == len(scene.lidar.files)
+    return {
+        "scene": scene.folder.name,
+        "split": split,
+        "setting": "future" if len(positions) - 1 > last + 1 else "interpolation",
+        "frames": sweeps.tolist(),
+        "timestamps": line.times[frames].tolist(),
+        "input": chosen,
+        "target": [int(i) for i in positions if int(i) not in chosen],
+        "lidar": [scene.lidar.files[i].relative_to(root).as_posix() for i in sweeps],
+        "lidar_poses": [pandaset.pose_entry(scene.lidar.poses[i]) for i in sweeps],
+        "cuboids": [scene.cuboids[i].relative_to(root).as_posix() for i in sweeps] if boxes else None,
+        "cameras": cameras,
+    }
+
+
+def clips_of(scene: Scene, slicing: Slicing, split: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """All clips of a scene, and sentences about the parts that were left out."""
+    line = timeline(scene)
+    total, found, left_out = len(line.times), [], []
+    if split == "train":
+        runs = [(start, n) for n, step in slicing.train for start in range(0, max(total - n, -1) + 1, step)]
+        lengths = [n for n, _ in slicing.train]
+    else:
+        n = slicing.test_frames
+        starts = slicing.test_starts if slicing.test_starts is not None else range(0, max(total - n, -1) + 1, n)
+        runs, lengths = [(start, n) for start in starts], [n]
+    for n in lengths:
+        if n > total:
+            left_out.append(f"{scene.folder.name}: {total} frames are fewer than a clip's {n}")
+    for start, n in runs:
+        if start + n > total:
+            if n <= total:
+                left_out.append(f"{scene.folder.name}: a clip of {n} frames from {start} ends after the log's {total}")
+            continue
+        frames = slice(start, start + n)
+        fault = faults(scene, line, frames)
+        if fault:
+            left_out.append(f"{scene.folder.name}: frames {start} to {start + n - 1}: {fault}")
+        else:
+            found.append(clip(scene, line, frames, slicing.inputs, split))
+    return found, left_out
+
+
+def build(
+    root: Path,
+    slicing: Slicing,
+    val_scenes: tuple[str, ...] | None,
+    cameras: tuple[str, ...],
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """The index of all scenes under `root`.
+
+    Args:
+        val_scenes: the scenes to test on; None takes the paper's.
+
+    Raises:
+        InputError: no scenes, an unknown scene, a broken scene, or no clip at all.
+    """
+    if not root.is_dir():
+        raise InputError(f"--data-root {root} is not a folder; give the one that holds PandaSet's scenes")
+    scenes = sorted(path for path in root.iterdir() if path.is_dir() and pandaset.is_scene(path))
+    if not scenes:
+        raise InputError(f"--data-root {root} holds no scenes (folders with lidar and camera); write some with synth")
+    check_names("--val-scenes", val_scenes or (), [s.name for s in scenes])
+    clips: list[dict[str, Any]] = []
+    for folder in scenes:
+        test = folder.name in (TEST_SCENES if val_scenes is None else val_scenes)
+        found, left_out = clips_of(pandaset.open_scene(folder, cameras), slicing, "test" if test else "train")
+        clips += found
+        for sentence in left_out:
+            log(sentence)
+    if not clips:
+        raise InputError(f"--data-root {root}: no scene is long enough for a clip; use --clip-len-s with less")
+    return {"format": FORMAT, "root": str(root.resolve()), "clips": clips}
+
+
+def check_names(option: str, names: tuple[str, ...], there: list[str]) -> None:
+    """Raise InputError for a scene that is not there."""
+    for name in names:
+        if name not in there:
+            raise InputError(f"{option} names {name}, which is not there; the scenes are {', '.join(there[:20])}")
+
+
+def restrict(index: dict[str, Any], scenes: tuple[str, ...] | None, number: int) -> dict[str, Any]:
+    """The index of the named scenes only, or of the first so many."""
+    there = list(dict.fromkeys(c["scene"] for c in index["clips"]))
+    chosen = list(scenes) if scenes else there[:number]
+    check_names("--tiny-scenes", tuple(chosen), there)
+    return index | {"clips": [c for c in index["clips"] if c["scene"] in chosen]}
+
+
+def write(path: str | Path, index: dict[str, Any]) -> None:
+    """Write an index, atomically."""
+    write_text(path, json.dumps(index))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read an index. Raises InputError when it is missing or something else."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"--index-path {path} does not exist; write it with flux4d index")
+    try:
+        index = json.loads(path.read_bytes())
+        if index["format"] != FORMAT or not isinstance(index["clips"], list) or not isinstance(index["root"], str):
+            raise ValueError("other content")
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise InputError(f"--index-path {path} is not an index of flux4d; write it again with flux4d index") from error
+    return index
+
+
+def choose(index: dict[str, Any], number: int) -> dict[str, Any]:
+    """A clip by its number. Raises InputError when there are fewer."""
+    clips = index["clips"]
+    if not 0 <= number < len(clips):
+        raise InputError(f"--clip-index {number}: the index has clips 0 to {len(clips) - 1}")
+    return clips[number]

@@ -1,0 +1,165 @@
+"""Lifting: LiDAR points and sky points become the Gaussians that the network starts from (Flux4D, section 3.1)."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from recon4d import InputError
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from flux4d.clip import Clip, in_view
+from flux4d.config import Lift
+
+PARAMETERS = 14  # mean 3, scale 3, quaternion 4, opacity 1, colour 3
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """N Gaussians in the clip's frame, in the form in which the network changes them.
+
+    means: (N, 3) metres. scales: (N, 3), metres through softplus. quats: (N, 4) wxyz. opacities: (N, 1), [0, 1]
+    through sigmoid. colours: (N, 3), sRGB through sigmoid. times: (N,) seconds, when each was seen.
+    velocities: (N, L, 3), coefficients of time^0 .. time^(L-1), m/s. sky: (N,) bool.
+    """
+
+    means: Tensor
+    scales: Tensor
+    quats: Tensor
+    opacities: Tensor
+    colours: Tensor
+    times: Tensor
+    velocities: Tensor
+    sky: Tensor
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    @property
+    def parameters(self) -> Tensor:
+        """(N, 14) in the order of `PARAMETERS`."""
+        return torch.cat([self.means, self.scales, self.quats, self.opacities, self.colours], 1)
+
+    def with_parameters(self, parameters: Tensor, velocities: Tensor) -> "Gaussians":
+        """The same with other parameters (N, 14), whose quaternions are normalised, and velocities."""
+        means, scales, quats, opacities, colours = parameters.split([3, 3, 4, 1, 3], 1)
+        quats = torch.nn.functional.normalize(quats, dim=1)
+        return replace(
+            self, means=means, scales=scales, quats=quats, opacities=opacities, colours=colours, velocities=velocities
+        )
+
+    def to(self, device: torch.device) -> "Gaussians":
+        return Gaussians(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+def inverse_softplus(x: Tensor) -> Tensor:
+    """log(exp(x) - 1), for positive x of any size."""
+    return x + torch.log(-torch.expm1(-x))
+
+
+def coloured(points: Tensor, clip: Clip, frame: int) -> tuple[Tensor, Tensor]:
+    """Colours (N, 3) in [0, 1] of points in the image of a frame, and whether (N,) they are in it."""
+    pixels, _, inside = in_view(points, clip.K, clip.world_to_camera[frame], clip.width, clip.height)
+    colours = torch.full((len(points), 3), 0.5)
+    column, row = pixels[inside].long().unbind(-1)
+    colours[inside] = clip.images[frame][row, column].float() / 255
+    return colours, inside
+
+
+def neighbour_distance(points: np.ndarray, k: int = 3) -> np.ndarray:
+    """(N,) mean distance of each point to its k nearest neighbours; 0.1 where there are none."""
+    if len(points) <= k:
+        return np.full(len(points), 0.1)
+    distances, _ = cKDTree(points).query(points, k + 1)
+    return distances[:, 1:].mean(1)
+
+
+def voxel_downsample(points: Tensor, times: Tensor, size: float) -> Tensor:
+    """Indices of one point per voxel of `size` metres and 0.05 seconds: a moving thing keeps a point for each moment."""
+    keys = torch.cat([(points / size).floor(), (times[:, None] / 0.05).round()], 1).long()
+    _, inverse = torch.unique(keys, dim=0, return_inverse=True)
+    first = torch.full((int(inverse.max()) + 1 if len(points) else 0,), len(points))
+    return first.scatter_reduce(0, inverse, torch.arange(len(points)), "amin").sort().values
+
+
+def sky_points(radius: float, number: int) -> Tensor:
+    """(number, 3) evenly spread over the upper half of a sphere: a Fibonacci lattice."""
+    i = torch.arange(number, dtype=torch.float64)
+    z = (i + 0.5) / number
+    angle = i * math.pi * (3 - math.sqrt(5))
+    around = (1 - z * z).sqrt()
+    return (radius * torch.stack([around * angle.cos(), around * angle.sin(), z], -1)).float()
+
+
+def lift(
+    clip: Clip, settings: Lift, seed: int = 0, depth_points: list[tuple[Tensor, Tensor]] | None = None
+) -> Gaussians:
+    """The initial Gaussians of a clip from its input frames.
+
+    LiDAR points keep their place and time; their colour is the image's of their own frame, and points outside of it
+    have none and are left out. Scale is the mean distance to 3 neighbours of the same sweep, opacity 0.5, rotation a
+    random unit quaternion. Sky points stand on a sphere of 4 times the length of the points' bounding box.
+
+    Args:
+        depth_points: more points per input frame, (N, 3) and colours (N, 3), as from depth maps.
+
+    Raises:
+        InputError: no point is in any image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    means, colours, times, scales = [], [], [], []
+    for number, frame in enumerate(clip.input):
+        sets = []
+        if settings.lidar:
+            points, moments = clip.points[frame], clip.point_times[frame]
+            colour, inside = coloured(points, clip, frame)
+            sets.append((points[inside], colour[inside], moments[inside]))
+        if depth_points is not None:
+            points, colour = depth_points[number]
+            sets.append((points, colour, clip.times[frame].expand(len(points))))
+        points, colour, moments = (torch.cat(parts) for parts in zip(*sets))
+        if settings.voxel_size:
+            kept = voxel_downsample(points, moments, settings.voxel_size)
+            points, colour, moments = points[kept], colour[kept], moments[kept]
+        means.append(points)
+        colours.append(colour)
+        times.append(moments)
+        scales.append(torch.from_numpy(neighbour_distance(points.numpy())).float())
+    mean, colour, time, scale = (torch.cat(parts) for parts in (means, colours, times, scales))
+    if len(mean) == 0:
+        raise InputError(f"clip {clip.name}: no point of its input frames is in the image; check poses and intrinsics")
+    if len(mean) > settings.max_gaussians:
+        # a random choice, so that no region is preferred; the fewer points get larger
+        kept = torch.randperm(len(mean), generator=generator)[: settings.max_gaussians].sort().values
+        grow = math.sqrt(len(mean) / settings.max_gaussians)
+        mean, colour, time, scale = mean[kept], colour[kept], time[kept], scale[kept] * grow
+    # wider than the gaps by a third: between the beams a surface must not shine through
+    scale = (settings.scale * scale).clamp(0.01, settings.max_scale)
+
+    length = float((mean.max(0).values - mean.min(0).values).max())
+    sky = sky_points(max(4 * length, 100.0), settings.sky_points)
+    sky_colour = torch.full((len(sky), 3), 0.5)
+    seen = torch.zeros(len(sky), dtype=torch.bool)
+    for frame in clip.input:
+        found, inside = coloured(sky, clip, frame)
+        sky_colour = torch.where((inside & ~seen)[:, None], found, sky_colour)
+        seen |= inside
+    sky, sky_colour = sky[seen], sky_colour[seen]
+    # one point's share of the half sphere
+    sky_scale = torch.full(
+        (len(sky),), 0.7 * float(sky[:1].norm()) * math.sqrt(2 * math.pi / max(settings.sky_points, 1))
+    )
+
+    n = len(mean) + len(sky)
+    quats = torch.nn.functional.normalize(torch.randn(n, 4, generator=generator), dim=1)
+    return Gaussians(
+        means=torch.cat([mean, sky]),
+        scales=inverse_softplus(torch.cat([scale, sky_scale]))[:, None].expand(n, 3).contiguous(),
+        quats=quats,
+        opacities=torch.full((n, 1), torch.logit(torch.tensor(settings.opacity)).item()),
+        colours=torch.cat([colour, sky_colour]).clamp(0.02, 0.98).logit(),
+        times=torch.cat([time, torch.zeros(len(sky))]),
+        velocities=torch.zeros(n, 1, 3),
+        sky=torch.arange(n) >= len(mean),
+    )

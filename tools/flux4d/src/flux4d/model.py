@@ -1,0 +1,128 @@
+"""The networks: initial Gaussians in, Gaussians with velocities out, in one pass and a few refinements (Flux4D, 3.2)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from flux4d import sparse
+from flux4d.config import Model as Settings
+from flux4d.lift import PARAMETERS, Gaussians
+from flux4d.sparse import Grid
+
+# How far an output of 1 moves each parameter: the mean in metres, the rest in their own units
+_GAINS = torch.tensor([0.1] * 3 + [1.0] * 3 + [0.5] * 4 + [1.0] + [1.0] * 3)
+_SPEED = 5.0  # m/s per output of 1
+
+
+@dataclass(frozen=True)
+class Input:
+    """What the network needs of a clip: its Gaussians, and their voxels."""
+
+    gaussians: Gaussians
+    grid: Grid
+
+
+def prepare(gaussians: Gaussians, settings: Settings) -> Input:
+    """Gaussians with their voxels around the clip's first ego frame."""
+    high = gaussians.means.new_tensor([settings.range_xy, settings.range_xy, settings.range_z])
+    grid = sparse.voxelize(gaussians.means, settings.voxel, -high, high, len(settings.channels))
+    return Input(gaussians, grid)
+
+
+def features(gaussians: Gaussians, settings: Settings) -> Tensor:
+    """(N, 15) the 14 parameters and the time, each about -1..1."""
+    g = gaussians
+    reach = g.means.new_tensor([settings.range_xy, settings.range_xy, settings.range_z])
+    return torch.cat(
+        [
+            (g.means / reach).clamp(-2, 2),
+            g.scales / 3,
+            g.quats,
+            g.opacities / 3,
+            g.colours / 3,
+            2 * g.times[:, None] - 1,
+        ],
+        1,
+    )
+
+
+class Branch(nn.Module):
+    """A U-Net over the voxels and a head over the points: residuals of parameters and velocities.
+
+    The head sees its point's place in the voxel and the difference of its features to the voxel's mean: what
+    averaging loses.
+    """
+
+    def __init__(self, inputs: int, settings: Settings):
+        super().__init__()
+        self.settings = settings
+        self.unet = sparse.UNet(inputs, settings.channels)
+        width = settings.channels[0] + 2 * inputs + 3
+        outputs = PARAMETERS + 3 * (settings.polynomial + 1)
+        self.head = nn.Sequential(
+            nn.Linear(width, settings.hidden),
+            nn.LeakyReLU(0.1),
+            nn.Linear(settings.hidden, settings.hidden),
+            nn.LeakyReLU(0.1),
+            nn.Linear(settings.hidden, outputs),
+        )
+        nn.init.normal_(self.head[-1].weight, std=1e-3)  # begin at the initial Gaussians
+        nn.init.zeros_(self.head[-1].bias)
+
+    def forward(self, given: Input, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, C) -> residuals (N, 14), velocity coefficients (N, L, 3)."""
+        grid, gaussians = given.grid, given.gaussians
+        voxels = grid.levels[0]
+        mean = sparse.mean_by_row(values[grid.inside], grid.rows, len(voxels))
+        found = self.unet(mean, grid.levels)
+        inside = grid.inside[:, None].to(values.dtype)
+
+        def to_points(rows: Tensor) -> Tensor:
+            return rows.new_zeros(len(values), rows.shape[1]).index_put((grid.inside,), rows.index_select(0, grid.rows))
+
+        place = torch.frac((gaussians.means + 1000) / self.settings.voxel) - 0.5
+        out = self.head(torch.cat([to_points(found), values, (values - to_points(mean)) * inside, place * inside], 1))
+        residuals, velocities = out.split([PARAMETERS, 3 * (self.settings.polynomial + 1)], 1)
+        velocities = _SPEED * velocities.unflatten(1, (-1, 3)) * inside[:, None]
+        return residuals * _GAINS.to(out), velocities
+
+
+class Flux(nn.Module):
+    """f, and, with refinements, r."""
+
+    def __init__(self, settings: Settings):
+        super().__init__()
+        self.settings = settings
+        self.base = Branch(PARAMETERS + 1, settings)
+        self.refiner = Branch(2 * PARAMETERS + 1, settings) if settings.refinements else None
+
+    def forward(self, given: Input, loss: Callable[[Gaussians], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The parameters (N, 14) and velocities (N, L, 3) of a clip's Gaussians.
+
+        Args:
+            loss: of Gaussians on the input frames; its gradient guides the refinements. Needed when there are any.
+        """
+        start = given.gaussians
+        residuals, velocities = self.base(given, features(start, self.settings))
+        found = start.with_parameters(start.parameters + residuals, velocities)
+        if self.refiner is None:
+            return found.parameters, found.velocities
+        for _ in range(self.settings.refinements):
+            slope = gradient(found, loss)
+            values = torch.cat([features(found, self.settings), slope], 1)
+            residuals, more = self.refiner(replace(given, gaussians=start), values)
+            # the velocity moves on from where it was
+            found = found.with_parameters(found.parameters + residuals, found.velocities + more)
+        return found.parameters, found.velocities
+
+
+def gradient(gaussians: Gaussians, loss: Callable[[Gaussians], Tensor]) -> Tensor:
+    """(N, 14) gradient of a loss by the parameters, detached, scaled to a typical size of 1 per column."""
+    with torch.enable_grad():
+        parameters = gaussians.parameters.detach().requires_grad_(True)
+        value = loss(gaussians.with_parameters(parameters, gaussians.velocities.detach()))
+        (slope,) = torch.autograd.grad(value, parameters)
+    spread = slope.square().mean(0).sqrt().clamp_min(1e-12)
+    return (slope / spread).clamp(-5, 5)

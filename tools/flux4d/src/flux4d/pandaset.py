@@ -1,0 +1,181 @@
+"""PandaSet's folders: poses, timestamps, intrinsics, and the points and cuboids of a frame.
+
+Conventions are those of the official devkit (docs/formats.md). Intrinsics are OpenCV's, with the first pixel's centre
+at 0; they are moved by half a pixel here, where the files are read.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import roma
+import torch
+from recon4d import InputError
+
+from flux4d import frames
+
+POINT_COLUMNS = ("x", "y", "z", "i", "t", "d")
+CUBOID_COLUMNS = (
+    "uuid", "label", "yaw", "stationary", "position.x", "position.y", "position.z",
+    "dimensions.x", "dimensions.y", "dimensions.z",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """A sensor of a scene. poses: (N, 4, 4) float64, sensor to world. times: (N,) float64, seconds. files: its data."""
+
+    poses: np.ndarray
+    times: np.ndarray
+    files: list[Path]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene's LiDAR and cameras. K: (3, 3) by camera, pixel centres at +0.5. sizes: width, height by camera."""
+
+    folder: Path
+    lidar: Sensor
+    cameras: dict[str, Sensor]
+    K: dict[str, np.ndarray]
+    sizes: dict[str, tuple[int, int]]
+    cuboids: list[Path]
+
+
+@dataclass(frozen=True)
+class Cuboids:
+    """The boxes of a frame: uuid (B,), label (B,), pose (B, 4, 4) box to world, size (B, 3) width, length, height.
+
+    sensor: (B,) which LiDAR the box belongs to, -1 for both. stationary: (B,) bool.
+    """
+
+    uuid: np.ndarray
+    label: np.ndarray
+    pose: np.ndarray
+    size: np.ndarray
+    sensor: np.ndarray
+    stationary: np.ndarray
+
+
+def read_json(path: Path) -> object:
+    """A JSON file's content. Raises InputError when it is missing or broken."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; check that the scene is complete") from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}); copy it again") from error
+
+
+def pose_matrices(entries: object, path: Path | str) -> np.ndarray:
+    """(N, 4, 4) float64 of PandaSet's poses: position x y z, heading quaternion w x y z."""
+    try:
+        position = np.array([[e["position"][k] for k in "xyz"] for e in entries], np.float64).reshape(-1, 3)
+        heading = np.array([[e["heading"][k] for k in "xyzw"] for e in entries], np.float64).reshape(-1, 4)
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path} does not hold poses with position and heading ({error!r}); copy it again") from error
+    lengths = np.linalg.norm(heading, axis=1, keepdims=True)
+    if not (np.isfinite(position).all() and np.isfinite(lengths).all() and (lengths > 1e-6).all()):
+        raise InputError(f"{path} holds a pose that is not finite or has no heading; remove the scene")
+    poses = np.tile(np.eye(4), (len(position), 1, 1))
+    poses[:, :3, :3] = roma.unitquat_to_rotmat(torch.from_numpy(heading / lengths)).numpy()
+    poses[:, :3, 3] = position
+    return poses
+
+
+def pose_entry(matrix: np.ndarray) -> dict:
+    """PandaSet's form of a 4x4 pose."""
+    x, y, z, w = roma.rotmat_to_unitquat(torch.from_numpy(np.ascontiguousarray(matrix[:3, :3]))).tolist()
+    px, py, pz = matrix[:3, 3].tolist()
+    return {"position": {"x": px, "y": py, "z": pz}, "heading": {"w": w, "x": x, "y": y, "z": z}}
+
+
+def intrinsics_matrix(entry: object, path: Path | str) -> np.ndarray:
+    """K (3, 3) with pixel centres at +0.5 from fx, fy, cx, cy."""
+    try:
+        fx, fy, cx, cy = (float(entry[key]) for key in ("fx", "fy", "cx", "cy"))  # type: ignore[index]
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path} does not hold numbers fx, fy, cx, cy; copy it again") from error
+    return np.array([[fx, 0, cx + 0.5], [0, fy, cy + 0.5], [0, 0, 1]])
+
+
+def _sensor(folder: Path, patterns: tuple[str, ...]) -> Sensor:
+    files = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    if not files:
+        raise InputError(f"{folder} holds no {' or '.join(patterns)}; check that the scene is complete")
+    poses = pose_matrices(read_json(folder / "poses.json"), folder / "poses.json")
+    times = read_json(folder / "timestamps.json")
+    try:
+        seconds = np.array(times, np.float64).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder / 'timestamps.json'} is not a list of numbers; copy it again") from error
+    if not len(files) == len(poses) == len(seconds):
+        raise InputError(
+            f"{folder} has {len(files)} files, {len(poses)} poses and {len(seconds)} timestamps; copy it again"
+        )
+    return Sensor(poses, seconds, files)
+
+
+def is_scene(folder: Path) -> bool:
+    """Whether a folder looks like a scene of PandaSet."""
+    return (folder / "lidar").is_dir() and (folder / "camera").is_dir()
+
+
+def open_scene(folder: str | Path, cameras: tuple[str, ...] = ("front_camera",)) -> Scene:
+    """Read a scene's poses, timestamps and intrinsics; its points and images stay on disk. InputError when broken."""
+    folder = Path(folder)
+    if not is_scene(folder):
+        raise InputError(f"{folder} has no folders lidar and camera; give a scene of PandaSet")
+    lidar = _sensor(folder / "lidar", ("*.pkl.gz", "*.pkl"))
+    sensors, K, sizes = {}, {}, {}
+    for name in cameras:
+        place = folder / "camera" / name
+        if not place.is_dir():
+            there = ", ".join(sorted(p.name for p in (folder / "camera").iterdir() if p.is_dir()))
+            raise InputError(f"{folder} has no camera {name}; it has {there or 'none'}")
+        sensors[name] = _sensor(place, ("*.jpg", "*.png"))
+        K[name] = intrinsics_matrix(read_json(place / "intrinsics.json"), place / "intrinsics.json")
+        sizes[name] = read_image(sensors[name].files[0]).shape[1::-1]
+    boxes = folder / "annotations" / "cuboids"
+    return Scene(folder, lidar, sensors, K, sizes, sorted([*boxes.glob("*.pkl.gz"), *boxes.glob("*.pkl")]))
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """RGB uint8 (H, W, 3). Raises InputError when it is missing or broken."""
+    image = cv2.imread(str(path))
+    if image is None:
+        raise InputError(f"{path} is not a readable image; copy it again")
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def read_points(path: str | Path) -> dict[str, np.ndarray]:
+    """Points of a sweep: xyz (N, 3) world, t (N,) seconds, both float64; d (N,) the sensor; those not finite left out."""
+    columns = frames.read(path, POINT_COLUMNS)
+    try:
+        xyz = np.stack([columns[k].astype(np.float64) for k in "xyz"], -1)
+        t, d = columns["t"].astype(np.float64), columns["d"].astype(np.int64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} holds points that are not numbers; copy it again") from error
+    fine = np.isfinite(xyz).all(1) & np.isfinite(t)
+    return {"xyz": xyz[fine], "t": t[fine], "d": d[fine]}
+
+
+@lru_cache(maxsize=64)
+def read_cuboids(path: str | Path) -> Cuboids:
+    """The cuboids of a frame, see `Cuboids`. Yaw 0 heads along world y, counterclockwise."""
+    columns = frames.read(path, CUBOID_COLUMNS)
+    try:
+        yaw = columns["yaw"].astype(np.float64)
+        centre = np.stack([columns[f"position.{k}"].astype(np.float64) for k in "xyz"], -1)
+        size = np.stack([columns[f"dimensions.{k}"].astype(np.float64) for k in "xyz"], -1)
+        stationary = columns["stationary"].astype(bool)
+        sensor = columns.get("cuboids.sensor_id", np.full(len(yaw), -1)).astype(np.int64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} holds cuboids that are not numbers; copy it again") from error
+    pose = np.tile(np.eye(4), (len(yaw), 1, 1))
+    pose[:, 0, 0], pose[:, 0, 1], pose[:, 1, 0], pose[:, 1, 1] = np.cos(yaw), -np.sin(yaw), np.sin(yaw), np.cos(yaw)
+    pose[:, :3, 3] = centre
+    return Cuboids(columns["uuid"].astype(str), columns["label"].astype(str), pose, size, sensor, stationary)

@@ -1,0 +1,182 @@
+"""Driving scenes with known depth and motion, in PandaSet's own layout."""
+
+import json
+import math
+import uuid
+from pathlib import Path
+
+import cv2
+import numpy as np
+from recon4d.cli import progress
+from recon4d.files import atomic_path, write_npz, write_text
+
+from flux4d import frames, world
+from flux4d.pandaset import pose_entry
+from flux4d.world import World
+
+EPOCH = 1557539924.0  # 2019, as PandaSet's
+PERIOD = 0.1  # seconds per sweep
+LIDAR_HEIGHT, CAMERA_HEIGHT, CAMERA_FORWARD = 1.9, 1.55, 0.5
+REACH = 150.0  # metres
+FOCAL = 1970.0 / 1920.0  # of PandaSet's front camera, per pixel of width
+SECTORS = 24  # actors move on from one to the next within a sweep
+# Camera axes (x right, y down, z forward) in the vehicle's (x right, y forward, z up)
+CAMERA_AXES = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+
+
+def beam_elevations() -> np.ndarray:
+    """(64,) radians: the pattern of a Pandar64, dense between -6 and +2 degrees, from -25 to +15."""
+    return np.radians(np.concatenate([np.linspace(-25, -6, 14), np.linspace(-5.833, 2, 48), [8.0, 15.0]]))
+
+
+def ego_pose(
+    scene: World, time: float, height: float, forward: float = 0.0, axes: np.ndarray | None = None
+) -> np.ndarray:
+    """(4, 4) sensor to world of something mounted on the ego vehicle."""
+    x, y, yaw = scene.ego.pose(time)
+    pose = np.eye(4)
+    c, s = math.cos(yaw), math.sin(yaw)
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
+    pose[:3, :3] = turn if axes is None else turn @ axes
+    pose[:3, 3] = [x - s * forward, y + c * forward, height]
+    return pose
+
+
+def sweep(scene: World, time: float, columns: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """One turn of the spinning LiDAR and one frame of the forward one: PandaSet's columns, and the actor of each point.
+
+    The spinning LiDAR looks backward at time - PERIOD / 2 and forward at `time`; points are in the world, noise 1 cm.
+    """
+    azimuth = (np.arange(columns) + 0.5) / columns * 2 * np.pi - np.pi  # clockwise from behind, 0 is forward
+    parts = []
+    sector = np.arange(columns) * SECTORS // columns
+    for number in range(SECTORS + 1):
+        if number < SECTORS:
+            a = azimuth[sector == number]
+            moment, elevation, device = time + PERIOD * a.mean() / (2 * np.pi), beam_elevations(), 0
+        else:  # the forward sensor: 60 by 10 degrees, even steps
+            a, elevation = np.radians(np.linspace(-30, 30, max(columns // 8, 2))), np.radians(np.linspace(-7, 3, 20))
+            moment, device = time, 1
+        pose = ego_pose(scene, moment, LIDAR_HEIGHT)
+        a, e = (grid.ravel() for grid in np.meshgrid(a, elevation))
+        directions = np.stack([np.cos(e) * np.sin(a), np.cos(e) * np.cos(a), np.sin(e)], -1) @ pose[:3, :3].T
+        distance, actor, cosine = world.scan(scene, moment, pose[:3, 3], directions)
+        seen = distance < REACH
+        noisy = distance[seen] + rng.normal(0, 0.01, seen.sum())
+        points = pose[:3, 3] + directions[seen] * noisy[:, None]
+        intensity = np.round(255 * np.clip(0.1 + 0.6 * cosine[seen] - noisy / 400, 0, 1))
+        parts.append(
+            {
+                "x": points[:, 0],
+                "y": points[:, 1],
+                "z": points[:, 2],
+                "i": intensity,
+                "t": np.full(len(points), EPOCH + moment),
+                "d": np.full(len(points), device, np.int64),
+                "actor": actor[seen],
+                "velocity": world.velocity(scene, moment, points, actor[seen]),
+            }
+        )
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def cuboids(scene: World, time: float, names: list[str]) -> dict[str, np.ndarray]:
+    """PandaSet's cuboid table at a time."""
+    rows: dict[str, list] = {}
+
+    def put(**values: object) -> None:
+        for key, value in values.items():
+            rows.setdefault(key, []).append(value)
+
+    for actor, name in zip(scene.actors, names):
+        x, y, yaw = actor.pose(time)
+        parked = actor.speed == 0
+        moving = "Parked" if parked else "Moving"
+        person = actor.label == "Pedestrian"
+        put(
+            uuid=name,
+            label=actor.label,
+            yaw=math.remainder(yaw, 2 * math.pi),
+            stationary=parked,
+            camera_used=-1,
+        )
+        put(**{"position.x": x, "position.y": y, "position.z": actor.size[2] / 2})
+        put(**{f"dimensions.{k}": size for k, size in zip("xyz", actor.size)})
+        put(
+            **{
+                "attributes.object_motion": None if person else moving,
+                "cuboids.sibling_id": "-",
+                "cuboids.sensor_id": -1,
+                "attributes.rider_status": "With Rider" if actor.label == "Bicycle" else None,
+                "attributes.pedestrian_behavior": "Walking" if person else None,
+                "attributes.pedestrian_age": "Adult" if person else None,
+            }
+        )
+    return {
+        key: np.array(values, dtype=object if key == "uuid" or isinstance(values[0], str | None) else None)
+        for key, values in rows.items()
+    }
+
+
+def _write_jpg(path: Path, image: np.ndarray) -> None:
+    with atomic_path(path) as temporary:
+        cv2.imwrite(str(temporary), np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 97])
+
+
+def write_scene(folder: Path, seed: int, n: int, width: int, columns: int, samples: int) -> dict:
+    """Write one scene of n frames; a summary.
+
+    Beside PandaSet's files: `truth/camera/NN.npz` (depth (H, W) metres along the optical axis, 0 is sky; velocity
+    (H, W, 3) m/s in the world; actor (H, W), -1 for none) and `truth/lidar/NN.npz` (velocity (N, 3), actor (N,) in the
+    order of the points).
+
+    Args:
+        width: of the image, 16:9. columns: LiDAR directions per turn, 1800 for a Pandar64. samples: squared, rays per
+            pixel.
+    """
+    scene = world.street(seed, n * PERIOD)
+    height = int(round(width * 9 / 16))
+    rng = np.random.default_rng((seed, 1))
+    names = [str(uuid.UUID(bytes=rng.bytes(16), version=4)) for _ in scene.actors]
+    fx = FOCAL * width
+    K = np.array([[fx, 0, width / 2], [0, fx, height / 2], [0, 0, 1]])
+    camera = folder / "camera" / "front_camera"
+    lidar_poses, camera_poses, times, gps = [], [], [], []
+    for i in progress(range(n), f"scene {folder.name}", n):
+        time = i * PERIOD
+        pose = ego_pose(scene, time, CAMERA_HEIGHT, CAMERA_FORWARD, CAMERA_AXES)
+        image, depth, actor, place = world.photograph(scene, time, pose, K, width, height, samples)
+        _write_jpg(camera / f"{i:02d}.jpg", np.round(255 * image).astype(np.uint8))
+        velocity = world.velocity(scene, time, place, actor)
+        write_npz(
+            folder / "truth" / "camera" / f"{i:02d}.npz",
+            depth=depth.astype(np.float32),
+            velocity=velocity.astype(np.float16),
+            actor=actor.astype(np.int16),
+        )
+        points = sweep(scene, time, columns, rng)
+        frames.write(folder / "lidar" / f"{i:02d}.pkl.gz", {k: points[k] for k in "xyzitd"})
+        write_npz(
+            folder / "truth" / "lidar" / f"{i:02d}.npz",
+            velocity=points["velocity"].astype(np.float32),
+            actor=points["actor"].astype(np.int16),
+        )
+        frames.write(folder / "annotations" / "cuboids" / f"{i:02d}.pkl.gz", cuboids(scene, time, names))
+        lidar_poses.append(pose_entry(ego_pose(scene, time, LIDAR_HEIGHT)))
+        camera_poses.append(pose_entry(pose))
+        times.append(EPOCH + time)
+        gps.append({"lat": 37.4, "long": -122.1, "height": 10.0, "xvel": 0.0, "yvel": scene.ego.speed})
+
+    def put(path: Path, value: object) -> None:
+        write_text(path, json.dumps(value))
+
+    put(folder / "lidar" / "poses.json", lidar_poses)
+    put(folder / "lidar" / "timestamps.json", times)
+    put(camera / "poses.json", camera_poses)
+    put(camera / "timestamps.json", times)
+    # OpenCV's intrinsics have the first pixel's centre at 0
+    put(camera / "intrinsics.json", {"fx": fx, "fy": fx, "cx": K[0, 2] - 0.5, "cy": K[1, 2] - 0.5})
+    put(folder / "meta" / "timestamps.json", times)
+    put(folder / "meta" / "gps.json", gps)
+    moving = sum(actor.speed > 0 for actor in scene.actors)
+    return {"scene": folder.name, "seed": seed, "frames": n, "actors": len(scene.actors), "moving": moving}
