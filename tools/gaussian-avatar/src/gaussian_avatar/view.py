@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 import webbrowser
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 import viser
 from recon4d import InputError, video
+from recon4d.cameras import Camera
 from recon4d.formats import track as track_format
 from recon4d.formats.track import Track
 
@@ -55,11 +57,20 @@ class Controls:
     status: viser.GuiMarkdownHandle
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What is to be seen, whatever the camera."""
+
+    clip: str
+    pose: Pose
+    colour: tuple[float, float, float]
+
+
 @dataclass
 class Shown:
     """What one browser shows."""
 
-    scene: tuple | None = None  # pose, camera, colour and model of the last picture
+    scene: tuple | None = None  # moment, model and camera of the last picture
     height: int = 256  # of the next picture while something moves
     changed: float = 0.0
     full: bool = False  # whether the last picture was at full size
@@ -78,23 +89,26 @@ class Viewer:
     lock: threading.Lock = field(default_factory=threading.Lock)
     ended: threading.Event = field(default_factory=threading.Event)
 
-    def clip(self) -> Track:
-        return self.clips[self.controls.clip.value]
-
-    def pose(self) -> Pose:
-        sliders = {name: slider.value for name, slider in self.controls.pose.items()}
-        return Pose(
-            frame=min(int(self.position), len(self.clip()) - 1),
-            follow=self.controls.follow.value,
-            expression=tuple(slider.value for slider in self.controls.expression),
+    def moment(self) -> Moment:
+        controls, clip = self.controls, self.controls.clip.value
+        sliders = {name: slider.value for name, slider in controls.pose.items()}
+        red, green, blue = (value / 255 for value in controls.background.value[:3])
+        pose = Pose(
+            frame=min(int(self.position), len(self.clips[clip]) - 1),
+            follow=controls.follow.value,
+            expression=tuple(slider.value for slider in controls.expression),
             jaw=(sliders["Jaw open"], sliders["Jaw right"]),
             gaze=(sliders["Gaze up"], sliders["Gaze right"]),
             neck=(sliders["Head up"], sliders["Head right"], sliders["Head tilt"]),
             blink=sliders["Blink"],
         )
+        return Moment(clip, pose, (red, green, blue))
 
-    def colour(self) -> torch.Tensor:
-        return torch.tensor(self.controls.background.value[:3]) / 255
+    def picture(self, moment: Moment, view: Camera) -> np.ndarray:
+        """The moment as a camera sees it, RGB uint8 (H, W, 3)."""
+        with self.lock:
+            motion = poses.posed(self.run, self.clips[moment.clip], self.along, moment.pose)
+            return poses.picture(self.run, motion, view, torch.tensor(moment.colour))
 
 
 def open_clips(run: Run, track_path: Path | None) -> dict[str, Track]:
@@ -128,6 +142,8 @@ def serve(
     check_address(host, port)
     with contextlib.redirect_stdout(sys.stderr):  # viser greets and says goodbye on stdout
         server = viser.ViserServer(host, port, label=f"{run.folder.parent.name}: {run.folder.name}", verbose=False)
+    # A browser may leave while its picture is made.
+    warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
     viewer = set_up(server, run, clips)
     page = f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{server.get_port()}"
     announce(page)
@@ -185,7 +201,9 @@ def add_controls(server: viser.ViserServer, clips: dict[str, Track], along: list
         follow = gui.add_checkbox("Follow the clip", True, hint="Off: a neutral face; the sliders alone move it.")
     with gui.add_folder("Face"):
         expression = [
-            gui.add_slider(d.name, -_rounded(d.reach), _rounded(d.reach), _rounded(d.reach) / 50, 0.0) for d in along
+            gui.add_slider(direction.name, -reach, reach, 0.01, 0.0)
+            for direction in along
+            for reach in [max(round(direction.reach, 2), 0.01)]
         ]
         for name, low, high in (
             ("Jaw open", -10.0, 25.0),
@@ -214,55 +232,38 @@ def add_controls(server: viser.ViserServer, clips: dict[str, Track], along: list
     return Controls(clip, play, follow, frame, speed, expression, pose, background, height, picture, film, status)
 
 
-def _rounded(reach: float) -> float:
-    return max(round(reach, 2), 0.01)
-
-
 def add_buttons(viewer: Viewer) -> None:
     """What the two saving buttons do; their files go to the browser that asked."""
+    controls = viewer.controls
 
-    def saved_camera(client: viser.ClientHandle) -> poses.Camera:
-        height = int(viewer.controls.height.value) // 2 * 2
-        return camera_of(client, height)
-
-    @viewer.controls.picture.on_click
+    @controls.picture.on_click
     def _(event: viser.GuiEvent) -> None:
-        with viewer.lock:
-            motion = poses.posed(viewer.run, viewer.clip(), viewer.along, viewer.pose())
-            image = poses.picture(viewer.run, motion, saved_camera(event.client), viewer.colour())
+        image = viewer.picture(viewer.moment(), camera_of(event.client, int(controls.height.value)))
         event.client.send_file_download("avatar.png", encoded(".png", image), save_immediately=True)
 
-    @viewer.controls.film.on_click
+    @controls.film.on_click
     def _(event: viser.GuiEvent) -> None:
-        run, track, pose, view, colour = (
-            viewer.run,
-            viewer.clip(),
-            viewer.pose(),
-            saved_camera(event.client),
-            viewer.colour(),
-        )
-        total = len(track) if pose.follow else 1
+        moment, view = viewer.moment(), camera_of(event.client, int(controls.height.value))
+        track = viewer.clips[moment.clip]
+        total = len(track) if moment.pose.follow else 1
         note = event.client.add_notification("Video", "rendering", loading=True, with_close_button=False)
 
         def frames() -> Iterator[np.ndarray]:
-            images = poses.film(run, track, viewer.along, pose, view, colour)
-            for done in range(total):
+            for frame in range(total):
                 if viewer.ended.is_set():
                     return
-                with viewer.lock:  # a frame at a time: the page stays alive
-                    image = next(images)
-                yield image
-                if done % 10 == 0:
-                    note.body = f"rendering, {done} of {total} frames"
+                if frame % 10 == 0:
+                    note.body = f"rendering, {frame} of {total} frames"
+                yield viewer.picture(replace(moment, pose=replace(moment.pose, frame=frame)), view)
 
-        viewer.controls.film.disabled = True
+        controls.film.disabled = True
         try:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "avatar.mp4"
                 video.write_mp4(path, frames(), track.fps)
-                event.client.send_file_download("avatar.mp4", path.read_bytes(), save_immediately=True)
+                event.client.send_file_download(path.name, path.read_bytes(), save_immediately=True)
         finally:
-            viewer.controls.film.disabled = False
+            controls.film.disabled = False
             note.remove()
 
 
@@ -271,7 +272,7 @@ def encoded(suffix: str, image: np.ndarray) -> bytes:
     return cv2.imencode(suffix, image[..., ::-1])[1].tobytes()
 
 
-def camera_of(client: viser.ClientHandle, height: int) -> poses.Camera:
+def camera_of(client: viser.ClientHandle, height: int) -> Camera:
     """A browser's camera for a picture of some height, with its window's proportions."""
     eye = client.camera
     width = max(2, round(height * eye.image_width / max(eye.image_height, 1)) // 2 * 2)
@@ -296,9 +297,9 @@ def loop(viewer: Viewer, log: Callable[[str], None]) -> None:
                 model = latest
                 try:
                     reload_model(viewer)
-                    version, note = version + 1, f"model of {time.strftime('%H:%M:%S')}, the {version + 2}. of this run"
+                    version, note = version + 1, f"model read anew at {time.strftime('%H:%M:%S')}"
                 except InputError as error:
-                    note = "the new model is not readable; this is the last one that was"
+                    note = "the new model is not readable: this is the one before"
                     log(str(error))
         clients = viewer.server.get_clients()
         shown = {key: shown.get(key, Shown()) for key in clients}
@@ -315,8 +316,8 @@ def loop(viewer: Viewer, log: Callable[[str], None]) -> None:
 
 def play(viewer: Viewer, seconds: float) -> None:
     """Move on in the clip, or to where the user has moved the slider."""
-    controls, track = viewer.controls, viewer.clip()
-    slider = controls.frame
+    controls = viewer.controls
+    track, slider = viewer.clips[controls.clip.value], controls.frame
     if slider.max != max(len(track) - 1, 1):
         slider.max = max(len(track) - 1, 1)
         viewer.position = min(viewer.position, len(track) - 1)
@@ -327,32 +328,26 @@ def play(viewer: Viewer, seconds: float) -> None:
         slider.value = int(viewer.position)
 
 
-def show(viewer: Viewer, client: viser.ClientHandle, shown: Shown, version: int, clients: int) -> bool:
+def show(viewer: Viewer, client: viser.ClientHandle, shown: Shown, model: int, clients: int) -> bool:
     """Send a browser the picture of this moment, unless it has it: a small one while something moves, then a full one.
 
     Returns whether one was sent.
     """
     full = int(np.clip(client.camera.image_height, 2, FULL_HEIGHT))
-    pose, colour = viewer.pose(), viewer.colour()
-    view = camera_of(client, full)
-    seen = (view.width, view.height, *view.world_to_camera.flatten().tolist())
-    scene = (pose, viewer.controls.clip.value, tuple(colour.tolist()), version, seen)
+    moment, view = viewer.moment(), camera_of(client, full)
+    scene = (moment, model, view.width, view.height, *view.world_to_camera.flatten().tolist())
     now = time.monotonic()
     if scene != shown.scene:
         shown.scene, shown.changed, shown.full = scene, now, False
         height = min(shown.height, full)
+        view = view.resized(max(2, round(view.width * height / full)), height)
     elif shown.full or now - shown.changed < STILL_AFTER:
         return False
     else:
-        height = full
         shown.full = True
-    view = view.resized(max(2, round(view.width * height / full)), height)
-    with viewer.lock:
-        started = time.perf_counter()
-        image = poses.picture(viewer.run, poses.posed(viewer.run, viewer.clip(), viewer.along, pose), view, colour)
-        seconds = time.perf_counter() - started
+    image = viewer.picture(moment, view)
     if not shown.full:
-        shown.height = poses.next_height(height, seconds, BUDGET / clients, full)
+        shown.height = poses.next_height(height, time.monotonic() - now, BUDGET / clients, full)
     client.scene.set_background_image(image, format="jpeg", jpeg_quality=95 if shown.full else 80)
     client.flush()
     return True

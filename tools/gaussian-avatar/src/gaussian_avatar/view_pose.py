@@ -1,6 +1,5 @@
 """What the viewer shows, without its window: sliders to a posed head, a browser's camera to a picture."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -138,14 +137,6 @@ def picture(run: Run, motion: Motion, view: Camera, background: Tensor, alpha: b
     """A posed head (one frame) as `view` sees it: uint8 (H, W, 3), or (H, W, 4) with `alpha`."""
     seen = replace(motion, K=view.K, width=view.width, height=view.height)
     return next(rendering.render(run, seen, view.world_to_camera[None], background, alpha))
-
-
-def film(
-    run: Run, track: Track, along: list[Direction], pose: Pose, view: Camera, background: Tensor
-) -> Iterator[np.ndarray]:
-    """The whole clip with the sliders as they are, frame by frame as `picture`; a still pose gives one frame."""
-    for frame in range(len(track)) if pose.follow else [0]:
-        yield picture(run, posed(run, track, along, replace(pose, frame=frame)), view, background)
 
 
 def advanced(position: float, seconds: float, fps: float, speed: float, frames: int) -> float:
