@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import roma
 import torch
-from flame_encoder import contour, tracker
+from flame_encoder import contour, points, tracker
 from flame_encoder.observations import Observations
 from recon4d import InputError, head
 
@@ -20,15 +20,15 @@ def clip(model, n=40, yaw=25.0, noise=0.004, focal=900.0, seed=0):
     time = torch.linspace(0, 2 * torch.pi, n)
     shape = torch.randn(1, model.n_shape, generator=g) * 0.8
     # No video tells the size of a head; the tracker takes the mean head's, so the true head has it too.
-    layout = tracker.Layout(model.n_shape, model.n_expression, True)
-    growth = tracker._Points.on(model, model.landmark_faces, model.landmark_bary, layout).growth
+    landmarks = points.Points.on(model, model.landmark_faces, model.landmark_bary, model.n_shape, model.n_expression)
+    growth = landmarks.growth(model.n_shape)
     shape = shape - (shape @ growth)[:, None] * growth / growth.square().sum()
     phase = torch.rand(model.n_expression, generator=g) * 2 * torch.pi
     expression = (torch.sin(time[:, None] * 2 + phase) - 0.6).clamp_min(0) * 0.8
     jaw = torch.stack([0.15 * (1 + torch.sin(3 * time)) / 2, 0 * time, 0 * time], 1)
     eyelids = torch.sin(4 * time)[:, None].clamp_min(0).expand(-1, 2)
     turn = torch.stack([0.12 * torch.sin(2 * time), np.radians(yaw) * torch.sin(time), 0.08 * torch.cos(time)], 1)
-    R = tracker.FACING @ roma.rotvec_to_rotmat(turn)
+    R = points.FACING @ roma.rotvec_to_rotmat(turn)
     t = torch.stack([0.02 * torch.sin(time), 0.01 * torch.cos(time), 0.7 + 0.03 * torch.sin(time)], 1)
     vertices = (
         model(shape, expression, jaw=roma.rotvec_to_rotmat(jaw), eyelids=eyelids) @ R.transpose(1, 2) + t[:, None]
@@ -38,13 +38,13 @@ def clip(model, n=40, yaw=25.0, noise=0.004, focal=900.0, seed=0):
     centre = 256.0
     project = lambda p: p[..., :2] / p[..., 2:] * focal + centre  # noqa: E731
     chosen = contour.visible(project(rows))
-    points = project(model.landmarks(vertices))
-    points[:, :17] = project(rows).gather(2, chosen[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
-    iod = (points[:, 36] - points[:, 45]).norm(dim=-1)
-    points = points + noise * iod[:, None, None] * torch.randn(points.shape, generator=g)
+    seen_at = project(model.landmarks(vertices))
+    seen_at[:, :17] = project(rows).gather(2, chosen[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
+    iod = (seen_at[:, 36] - seen_at[:, 45]).norm(dim=-1)
+    seen_at = seen_at + noise * iod[:, None, None] * torch.randn(seen_at.shape, generator=g)
     seen = Observations(
         names=np.array([f"{i:05d}.png" for i in range(n)]),
-        landmarks=points.numpy(),
+        landmarks=seen_at.numpy(),
         valid=np.ones(n, bool),
         irises=np.full((n, 2, 2), np.nan),
         image_size=(512, 512),
@@ -129,7 +129,7 @@ def test_contour_slides_on_the_far_side_only(model):
 
 def test_normal_equations_match_finite_differences(model):
     _, seen, _ = clip(model, n=4)
-    problem = tracker._Problem(model, seen, tracker.Options(), 5, 6)
+    problem = tracker.Problem(points.Rig(model, 5, 6), seen, tracker.Options())
     g, q = problem.start()
     g[:-1] = torch.randn(5) * 0.3
     q[:, 6:12] = torch.rand(4, 6) * 0.5

@@ -36,10 +36,13 @@ def main() -> None:
 @click.option("--focal", type=float, help="Focal length in pixels; estimated when not given.")
 @click.option("--fps", type=float, help="Frames per second; from frames.jsonl when not given, else 30.")
 @click.option("--iterations", type=int, default=40, show_default=True, help="Solver steps at most.")
+@click.option("--photometric/--no-photometric", default=False, show_default=True, help="Refine on the images too.")
 @click.option("--preview/--no-preview", default=True, show_default=True, help="Write overlay.png and overlay.mp4.")
 @force_option
-def track(frames, landmarks, out, head_model, landmark_embedding, focal, fps, iterations, preview, force) -> None:
-    """Parameters of one person in every frame of FRAMES, from 68 landmarks.
+def track(
+    frames, landmarks, out, head_model, landmark_embedding, focal, fps, iterations, photometric, preview, force
+) -> None:
+    """Parameters of one person in every frame of FRAMES, from 68 landmarks and, with --photometric, from the images.
 
     Writes track.npz, checkpoint/*.frame (the INSTA folder that gaussian-avatar reads), track.json, overlay.png and
     overlay.mp4, and prints the reprojection error as JSON.
@@ -62,8 +65,10 @@ def track(frames, landmarks, out, head_model, landmark_embedding, focal, fps, it
     missing = int((~seen.valid).sum())
     if missing:
         log(f"{missing} of {len(seen.valid)} frames have no landmarks; they are interpolated and marked in track.npz")
-    with progress_bar("track", iterations) as report:
-        result, figures = tracker.track(model, seen, tracker.Options(focal=focal, iterations=iterations), report=report)
+    options = tracker.Options(focal=focal, iterations=iterations)
+    images = observations.frame_paths(frames) if photometric else None
+    with progress_bar("track", options.steps(photometric)) as report:
+        result, figures = tracker.track(model, seen, options, images, report)
     for stale in (out / "checkpoint").glob("*.frame"):
         stale.unlink()
     insta.write(out, result)
