@@ -36,6 +36,20 @@ class Group(click.Group):
             ctx.exit(1)
 
 
+class Command(click.Command):
+    """A command whose options may also be written with underscores: --work_name for --work-name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {name for parameter in self.params for name in parameter.opts + parameter.secondary_opts}
+
+        def dashed(word: str) -> str:
+            name, equals, value = word.partition("=")
+            other = "--" + name[2:].replace("_", "-")
+            return other + equals + value if name.startswith("--") and other in known else word
+
+        return super().parse_args(ctx, [dashed(word) for word in args])
+
+
 def pick_device(name: str) -> "Any":
     """`auto`, `cpu`, `cuda` or `cuda:N` as a torch.device. Raises InputError for a device that is not there."""
     import torch
