@@ -129,7 +129,8 @@ def visible(asset: Asset, camera: Camera) -> Pixels:
 
 
 def lit_by_flash(pixels: Pixels, eye: Tensor, intensity: Tensor) -> Tensor:
-    """Linear colours (N, 3) under a light at the camera. eye: (3,). intensity: (3,), falls with the squared distance."""
+    """Linear colours (N, 3) under a light at the camera `eye` (3,), whose intensity (3,) falls with the squared
+    distance."""
     towards = eye - pixels.position
     square = (towards**2).sum(-1, keepdim=True)
     shares = (pixels.diffuse, pixels.specular, pixels.roughness)
@@ -184,9 +185,7 @@ def unshadowed(pixels: Pixels, asset: Asset, light: Tensor) -> Tensor:
     return share / 9
 
 
-def picture(
-    asset: Asset, camera: Camera, shade, supersampling: int = 2
-) -> tuple[Tensor, Tensor]:
+def picture(asset: Asset, camera: Camera, shade, supersampling: int = 2) -> tuple[Tensor, Tensor]:
     """A picture (H, W, 3) on black, gamma-encoded, and its coverage (H, W, 1), antialiased by supersampling.
 
     Args:
@@ -201,6 +200,4 @@ def picture(
 
 def moved(asset: Asset, device: torch.device) -> Asset:
     """The asset on another device."""
-    return {
-        name: replace(s, **{f.name: getattr(s, f.name).to(device) for f in fields(s)}) for name, s in asset.items()
-    }
+    return {name: replace(s, **{f.name: getattr(s, f.name).to(device) for f in fields(s)}) for name, s in asset.items()}

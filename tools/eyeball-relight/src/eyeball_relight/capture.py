@@ -86,7 +86,9 @@ def read_poses(folder: Path) -> tuple[list[str], Camera]:
     off = (rotation @ rotation.transpose(1, 2) - torch.eye(3, dtype=torch.float64)).abs().amax((1, 2))
     bad = (~(off < 1e-2) | ~pose.isfinite().all(-1).all(-1)).nonzero()[:, 0].tolist()
     if bad:
-        raise InputError(f"{path}: transform_matrix of frame {bad[0]} ({files[bad[0]]}) is not a rotation and a position")
+        raise InputError(
+            f"{path}: transform_matrix of frame {bad[0]} ({files[bad[0]]}) is not a rotation and a position"
+        )
     fx, fy, cx, cy = numbers
     K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
     to_world = pose if aligned else cameras.to_ngp(cameras.from_opengl(pose), scale=1.0, offset=0.0)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recon4d import InputError
+from recon4d import InputError, mesh
 from recon4d.files import write_text
 
 from eyeball_relight.asset import Surface
@@ -25,13 +25,15 @@ def write(path: Path, surface: Surface, material: str | None = None) -> None:
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """Vertices (V, 3), vt (T, 2), faces (F, 3), ft (F, 3) of a triangle mesh with texture coordinates.
+    """Vertices and normals (V, 3), vt (T, 2), faces (F, 3), ft (F, 3) of a triangle mesh with texture coordinates.
+
+    Normals are those of the file where it has one per vertex, in their order, else they are computed.
 
     Raises InputError for a missing file, faces that are not triangles, or indices that lead nowhere.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist; export an asset first")
-    rows: dict[str, list[list[str]]] = {"v": [], "vt": [], "f": []}
+    rows: dict[str, list[list[str]]] = {"v": [], "vt": [], "vn": [], "f": []}
     for line in path.read_text(errors="replace").splitlines():
         kind, *words = line.split() or [""]
         if kind in rows:
@@ -39,6 +41,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     try:
         vertices = np.array(rows["v"], np.float32)[:, :3]
         vt = np.array(rows["vt"], np.float32)[:, :2]
+        normals = np.array(rows["vn"], np.float32)
         corners = np.array([[word.split("/")[:2] for word in words] for words in rows["f"]], np.int64) - 1
         faces, ft = corners[..., 0], corners[..., 1]
         fine = corners.shape[1:] == (3, 2) and corners.min() >= 0
@@ -47,5 +50,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         fine = False
     if not fine:
         raise InputError(f"{path} is not a whole OBJ file of triangles with texture coordinates; write it again")
-    arrays = {"vertices": vertices, "vt": vt, "faces": faces, "ft": ft}
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    arrays = {"vertices": vertices, "normals": normals, "vt": vt, "faces": faces, "ft": ft}
+    out = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    if normals.shape != vertices.shape:
+        out["normals"] = mesh.vertex_normals(out["vertices"], out["faces"])
+    return out

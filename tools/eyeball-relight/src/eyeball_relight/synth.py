@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from recon4d.synthetic import random_albedo, smooth_noise
 from torch import Tensor
 
 from eyeball_relight import asset as assets
-from eyeball_relight import brdf, capture, images, objfile
+from eyeball_relight import capture, images, objfile
 from eyeball_relight.asset import Asset, Pixels, Surface
 
 DISTANCE = 0.45  # metres from the head's middle to the camera
@@ -180,6 +181,7 @@ def synthesise(folder: Path, head: HeadModel, n: int, size: int, seed: int, ligh
     write_text(folder / "truth" / "truth.json", json.dumps(summary | {"eyes": eyes} | lights, indent=2) + "\n")
     config = f"data:\n  bound: {BOUND}\nlight:\n  intensity: {INTENSITY:.6f}\neyes:\n  radius: [0.012, 0.02]\n"
     write_text(folder / "config.yaml", config)
+    write_text(folder / "config_wo-hybrid.yaml", config + "  enabled: false\n")
     return summary | {"folder": str(folder)} | eyes
 
 
@@ -198,7 +200,9 @@ def part_coverage(asset: Asset, scalp: Tensor, view: Camera) -> Tensor:
     pixels = assets.visible(labelled, fine)
     hair = (pixels.part == 0) * pixels.specular[:, 0]
     values = torch.stack([hair, (pixels.part == 1).float(), (pixels.part == 2).float()], 1)
-    return torch.nn.functional.avg_pool2d(pixels.image(values).permute(2, 0, 1)[None], SUPERSAMPLING)[0].permute(1, 2, 0)
+    return torch.nn.functional.avg_pool2d(pixels.image(values).permute(2, 0, 1)[None], SUPERSAMPLING)[0].permute(
+        1, 2, 0
+    )
 
 
 def write_truth(folder: Path, name: str, asset: Asset, view: Camera, intensity: Tensor, relit: bool) -> None:
@@ -215,10 +219,15 @@ def write_truth(folder: Path, name: str, asset: Asset, view: Camera, intensity: 
         picture, _ = assets.picture(
             asset,
             view,
-            lambda p, at=torch.tensor(light): assets.lit_by_point(p, asset, view.center, at, intensity),
+            partial(point_light, asset=asset, view=view, light=light, intensity=intensity),
             SUPERSAMPLING,
         )
         images.write(folder / f"{stem}_relit{k}.png", picture)
+
+
+def point_light(pixels: Pixels, asset: Asset, view: Camera, light: tuple[float, ...], intensity: Tensor) -> Tensor:
+    """Linear colours (N, 3) of a view under a point light at `light` (3,)."""
+    return assets.lit_by_point(pixels, asset, view.center, torch.tensor(light), intensity)
 
 
 def seen_faces(asset: Asset, view: Camera) -> Tensor:

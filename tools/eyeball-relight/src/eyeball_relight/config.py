@@ -1,0 +1,199 @@
+"""The settings of a training run: YAML checked by pydantic; an unknown key or a wrong type is named with its file."""
+
+import contextlib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from recon4d import InputError
+from recon4d.files import write_text
+
+PRESETS = ("cpu-quick", "full")
+
+Positive = Annotated[int, Field(gt=0)]
+Length = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Point = Annotated[list[float], Field(min_length=3, max_length=3)]
+Range = Annotated[list[Length], Field(min_length=2, max_length=2)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """The capture. Lengths are in its unit, which synth makes metres."""
+
+    root: str | None = None  # its folder; null is the folder of the config file
+    bound: Length = 1.0  # the head lies in [-bound, bound]^3
+    left_eye_ldm: list[Point] = []  # points on the left eyeball, in the model's space
+    right_eye_ldm: list[Point] = []
+
+
+class Light(Section):
+    """The flash and the room."""
+
+    intensity: Length | None = None  # null: so that the median pixel of the face has an albedo of 0.4
+    color: Annotated[list[Length], Field(min_length=3, max_length=3)] = [1.0, 1.0, 1.0]
+    ambient_scale: Weight = 0.2
+
+
+class Eyes(Section):
+    """The eyeballs."""
+
+    enabled: bool = True  # false: one surface for everything, the first of the two steps
+    radius: Range = [0.05, 0.1]  # limits
+
+
+class Model(Section):
+    """Networks and hash grids."""
+
+    coarsest: Positive = 16
+    finest: Positive = 1024
+    levels: Positive = 16
+    log2_entries: Annotated[int, Field(ge=8, le=24)] = 14
+    features: Positive = 2
+    hidden: Positive = 64
+    init_level: Positive = 4  # levels that are on from the start
+    level_grow_iter: Positive = 500  # steps until the next one is switched on
+    init_radius: Annotated[float, Field(gt=0, lt=1)] = 0.6  # of the sphere to begin with, in bounds
+    beta: Length = 0.1  # width of the density's edge to begin with, in bounds
+    beta_min: Length = 0.0005
+    beta_max_final: Length = 0.1  # what the width is held below at the end of volume rendering
+    roughness: Range = [0.2, 0.9]
+
+
+class Losses(Section):
+    """Weights of the loss terms."""
+
+    pbr: Weight = 1.0
+    auxiliary: Weight = 1.0
+    mask: Weight = 0.5
+    eikonal: Weight = 0.1
+    parts: Weight = 0.5  # masks of the face and of each eye
+    hair: Weight = 0.05  # specular in hair
+    specular: Weight = 0.1  # distance from the fitted specular albedo, where there is one
+    smooth: Weight = 0.005  # normals of neighbouring points
+    smooth_hair: Weight = 0.02
+    landmarks: Weight = 1.0
+    roughness: Weight = 0.002  # roughness of neighbouring points
+    lpips: Weight = 0.0  # in the mesh phase, where its weights are
+
+
+class Train(Section):
+    """How it is learned. Lengths count steps."""
+
+    iterations: Positive = 20000
+    mesh_render_iter: Positive = 15000  # volume rendering until then, rasterization of the mesh after
+    samples: Positive = 65536  # points per step; the number of rays adapts
+    per_ray: Positive = 16
+    lr: Length = 1e-3
+    warm_up: Positive = 100
+    milestones: list[Positive] = [10000, 13000]
+    milestone_factor: Length = 0.33
+    mesh_lr: Length = 1e-3
+    grid: Annotated[int, Field(ge=16, le=512)] = 128  # cells per side of the cached distances
+    grid_every: Positive = 50
+    mesh_resolution: Annotated[int, Field(ge=32, le=1024)] = 256
+    checkpoint_every: Positive = 1000
+
+    @model_validator(mode="after")
+    def _phases(self) -> "Train":
+        if self.mesh_render_iter > self.iterations:
+            raise ValueError("mesh_render_iter is larger than iterations")
+        return self
+
+
+class Config(Section):
+    """All settings of one run."""
+
+    seed: int = 0
+    data: Data = Data()
+    light: Light = Light()
+    eyes: Eyes = Eyes()
+    model: Model = Model()
+    train: Train = Train()
+    losses: Losses = Losses()
+
+
+def load(path: str | Path, preset: str | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """A config from a YAML file, whose keys replace a preset's.
+
+    Args:
+        overrides: `key=value` strings, `train.iterations=600`; the value is YAML. They replace the file's.
+
+    Raises:
+        InputError: a missing file, bad YAML, an unknown key, a wrong type; the message names file and key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"--config-path {path} does not exist; synth and import write one beside the capture")
+    values: dict = {}
+    if preset is not None:
+        text = resources.files("eyeball_relight").joinpath("configs", f"{preset}.yaml").read_text()
+        values = yaml.safe_load(text)
+    try:
+        given = yaml.safe_load(path.read_text(errors="replace")) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not readable YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(given, dict):
+        raise InputError(f"{path} holds a {type(given).__name__}, not the keys of a config")
+    for key, value in given.items():
+        both = isinstance(values.get(key), dict) and isinstance(value, dict)
+        values[key] = values[key] | value if both else value
+    for override in overrides:
+        _set(values, override)
+    config = check(values, path)
+    if config.data.root is None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"root": str(path.parent)})})
+    return config
+
+
+def check(values: dict, source: str | Path) -> Config:
+    """The config of parsed YAML. Raises InputError naming the source and the first wrong key."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{source}: the key {key} is not known; see the shipped full.yaml") from error
+        raise InputError(f"{source}: {key}: {first['msg']}, not {first['input']!r}") from error
+
+
+def _set(values: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override} must be key=value, for example train.iterations=600")
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = values.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise InputError(f"--set {override}: {parent} is a value, not a section")
+        values = below
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: {text} is not a YAML value") from error
+    if isinstance(values[last], str):  # YAML 1.1 reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            values[last] = float(text)
+
+
+def write(path: str | Path, config: Config) -> None:
+    """Write all settings as YAML, atomically."""
+    write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
+
+
+def add_landmarks(path: str | Path, found: dict[str, list]) -> None:
+    """Put eyeball landmarks into a config file's data section; the rest of the file keeps its values.
+
+    Raises InputError as `load` does.
+    """
+    load(path)
+    values = yaml.safe_load(Path(path).read_text()) or {}
+    values["data"] = (values.get("data") or {}) | found
+    check(values, path)
+    write_text(path, yaml.safe_dump(values, sort_keys=False))

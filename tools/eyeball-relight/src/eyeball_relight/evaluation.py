@@ -1,0 +1,140 @@
+"""How good an asset is: held-out pictures, and the truth of a synthetic capture."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from recon4d import InputError, metrics
+from recon4d.cli import progress
+from recon4d.files import read_npz
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from eyeball_relight import asset as assets
+from eyeball_relight import brdf, images
+from eyeball_relight.asset import Asset, Pixels
+from eyeball_relight.capture import Capture
+from eyeball_relight.export import Lights
+from eyeball_relight.synth import point_light, surface_points
+
+SHEET = 4  # held-out views in the contact sheet
+
+
+def captured(asset: Asset, lights: Lights, capture: Capture, i: int) -> tuple[Tensor, Tensor]:
+    """View i as the capture's own light shows the asset: picture (H, W, 3) and coverage (H, W, 1).
+
+    A held-out view has no occlusion of its own: that of the nearest trained camera is taken.
+    """
+    centres = capture.camera.center
+    near = min(capture.trained, key=lambda j: float((centres[j] - centres[i]).norm()))
+
+    def shade(pixels: Pixels) -> Tensor:
+        room = brdf.ambient(pixels.normal, lights.ambient, lights.occlusion[near], lights.scale)
+        return assets.lit_by_flash(pixels, centres[i], lights.intensity) + pixels.diffuse * room
+
+    return assets.picture(asset, capture.view(i), shade, 3)
+
+
+def measure(asset: Asset, lights: Lights, capture: Capture, out: Path | None) -> dict:
+    """Held-out PSNR in the mask and of whole pictures, SSIM; with `truth/` beside the capture also its errors.
+
+    Args:
+        out: folder for `contact.png` (truth, render, error times 4), or None.
+
+    Raises:
+        InputError: an asset of another capture.
+    """
+    if len(lights.occlusion) != len(capture):
+        raise InputError(
+            f"the asset was trained on {len(lights.occlusion)} views and {capture.folder} has {len(capture)}; "
+            "give the capture it was trained on"
+        )
+    if not capture.held_out:
+        raise InputError(f"{capture.folder} has too few views to hold one out")
+    scores: dict[str, list[float]] = {"psnr": [], "full_psnr": [], "ssim": []}
+    rows = []
+    for i in progress(capture.held_out, "measuring"):
+        picture, _ = captured(asset, lights, capture, i)
+        truth = capture.image[i].float() / 255
+        mask = (capture.mask[i] > 127).float()[None, None]
+        a, b = picture.permute(2, 0, 1)[None], truth.permute(2, 0, 1)[None]
+        scores["psnr"].append(float(metrics.psnr(a, b, mask)))
+        scores["full_psnr"].append(float(metrics.psnr(a, b)))
+        scores["ssim"].append(float(metrics.ssim(a, b, mask)))
+        rows.append(torch.cat([truth, picture, (4 * (truth - picture)).abs()], 0))
+    result = {key: float(np.mean(values)) for key, values in scores.items()}
+    if out is not None:
+        images.write(out / "contact.png", torch.cat(rows[:SHEET], 1).numpy())
+    truth_file = capture.folder / "truth" / "truth.json"
+    if truth_file.is_file():
+        result |= against_truth(asset, lights, capture, json.loads(truth_file.read_text()), out)
+    return result
+
+
+def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: dict, out: Path | None) -> dict:
+    """Errors against a synthetic capture's truth.
+
+    normal_deg: median angle on skin in held-out views. albedo_error: mean absolute error of the diffuse albedo there,
+    linear, in [0, 1]. relit_psnr: held-out views under lights off the camera, in the mask. chamfer_mm: mean distance
+    between the surfaces that pictures see, both ways averaged. eye_centre_mm, eye_radius_mm: the larger of both eyes.
+    """
+    angles, albedo, relit, rows = [], [], [], []
+    for i in capture.held_out:
+        stem, view = f"{i:04d}", capture.view(i)
+        arrays = read_npz(capture.folder / "truth" / "views" / f"{stem}.npz")
+        pixels = assets.visible(asset, view)
+        part = pixels.image(pixels.part[:, None] + 1.0)[..., 0]
+        skin = torch.from_numpy(arrays["part"] == 1) & (part == 1) & (capture.hair[i] < 128)
+        normal, true_normal = pixels.image(pixels.normal), torch.from_numpy(arrays["normal"]).float()
+        cosine = (normal * true_normal).sum(-1)[skin] / true_normal.norm(dim=-1)[skin].clamp(min=1e-6)
+        angles.append(torch.rad2deg(torch.acos(cosine.clamp(-1, 1))))
+        difference = (pixels.image(pixels.diffuse) - torch.from_numpy(arrays["diffuse"]).float()).abs()
+        albedo.append(difference[skin].mean(-1))
+        mask = (capture.mask[i] > 127).float()[None, None]
+        for k, light in enumerate(truth["relight"]):
+            picture, _ = assets.picture(
+                asset,
+                view,
+                partial(point_light, asset=asset, view=view, light=light, intensity=lights.intensity),
+                3,
+            )
+            wanted = torch.from_numpy(images.read(capture.folder / "truth" / "views" / f"{stem}_relit{k}.png", 3))
+            relit.append(float(metrics.psnr(picture.permute(2, 0, 1)[None], wanted.permute(2, 0, 1)[None], mask)))
+            rows.append(torch.cat([wanted, picture], 0))
+        rows.append(torch.cat([(true_normal + 1) / 2, (normal + 1) / 2], 0))
+        rows.append(
+            torch.cat(
+                [
+                    brdf.to_picture(torch.from_numpy(arrays["diffuse"]).float()),
+                    brdf.to_picture(pixels.image(pixels.diffuse)),
+                ],
+                0,
+            )
+        )
+    if out is not None:
+        images.write(out / "truth.png", torch.cat(rows[:8], 1).numpy())
+    face = asset["face"]
+    ours = surface_points(face, torch.ones(len(face.faces), dtype=torch.bool), 0)
+    theirs = read_npz(capture.folder / "truth" / "seen.npz")["points"]
+    there, _ = cKDTree(ours).query(theirs)
+    back, _ = cKDTree(theirs).query(ours)
+    result = {
+        "normal_deg": float(torch.cat(angles).median()),
+        "albedo_error": float(torch.cat(albedo).mean()),
+        "relit_psnr": float(np.mean(relit)),
+        "chamfer_mm": float(500 * (there.mean() + back.mean())),
+        "truth_to_mesh_mm": float(1000 * there.mean()),
+    }
+    centres, radii = [], []
+    for part in ("left", "right"):
+        if part in asset:
+            middle = (asset[part].vertices.amin(0) + asset[part].vertices.amax(0)) / 2
+            radius = (asset[part].vertices - middle).norm(dim=1).mean()
+            wanted = torch.tensor(truth["eyes"][f"{part}_centre"])
+            centres.append(1000 * float((middle - wanted).norm()))
+            radii.append(1000 * abs(float(radius) - truth["eyes"]["radius"]))
+    if centres:
+        result |= {"eye_centre_mm": max(centres), "eye_radius_mm": max(radii)}
+    return result

@@ -1,0 +1,202 @@
+"""Where the eyes are: marks painted on maps, landmarks seen in pictures, masks rendered from maps."""
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from recon4d import InputError, mesh
+from recon4d.cameras import Camera
+from recon4d.cli import progress
+from recon4d.files import read_npz
+from scipy.interpolate import CubicSpline
+from scipy.optimize import least_squares
+from torch import Tensor
+
+from eyeball_relight import capture as captures
+from eyeball_relight import images, objfile
+
+SIDES = ("left", "right")
+IBUG = {"left": range(42, 48), "right": range(36, 42)}  # outlines of the eyes among 68 landmarks, from corner to corner
+GREEN = (0.0, 1.0, 0.0)
+INLIER = 2.5  # pixels
+SHRUNK = 0.6  # landmarks lie so far from an eye's middle towards its outline: on the eyeball, clear of the lids
+LANDMARKS = 8
+
+
+def read_maps(export: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (N, N, 3) of an export's texels and where there are any (N, N)."""
+    arrays = read_npz(export / "coord.npz")
+    if not {"coord", "mask"} <= set(arrays) or arrays["coord"].shape[:2] != arrays["mask"].shape:
+        raise InputError(f"{export / 'coord.npz'} is not one of eyeball-relight export; export again")
+    return arrays["coord"], arrays["mask"].astype(bool)
+
+
+def green_marks(path: Path, coord: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Points (M, 3) on the surface under the green marks, RGB (0, 1, 0), of a painted diffuse map; one per blot.
+
+    Raises InputError for a map of another size, or without marks.
+    """
+    image = images.read(path, 3)
+    if image.shape[:2] != mask.shape:
+        raise InputError(f"{path} has {image.shape[1]}x{image.shape[0]} texels and the export {mask.shape[1]}")
+    green = (np.abs(image - np.array(GREEN)) < 0.25).all(-1) & mask
+    count, label = cv2.connectedComponents(green.astype(np.uint8), connectivity=8)
+    if count < 2:
+        raise InputError(f"{path} has no green marks (RGB 0, 255, 0) on the surface; paint some on the eyeball")
+    return np.stack([coord[label == i].mean(0) for i in range(1, count)])
+
+
+def triangulate(pixels: np.ndarray, seen: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """A point (3,) from its pixels (V, 2) in the views where it was `seen` (V,), and which of them agree (V,).
+
+    Every pair of views proposes a point, the one that most views see within INLIER pixels is taken, and refined with
+    Huber's loss. Raises InputError where no three views agree.
+    """
+    projection = (camera.K @ camera.world_to_camera[:, :3]).double().numpy()
+    views = np.flatnonzero(seen)
+
+    def misses(point: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        image = projection[chosen] @ np.append(point, 1.0)
+        return image[:, :2] / np.where(image[:, 2:] > 1e-9, image[:, 2:], np.nan) - pixels[chosen]
+
+    best, agree = None, np.zeros(len(seen), bool)
+    pairs = list(combinations(views, 2))
+    pairs = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))[:400]]
+    for pair in pairs:
+        rows = np.concatenate([pixels[i][:, None] * projection[i][2] - projection[i][:2] for i in pair])
+        point = np.linalg.svd(rows)[2][-1]
+        if abs(point[3]) < 1e-12:
+            continue
+        point = point[:3] / point[3]
+        near = np.nan_to_num(np.linalg.norm(misses(point, views), axis=1), nan=np.inf) < INLIER
+        if near.sum() > agree.sum():
+            best, agree = point, np.isin(np.arange(len(seen)), views[near])
+    if best is None or agree.sum() < 3:
+        raise InputError("the landmarks of no three views agree on a point in space; check the poses and landmarks")
+    chosen = np.flatnonzero(agree)
+    found = least_squares(lambda p: misses(p, chosen).ravel(), best, loss="huber", f_scale=1.0)
+    return found.x, agree
+
+
+def outlines(capture: captures.Capture, folder: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """Outlines (6, 3) of both eyes in space from 68 landmarks per picture, and how well they fit.
+
+    Args:
+        folder: `<stem>.npy` (68, 2) in pixels, as prep-faces landmarks writes them; pictures without are skipped.
+            `landmarks.jsonl` beside the folder says which size the pictures had.
+    """
+    pixels = np.zeros((len(capture), 68, 2))
+    seen = np.zeros(len(capture), bool)
+    sizes = {}
+    listing = folder.parent / "landmarks.jsonl"
+    if listing.is_file():
+        try:
+            records = [json.loads(line) for line in listing.read_text().splitlines() if line.strip()]
+            sizes = {Path(r["file"]).stem: (r["width"], r["height"]) for r in records if "width" in r}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{listing} is not readable ({error}); find the landmarks again") from error
+    for i, name in enumerate(capture.names):
+        path = folder / f"{name}.npy"
+        if not path.is_file():
+            continue
+        try:
+            points = np.load(path, allow_pickle=False)
+            if points.shape != (68, 2):
+                raise ValueError(f"it has shape {points.shape}")
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(f"{path} does not hold 68 landmarks ({error}); find the landmarks again") from error
+        width, height = sizes.get(name, (capture.camera.width, capture.camera.height))
+        pixels[i] = points * [capture.camera.width / width, capture.camera.height / height]
+        seen[i] = True
+    if seen.sum() < 3:
+        raise InputError(
+            f"{folder} has landmarks of {seen.sum()} of the {len(capture)} pictures; at least three are needed"
+        )
+    found, agreeing = {}, []
+    for side in SIDES:
+        points = [triangulate(pixels[:, k], seen, capture.camera) for k in IBUG[side]]
+        found[side] = np.stack([p for p, _ in points])
+        agreeing += [int(agree.sum()) for _, agree in points]
+    return found, {"views_with_landmarks": int(seen.sum()), "fewest_agreeing_views": min(agreeing)}
+
+
+def curve(outline: np.ndarray, n: int = 24) -> np.ndarray:
+    """An eye's outline (6, 3) as a closed curve (2 n, 3): a cubic spline along each lid, from corner to corner."""
+    parts = []
+    for index in ((0, 1, 2, 3), (3, 4, 5, 0)):
+        lid = outline[list(index)]
+        along = np.append(0, np.linalg.norm(np.diff(lid, axis=0), axis=1).cumsum())
+        parts.append(CubicSpline(along, lid)(np.linspace(0, along[-1], n, endpoint=False)))
+    return np.concatenate(parts)
+
+
+def inside(points: np.ndarray, ring: np.ndarray, reach: float) -> np.ndarray:
+    """Which points (N, 3) lie inside a nearly flat ring (M, 3), seen across its plane, and nearer to it than reach."""
+    middle = ring.mean(0)
+    axes = np.linalg.svd(ring - middle)[2]
+    flat = ((ring - middle) @ axes[:2].T).astype(np.float32)
+    local = (points - middle) @ axes.T
+    near = np.flatnonzero(np.abs(local[:, 2]) < reach)
+    polygon = flat.reshape(-1, 1, 2)
+    chosen = [i for i in near if cv2.pointPolygonTest(polygon, tuple(map(float, local[i, :2])), False) >= 0]
+    out = np.zeros(len(points), bool)
+    out[chosen] = True
+    return out
+
+
+def from_outline(outline: np.ndarray, coord: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An eye's map (N, N) of 0 and 1, and LANDMARKS points (M, 3) on the surface inside it, from its outline (6, 3).
+
+    Raises InputError where the surface has nothing inside the outline.
+    """
+    ring = curve(outline)
+    width = np.linalg.norm(outline[0] - outline[3])
+    rows, columns = np.nonzero(mask)
+    points = coord[rows, columns]
+    close = np.flatnonzero(np.linalg.norm(points - ring.mean(0), axis=1) < width)
+    chosen = close[inside(points[close], ring, 0.5 * width)]
+    if len(chosen) == 0:
+        raise InputError("the exported surface has nothing where the landmarks see an eye; train longer, then export")
+    painted = np.zeros(mask.shape, np.float32)
+    painted[rows[chosen], columns[chosen]] = 1
+    middle = ring.mean(0)
+    axes = np.linalg.svd(ring - middle)[2]
+    local, goal = (points[chosen] - middle) @ axes[:2].T, (ring - middle) @ axes[:2].T * SHRUNK
+    goal = goal[np.linspace(0, len(goal), LANDMARKS, endpoint=False).astype(int)]
+    picked = np.linalg.norm(local[:, None] - goal, axis=2).argmin(0)
+    return painted, points[chosen][picked]
+
+
+def write_masks(capture_folder: Path, mesh_path: Path, maps: dict[str, Path]) -> dict:
+    """Render painted eye maps into `leye_mask/` and `reye_mask/` of a capture; returns how many pixels each eye has.
+
+    Args:
+        maps: picture of each side of SIDES, over the texture coordinates of `mesh_path`; white is the eye.
+    """
+    files, camera = captures.read_poses(capture_folder)
+    surface = objfile.read(mesh_path)
+    painted = torch.cat([torch.from_numpy(images.read(maps[side], 1)) for side in SIDES], -1)
+    counts = torch.zeros(2, dtype=torch.long)
+    for i, file in enumerate(progress(files, "rendering masks")):
+        view = Camera(camera.K, camera.world_to_camera[i], camera.width, camera.height)
+        seen = render_map(surface, painted, view) > 0.5
+        seen[..., 1] &= ~seen[..., 0]
+        counts += seen.sum((0, 1))
+        for k, folder in enumerate(("leye_mask", "reye_mask")):
+            images.write(capture_folder / folder / f"{Path(file).stem}.png", seen[..., k].float().numpy())
+    if int(counts.min()) == 0:
+        empty = SIDES[int(counts.argmin())]
+        raise InputError(f"no view sees the white of {maps[empty]}; paint the {empty} eye white on the diffuse map")
+    return {"views": len(files), "left_pixels": int(counts[0]), "right_pixels": int(counts[1])}
+
+
+def render_map(surface: dict[str, Tensor], painted: Tensor, view: Camera) -> Tensor:
+    """Maps (N, N, C) as one view sees them on a surface: (H, W, C), averaged over 2 x 2 samples per pixel."""
+    fine = view.resized(2 * view.width, 2 * view.height)
+    rast = mesh.rasterize(fine.clip(surface["vertices"][None]), surface["faces"], (fine.height, fine.width))
+    uv = mesh.interpolate(surface["vt"][None], rast, surface["ft"])
+    values = mesh.texture(painted[None], uv, mask=rast.mask)
+    return torch.nn.functional.avg_pool2d(values.permute(0, 3, 1, 2), 2)[0].permute(1, 2, 0)

@@ -1,0 +1,260 @@
+"""Poses that other programs found: Metashape XML, COLMAP text and binary, nerfstudio's transforms.json."""
+
+import json
+import struct
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import roma
+import torch
+from recon4d import InputError, cameras
+from recon4d.cameras import Camera
+from recon4d.cli import progress
+from recon4d.files import write_text
+from torch import Tensor
+
+from eyeball_relight import capture, images
+
+# COLMAP's camera models: number, parameters, and where fx, fy, cx, cy and OpenCV's k1, k2, p1, p2 are among them
+COLMAP_MODELS = {
+    "SIMPLE_PINHOLE": (0, 3, (0, 0, 1, 2), ()),
+    "PINHOLE": (1, 4, (0, 1, 2, 3), ()),
+    "SIMPLE_RADIAL": (2, 4, (0, 0, 1, 2), (3,)),
+    "RADIAL": (3, 5, (0, 0, 1, 2), (3, 4)),
+    "OPENCV": (4, 8, (0, 1, 2, 3), (4, 5, 6, 7)),
+}
+
+
+@dataclass(frozen=True)
+class Poses:
+    """N pictures of one camera. files: names. camera: OpenCV axes, world_to_camera (N, 4, 4) float64.
+
+    distortion: (5,) OpenCV's k1, k2, p1, p2, k3.
+    """
+
+    files: list[str]
+    camera: Camera
+    distortion: np.ndarray
+
+
+def _camera(fx: float, fy: float, cx: float, cy: float, pose: Tensor, width: int, height: int) -> Camera:
+    K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
+    return Camera(K, pose.double(), int(width), int(height))
+
+
+def read_metashape(path: Path) -> Poses:
+    """An XML file of Metashape's Export Cameras (chunk > sensors > sensor, cameras > camera > transform).
+
+    A camera's transform is camera-to-chunk with OpenCV's axes. Metashape's p1 and p2 are OpenCV's p2 and p1, and its
+    cx and cy count from the middle of the picture. The chunk's own transform is left out: it is a similarity, and
+    `normalised` chooses another.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+        sensors = [s for s in root.iter("sensor") if s.find("calibration") is not None]
+        if len(sensors) != 1:
+            raise InputError(f"{path} has {len(sensors)} calibrated sensors; export the cameras of one")
+        calibration = sensors[0].find("calibration")
+        resolution = calibration.find("resolution")
+        width, height = int(resolution.get("width")), int(resolution.get("height"))
+        terms = {node.tag: float(node.text) for node in calibration if node.text and node.text.strip()}
+        if terms.get("k4") or terms.get("b2"):
+            raise InputError(f"{path} has k4 or b2; calibrate with f, cx, cy, k1, k2, k3, p1, p2, b1 alone")
+        found = [(c.get("label"), c.find("transform")) for c in root.iter("camera")]
+        found = [(label, np.array(t.text.split(), float).reshape(4, 4)) for label, t in found if t is not None]
+        focal = terms["f"]
+    except (ElementTree.ParseError, AttributeError, KeyError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not a whole XML file of Metashape's cameras ({error}); export it again") from error
+    k1, k2, k3, p1, p2, b1 = (terms.get(key, 0.0) for key in ("k1", "k2", "k3", "p1", "p2", "b1"))
+    middle = (width / 2 + terms.get("cx", 0.0), height / 2 + terms.get("cy", 0.0))
+    pose = torch.linalg.inv(torch.from_numpy(np.stack([m for _, m in found]))) if found else torch.zeros(0, 4, 4)
+    camera = _camera(focal + b1, focal, *middle, pose, width, height)
+    return Poses([label for label, _ in found], camera, np.array([k1, k2, p2, p1, k3]))
+
+
+def read_colmap(folder: Path) -> Poses:
+    """A COLMAP model: cameras and images as .txt or .bin in `folder`. One camera of COLMAP_MODELS for all pictures."""
+    try:
+        if (folder / "images.bin").is_file():
+            entries, models = _colmap_images_bin(folder / "images.bin"), _colmap_cameras_bin(folder / "cameras.bin")
+        elif (folder / "images.txt").is_file():
+            entries, models = _colmap_images_txt(folder / "images.txt"), _colmap_cameras_txt(folder / "cameras.txt")
+        else:
+            raise InputError(f"{folder} has neither images.bin nor images.txt; give the folder of a COLMAP model")
+    except (struct.error, ValueError, IndexError, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder} does not hold a whole COLMAP model ({error}); export it again") from error
+    used = {camera for _, _, camera, _ in entries}
+    if len(used) != 1 or not used <= set(models):
+        raise InputError(f"{folder}: the pictures have {len(used)} cameras; run COLMAP with a single shared camera")
+    name, width, height, values = models[used.pop()]
+    _, _, pinhole, lens = COLMAP_MODELS[name]
+    distortion = np.zeros(5)
+    distortion[: len(lens)] = [values[i] for i in lens]
+    pose = torch.eye(4, dtype=torch.float64).repeat(len(entries), 1, 1)
+    q = torch.tensor([entry[0] for entry in entries], dtype=torch.float64)
+    pose[:, :3, :3] = roma.unitquat_to_rotmat(torch.nn.functional.normalize(q, dim=1)[:, [1, 2, 3, 0]])
+    pose[:, :3, 3] = torch.tensor([entry[1] for entry in entries], dtype=torch.float64)
+    camera = _camera(*(values[i] for i in pinhole), pose, width, height)
+    return Poses([entry[3] for entry in entries], camera, distortion)
+
+
+def _model(name: str, width: int, height: int, values: list[float]) -> tuple[str, int, int, list[float]]:
+    if name not in COLMAP_MODELS:
+        raise InputError(f"COLMAP's camera model {name} is not supported; use one of {', '.join(COLMAP_MODELS)}")
+    return name, width, height, values
+
+
+def _colmap_cameras_txt(path: Path) -> dict:
+    out = {}
+    for line in path.read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            number, name, width, height, *values = line.split()
+            out[int(number)] = _model(name, int(width), int(height), [float(v) for v in values])
+    return out
+
+
+def _colmap_images_txt(path: Path) -> list:
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    out = []
+    for line in lines[::2]:  # every second line lists points, and may be empty
+        if line.strip():
+            words = line.split(maxsplit=9)
+            out.append(([float(w) for w in words[1:5]], [float(w) for w in words[5:8]], int(words[8]), words[9]))
+    return out
+
+
+def _colmap_cameras_bin(path: Path) -> dict:
+    data, at, out = path.read_bytes(), 8, {}
+    names = {number: (name, count) for name, (number, count, _, _) in COLMAP_MODELS.items()}
+    for _ in range(struct.unpack_from("<Q", data)[0]):
+        number, model, width, height = struct.unpack_from("<iiQQ", data, at)
+        if model not in names:
+            raise InputError(f"COLMAP's camera model {model} is not supported; use one of {', '.join(COLMAP_MODELS)}")
+        name, count = names[model]
+        out[number] = _model(name, width, height, list(struct.unpack_from(f"<{count}d", data, at + 24)))
+        at += 24 + 8 * count
+    return out
+
+
+def _colmap_images_bin(path: Path) -> list:
+    data, at, out = path.read_bytes(), 8, []
+    for _ in range(struct.unpack_from("<Q", data)[0]):
+        values = struct.unpack_from("<i7di", data, at)
+        end = data.index(b"\0", at + 64)
+        out.append((list(values[1:5]), list(values[5:8]), values[8], data[at + 64 : end].decode()))
+        (points,) = struct.unpack_from("<Q", data, end + 1)
+        at = end + 9 + 24 * points
+    if at > len(data):
+        raise ValueError(f"{path.name} is cut off")
+    return out
+
+
+def read_nerfstudio(path: Path) -> Poses:
+    """nerfstudio's transforms.json: OpenGL camera-to-world, intrinsics and k1, k2, p1, p2, k3 once for all frames."""
+    try:
+        data = json.loads(path.read_text(errors="replace"))
+        frames = data["frames"]
+        pose = torch.tensor([frame["transform_matrix"] for frame in frames], dtype=torch.float64)
+        if pose.shape[1:] != (4, 4):
+            raise ValueError(f"matrices of shape {tuple(pose.shape[1:])}")
+        files = [frame["file_path"] for frame in frames]
+        numbers = [float(data[key]) for key in ("fl_x", "fl_y", "cx", "cy")]
+        camera = _camera(*numbers, cameras.from_opengl(pose), data["w"], data["h"])
+        distortion = np.array([float(data.get(key, 0)) for key in ("k1", "k2", "p1", "p2", "k3")])
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path} is not a readable transforms.json of one camera ({error!r}); write it again"
+        ) from error
+    return Poses(files, camera, distortion)
+
+
+def read(source: Path) -> Poses:
+    """Poses from a file or folder of any known kind. Raises InputError for others, and for fewer than two pictures."""
+    if source.is_dir() and not (source / "transforms.json").is_file():
+        poses = read_colmap(source)
+    elif source.suffix == ".xml" and source.is_file():
+        poses = read_metashape(source)
+    elif source.is_dir() or (source.suffix == ".json" and source.is_file()):
+        poses = read_nerfstudio(source / "transforms.json" if source.is_dir() else source)
+    else:
+        raise InputError(f"{source} is neither Metashape's .xml, nor a transforms.json, nor a folder of a COLMAP model")
+    if len(poses.files) < 2:
+        raise InputError(f"{source} has poses of {len(poses.files)} pictures; at least two are needed")
+    if not bool(poses.camera.world_to_camera.isfinite().all()):
+        raise InputError(f"{source} has a pose with a number that is not finite; export it again")
+    return poses
+
+
+def normalised(camera: Camera, size: float) -> tuple[Camera, float]:
+    """Cameras moved and scaled so that what they look at is at the origin and fits into [-1, 1]^3; and the scale.
+
+    The middle is the point nearest to all optical axes; the cube spans `size` of the shorter side of the picture.
+    """
+    pose = camera.world_to_camera
+    centre, axis = camera.center, pose[:, 2, :3] / pose[:, 2, :3].norm(dim=1, keepdim=True)
+    across = torch.eye(3, dtype=pose.dtype) - axis[:, :, None] * axis[:, None]
+    normal = across.sum(0)
+    if torch.linalg.matrix_rank(normal, rtol=1e-6) < 3:
+        raise InputError("all cameras look in the same direction; a capture needs views from several sides")
+    middle = torch.linalg.solve(normal, (across @ centre[:, :, None]).sum(0)[:, 0])
+    distance = (centre - middle).norm(dim=1).median()
+    half = 0.5 * size * float(distance) * min(camera.width, camera.height) / float(camera.K[0, 0])
+    rotation = pose[:, :3, :3] / pose[:, 2:3, :3].norm(dim=2, keepdim=True)  # Metashape's may carry the chunk's scale
+    moved = torch.eye(4, dtype=pose.dtype).repeat(len(pose), 1, 1)
+    moved[:, :3, :3] = rotation
+    moved[:, :3, 3] = -(rotation @ ((centre - middle) / half)[:, :, None])[:, :, 0]
+    return Camera(camera.K, moved, camera.width, camera.height), 1 / half
+
+
+def import_capture(source: Path, pictures: Path, masks: Path | None, out: Path, size: float) -> dict:
+    """Write a capture in our layout: undistorted pictures and masks, `transforms.json`, `config.yaml`; a summary.
+
+    Args:
+        pictures, masks: folders whose files are named as in `source`. size: see `normalised`.
+
+    Raises:
+        InputError: pictures that are missing or of another size than the poses say.
+    """
+    poses = read(source)
+    for folder in (pictures, masks):
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"{folder} is not a folder; give the folder of the pictures that {source.name} names")
+    camera, scale = normalised(poses.camera, size)
+    K = camera.K.numpy()
+    # OpenCV counts pixels from their centres
+    opencv = K - np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+    stems = [
+        Path(file).stem if Path(file).suffix.lower() in (".png", ".jpg", ".jpeg") else Path(file).name
+        for file in poses.files
+    ]
+    if len(set(stems)) < len(stems):
+        raise InputError(f"{source} names two pictures alike; rename them")
+    for stem in progress(stems, "importing"):
+        for folder, name, channels in ((pictures, "image", 3), (masks, "mask", 1)):
+            if folder is None:
+                continue
+            path = capture.find(folder, stem)
+            if path is None:
+                raise InputError(f"{folder} has no picture {stem} that {source.name} names; add it")
+            picture = images.read(path, channels)
+            if picture.shape[:2] != (camera.height, camera.width):
+                raise InputError(
+                    f"{path} has {picture.shape[1]}x{picture.shape[0]} pixels and {source.name} says "
+                    f"{camera.width}x{camera.height}; give the pictures that were aligned"
+                )
+            if poses.distortion.any():
+                picture = np.atleast_3d(cv2.undistort(picture, opencv, poses.distortion))
+            images.write(out / name / f"{stem}.png", picture)
+    capture.write_poses(out, [f"image/{stem}.png" for stem in stems], camera)
+    write_text(out / "config.yaml", "data:\n  bound: 1.0\n")
+    write_text(out / "config_wo-hybrid.yaml", "data:\n  bound: 1.0\neyes:\n  enabled: false\n")
+    return {"frames": len(stems), "width": camera.width, "height": camera.height, "scale": scale, "folder": str(out)}

@@ -1,0 +1,117 @@
+"""Volume rendering of the field: densities of distances, and what rays collect of them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from eyeball_relight import brdf
+from eyeball_relight.field import Field, Material
+
+
+@dataclass(frozen=True)
+class Rays:
+    """R rays in bounds. origin, direction: (R, 3), unit. view: (R,) which picture each belongs to."""
+
+    origin: Tensor
+    direction: Tensor
+    view: Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """R rays of K points each. Points are flattened to (R K, ...), ray by ray.
+
+    edges: (R, K + 1) along the ray. position: (R K, 3). weights: (R, K). opacity: (R,).
+    part_opacity: (R, 3) of face, left, right eyeball under the whole scene's transmittance.
+    part: (R K,). gradient: (R K, 3) of the face's distance. normal: (R K, 3).
+    pbr, auxiliary: colours (R, 3), linear. material: of the points.
+    """
+
+    position: Tensor
+    weights: Tensor
+    opacity: Tensor
+    part_opacity: Tensor
+    part: Tensor
+    gradient: Tensor
+    normal: Tensor
+    pbr: Tensor
+    auxiliary: Tensor
+    material: Material
+
+
+def density(distance: Tensor, beta: Tensor) -> Tensor:
+    """VolSDF's density (Yariv et al. 2021, equations 2 and 3): the Laplace CDF of -distance over beta."""
+    return (0.5 + 0.5 * distance.sign() * torch.expm1(-distance.abs() / beta)) / beta
+
+
+def composite(distances: Tensor, lengths: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (R, K) of the points and opacities (R, P) of the parts.
+
+    A part's opacity is that of its own density under the whole scene's transmittance (ObjectSDF++, Wu et al. 2023).
+
+    Args:
+        distances: (R, K, P). lengths: (R, K) of the bins.
+    """
+    depths = density(distances, beta) * lengths[..., None]
+    whole = density(distances.amin(-1), beta) * lengths
+    through = torch.exp(-(whole.cumsum(1) - whole))
+    weights = through * -torch.expm1(-whole)
+    return weights, (through[..., None] * -torch.expm1(-depths)).sum(1)
+
+
+def flash(
+    field: Field, position: Tensor, origin: Tensor, normal: Tensor, material: Material, view: Tensor, intensity: Tensor
+) -> Tensor:
+    """Colours (N, 3) of points lit by the flash at `origin` and the room.
+
+    Args:
+        position, origin, normal: (N, 3), in bounds. view: (N,). intensity: (3,), for distances in the capture's unit.
+    """
+    towards = origin - position
+    square = (towards**2).sum(-1, keepdim=True)
+    shares = (material.diffuse, material.specular, material.roughness)
+    direct = brdf.reflect_flash(normal, towards / square.sqrt(), *shares)
+    direct = direct * intensity / (square * field.config.data.bound**2)
+    room = brdf.ambient(normal, field.ambient, field.occlusion[view], field.config.light.ambient_scale)
+    return direct + material.diffuse * room
+
+
+def render(
+    field: Field, rays: Rays, edges: Tensor, beta: Tensor, active: list[int], intensity: Tensor, where: Tensor
+) -> Samples:
+    """Render rays through the bins `edges` (R, K + 1), one point in each, at the share `where` (R, K) of its length."""
+    lengths = edges.diff(dim=1)
+    times = edges[:, :-1] + lengths * where
+    per_ray = times.shape[1]
+    origin = rays.origin.repeat_interleave(per_ray, 0)
+    direction = rays.direction.repeat_interleave(per_ray, 0)
+    position = origin + times.reshape(-1, 1) * direction
+    distance, feature, gradient = field.face_gradient(position, active)
+    distances = torch.cat([distance[:, None], field.eyes(position)], 1)
+    part = distances.detach().argmin(1)
+    weights, part_opacity = composite(distances.view(*times.shape, 3), lengths, beta)
+    normal = normalize(gradient, dim=-1, eps=1e-6)
+    if field.config.eyes.enabled:
+        normal = torch.where((part > 0)[:, None], field.eye_normals(position, part), normal)
+    material = field.material(position, part, active)
+    view = rays.view.repeat_interleave(per_ray)
+    pbr = flash(field, position, origin, normal, material, view, intensity)
+    auxiliary = field.radiance(position, feature, normal, -direction)
+
+    def collected(values: Tensor) -> Tensor:
+        return (weights[..., None] * values.view(*times.shape, -1)).sum(1)
+
+    return Samples(
+        position,
+        weights,
+        weights.sum(1),
+        part_opacity,
+        part,
+        gradient,
+        normal,
+        collected(pbr),
+        collected(auxiliary),
+        material,
+    )
