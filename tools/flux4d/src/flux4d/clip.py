@@ -74,11 +74,18 @@ def file_root(index: dict[str, Any], data_root: str | None) -> Path:
     return root
 
 
-def load(entry: dict[str, Any], root: Path, camera: str = "front_camera", longer_side: int | None = None) -> Clip:
+def load(
+    entry: dict[str, Any],
+    root: Path,
+    camera: str = "front_camera",
+    longer_side: int | None = None,
+    lidar: bool = True,
+) -> Clip:
     """Read a clip of an index.
 
     Args:
         longer_side: reduce images to this many pixels.
+        lidar: read the points; without, there are none.
 
     Raises:
         InputError: a camera that the clip lacks, missing or broken files, images of different sizes.
@@ -109,7 +116,7 @@ def load(entry: dict[str, Any], root: Path, camera: str = "front_camera", longer
 
     points, point_times, depths = [], [], []
     for i, name in enumerate(entry["lidar"]):
-        sweep = pandaset.read_points(root / name)
+        sweep = pandaset.read_points(root / name) if lidar else {"xyz": np.zeros((0, 3)), "t": np.zeros(0)}
         xyz = sweep["xyz"] @ world_to_ego[:3, :3].T + world_to_ego[:3, 3]
         points.append(torch.from_numpy(xyz).float())
         point_times.append(torch.from_numpy(sweep["t"] - start).float())

@@ -3,7 +3,7 @@
 import contextlib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,12 +27,14 @@ class Data(Section):
 
     camera: str = "front_camera"
     image_size: Positive | None = None  # longer side in pixels; larger images are reduced to it
+    depth_dir: str | None = None  # SCENE/CAMERA/NN.npy (metres) or .png (16 bit, millimetres)
 
 
 class Lift(Section):
     """How points become Gaussians."""
 
-    lidar: bool = True
+    points: Literal["lidar", "depth", "both"] = "lidar"  # depth: from depth maps
+    depth_stride: Positive = 2  # every so many rows and columns of a depth map
     voxel_size: Length | None = None  # metres; one point per voxel and sweep
     max_gaussians: Positive = 2_000_000  # without the sky
     scale: Length = 1.0  # of the mean distance to three neighbours
@@ -52,7 +54,6 @@ class Model(Section):
     polynomial: Count = 1  # degree of the velocity in time; 0 is constant velocity
     refinements: Count = 3  # iterations of the second network; 0 leaves it out
     refine_frames: Positive = 3  # input frames whose loss is differentiated in an iteration
-    gradient_inputs: bool = True
 
 
 class Losses(Section):
@@ -71,8 +72,8 @@ class Train(Section):
     iterations: Positive = 30_000
     batch_size: Positive = 4  # clips per step, over all processes
     frames: Positive = 6  # rendered per clip and step
-    rate: Weight = 1e-3
-    final_rate: Weight = 1e-4
+    rate: Length = 1e-3
+    final_rate: Length = 1e-4
     warmup: Count = 1000
     clip_gradient: Length = 1.0
     checkpoint_every: Positive = 1000
@@ -116,6 +117,13 @@ def load(source: str | Path, overrides: tuple[str, ...] | list[str] = (), **top:
         raise InputError(f"{source} is not readable YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise InputError(f"{source} holds a {type(values).__name__}, not the keys of a config")
+    return resolve(values, source, overrides, **top)
+
+
+def resolve(values: dict | str, source: str, overrides: tuple[str, ...] | list[str] = (), **top: Any) -> Config:
+    """A config from plain values, as a checkpoint holds them, or from what `load` takes; see there."""
+    if isinstance(values, str):
+        return load(values, overrides, **top)
     for override in overrides:
         _set(values, override)
     for key, value in top.items():

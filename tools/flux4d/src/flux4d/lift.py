@@ -76,7 +76,7 @@ def neighbour_distance(points: np.ndarray, k: int = 3) -> np.ndarray:
 
 
 def voxel_downsample(points: Tensor, times: Tensor, size: float) -> Tensor:
-    """Indices of one point per voxel of `size` metres and 0.05 seconds: a moving thing keeps a point for each moment."""
+    """Indices of one point per voxel of `size` metres and 0.05 s: a moving thing keeps a point for each moment."""
     keys = torch.cat([(points / size).floor(), (times[:, None] / 0.05).round()], 1).long()
     _, inverse = torch.unique(keys, dim=0, return_inverse=True)
     first = torch.full((int(inverse.max()) + 1 if len(points) else 0,), len(points))
@@ -111,7 +111,7 @@ def lift(
     means, colours, times, scales = [], [], [], []
     for number, frame in enumerate(clip.input):
         sets = []
-        if settings.lidar:
+        if settings.points != "depth":
             points, moments = clip.points[frame], clip.point_times[frame]
             colour, inside = coloured(points, clip, frame)
             sets.append((points[inside], colour[inside], moments[inside]))

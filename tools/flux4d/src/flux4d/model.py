@@ -1,4 +1,4 @@
-"""The networks: initial Gaussians in, Gaussians with velocities out, in one pass and a few refinements (Flux4D, 3.2)."""
+"""The networks: initial Gaussians in, Gaussians with velocities out, one pass and a few refinements (Flux4D, 3.2)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -126,3 +126,24 @@ def gradient(gaussians: Gaussians, loss: Callable[[Gaussians], Tensor]) -> Tenso
         (slope,) = torch.autograd.grad(value, parameters)
     spread = slope.square().mean(0).sqrt().clamp_min(1e-12)
     return (slope / spread).clamp(-5, 5)
+
+
+def describe(given: Input) -> dict:
+    """What a clip's voxels look like, for people."""
+    gaussians, grid = given.gaussians, given.grid
+    finest = grid.levels[0]
+    per_voxel = torch.bincount(grid.rows, minlength=len(finest)).double()
+    low, high = gaussians.means[~gaussians.sky].aminmax(dim=0)
+    return {
+        "gaussians": len(gaussians),
+        "sky": int(gaussians.sky.sum()),
+        "inside": int(grid.inside.sum()),
+        "voxels": [len(level) for level in grid.levels],
+        "points_per_voxel_mean": float(per_voxel.mean()) if len(finest) else 0.0,
+        "points_per_voxel_max": int(per_voxel.max()) if len(finest) else 0,
+        "neighbours_mean": sum(len(rows) for rows, _ in finest.same) / max(len(finest), 1) - 1,
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "time_from": float(gaussians.times.min()),
+        "time_to": float(gaussians.times.max()),
+    }

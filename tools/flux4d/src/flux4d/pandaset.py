@@ -152,7 +152,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_points(path: str | Path) -> dict[str, np.ndarray]:
-    """Points of a sweep: xyz (N, 3) world, t (N,) seconds, both float64; d (N,) the sensor; those not finite left out."""
+    """Points of a sweep: xyz (N, 3) world and t (N,) seconds, float64; d (N,) the sensor. Only finite ones."""
     columns = frames.read(path, POINT_COLUMNS)
     try:
         xyz = np.stack([columns[k].astype(np.float64) for k in "xyz"], -1)

@@ -1,13 +1,24 @@
 """Pictures to look at: truth, render, depth and motion side by side, and LiDAR points over an image."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import torch
+from recon4d import InputError, video
+from recon4d.cli import progress
 from recon4d.files import atomic_path
 from torch import Tensor
 
+from flux4d import scene
+from flux4d.clip import Clip, in_view
+from flux4d.config import Config
+from flux4d.lift import Gaussians
 from flux4d.rendering import MAX_FLOW, render
+from flux4d.scene import CameraPath
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
@@ -22,7 +33,7 @@ def bytes_of(image: Tensor) -> np.ndarray:
 
 
 def depth_colours(depth: np.ndarray, near: float = 3.0, far: float = 100.0) -> np.ndarray:
-    """Depth (...,) in metres as RGB uint8 (..., 3), by its logarithm, near is bright; black where it is not positive."""
+    """Depth (...,) in metres as RGB uint8 (..., 3), by its logarithm; black where it is not positive."""
     share = 1 - np.clip(np.log(np.maximum(depth, near) / near) / np.log(far / near), 0, 1)
     flat = np.round(255 * share).astype(np.uint8).reshape(-1, 1)
     colours = cv2.applyColorMap(flat, cv2.COLORMAP_TURBO)[:, 0, ::-1].reshape(*depth.shape, 3)
@@ -55,3 +66,93 @@ def overlay(image: np.ndarray, pixels: np.ndarray, depth: np.ndarray, size: int 
         x, y = pixels[i].astype(int)
         out[max(y - size + 1, 0) : y + size, max(x - size + 1, 0) : x + size] = depth_colours(depth[i : i + 1])[0]
     return out
+
+
+def write_alignment(clip: Clip, frame: int, folder: Path) -> dict[str, Any]:
+    """The LiDAR points of a frame over its image, and how many fall where. InputError for no such frame."""
+    if not 0 <= frame < len(clip.times):
+        raise InputError(f"--frame-index {frame}: the clip has frames 0 to {len(clip.times) - 1}")
+    points = clip.points[frame]
+    pixels, depth, inside = in_view(points, clip.K, clip.world_to_camera[frame], clip.width, clip.height)
+    path = folder / f"{clip.name}_{frame:02d}.png"
+    size = max(round(clip.width / 640), 1)
+    write_png(path, overlay(clip.images[frame].numpy(), pixels[inside].numpy(), depth[inside].numpy(), size))
+    return {
+        "picture": str(path),
+        "points": len(points),
+        "in_image": int(inside.sum()),
+        "behind": int((depth <= 0).sum()),
+        "camera_minus_lidar_s": round(float(clip.times[frame] - clip.lidar_times[frame]), 6),
+    }
+
+
+def frame_list(text: str, count: int) -> list[int]:
+    """`0-15` or `0,3,5` as frames that a clip of `count` has; a range may reach beyond it."""
+    first, dash, last = text.partition("-")
+    try:
+        wanted = list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"--render-frames {text} is not like 0-15 or 0,3,5") from error
+    found = [frame for frame in wanted if 0 <= frame < count]
+    if not found or (not dash and len(found) < len(wanted)):
+        raise InputError(f"--render-frames {text}: the clip has frames 0 to {count - 1}")
+    return found
+
+
+@torch.no_grad()
+def write_flow(
+    model: torch.nn.Module,
+    config: Config,
+    entry: dict[str, Any],
+    root: Path,
+    device: torch.device,
+    folder: Path,
+    modes: tuple[str, ...],
+    frames: list[int],
+    reference: int,
+) -> dict[str, Any]:
+    """Image and image-plane motion of a clip's frames, as PNG and MP4 by mode; the mean motion over moving things and
+    the rest where cuboids are known."""
+    from flux4d import evaluation, training
+
+    sample = training.load_sample(entry, root, config, device)
+    if not 0 <= reference < len(sample.clip.times):
+        raise InputError(f"--frame-ref {reference}: the clip has frames 0 to {len(sample.clip.times) - 1}")
+    gaussians = training.reconstruct(model, sample, config)
+    labels = evaluation.labels_of(sample.clip, root)
+    result: dict[str, Any] = {"clip": sample.clip.name, "frames": len(frames), "folder": str(folder)}
+    for mode in modes:
+        pages, moving, still = [], [], []
+        for frame in frames:
+            views = training.some_views(sample.views, [frame])
+            if mode == "fixed":
+                views = replace(views, world_to_camera=sample.views.world_to_camera[[reference]])
+            shown = render(gaussians, views, flow=True)
+            flow = shown.flow[0].cpu().numpy()
+            pages.append(np.hstack([bytes_of(shown.colour[0]), flow_colours(flow)]))
+            write_png(folder / mode / f"{frame:02d}.png", pages[-1])
+            if labels is not None and mode == "follow":
+                points, found = labels[frame]
+                mask = evaluation.dynamic_mask(points, found.moving, sample.clip, frame)
+                speed = np.linalg.norm(flow, axis=-1)
+                moving += speed[mask].tolist()
+                still += speed[~mask].tolist()
+        video.write_mp4(folder / f"{mode}.mp4", pages, 10.0)
+        if mode == "follow" and labels is not None:
+            result["moving_px"] = float(np.mean(moving)) if moving else None
+            result["still_px"] = float(np.mean(still)) if still else None
+    return result
+
+
+@torch.no_grad()
+def write_video(path: Path, gaussians: Gaussians, along: CameraPath, fps: float, slow: float) -> int:
+    """A video of a scene in the world along its camera path; the number of frames."""
+    start, end = float(along.times[0]), float(along.times[-1])
+    count = max(round((end - start) * slow * fps), 1) + 1
+    times = torch.linspace(start, end, count)
+
+    def frames() -> Iterator[np.ndarray]:
+        for time in progress(times, "rendering", count):
+            yield bytes_of(render(gaussians, scene.at_times(along, time[None])).colour[0])
+
+    return video.write_mp4(path, frames(), fps)

@@ -45,7 +45,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Grid:
-    """Points in voxels. levels: fine to coarse. rows: (N,) the point's voxel, only of points inside. inside: (N,) bool."""
+    """Points in voxels. levels: fine to coarse. rows: (N,) voxels of the points inside. inside: (N,) bool."""
 
     levels: list[Level]
     rows: Tensor

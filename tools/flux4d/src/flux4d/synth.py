@@ -135,7 +135,7 @@ def write_scene(folder: Path, seed: int, n: int, width: int, columns: int, sampl
             pixel.
     """
     scene = world.street(seed, n * PERIOD)
-    height = int(round(width * 9 / 16))
+    height = round(width * 9 / 16)
     rng = np.random.default_rng((seed, 1))
     names = [str(uuid.UUID(bytes=rng.bytes(16), version=4)) for _ in scene.actors]
     fx = FOCAL * width

@@ -17,7 +17,8 @@ from recon4d.files import atomic_path
 from torch import Tensor
 
 from flux4d import clip as clips
-from flux4d import lift, pictures
+from flux4d import config as settings
+from flux4d import depthmaps, lift, pictures
 from flux4d.clip import Clip
 from flux4d.config import Config, Losses
 from flux4d.lift import Gaussians
@@ -68,17 +69,25 @@ def some_views(views: Views, frames: list[int]) -> Views:
     )
 
 
-def make_sample(
-    clip: Clip, config: Config, device: torch.device, depth_points: list[tuple[Tensor, Tensor]] | None = None
-) -> Sample:
-    """Lift a clip and find its voxels."""
-    gaussians = lift.lift(clip, config.lift, config.seed, depth_points).to(device)
+def load_sample(entry: dict[str, Any], root: Path, config: Config, device: torch.device) -> Sample:
+    """Read a clip of an index, lift it and find its voxels; with depth maps where the settings ask for them."""
+    kind, camera = config.lift.points, config.data.camera
+    if kind != "lidar" and config.data.depth_dir is None:
+        raise InputError(f"lift.points {kind} needs depth maps; give their folder with --depth-dir")
+    clip = clips.load(entry, root, camera, config.data.image_size, lidar=kind != "depth")
+    points, depths = None, clip.depths
+    if kind != "lidar":
+        folder = Path(config.data.depth_dir or "")
+        points = depthmaps.points(folder, clip, camera, config.lift.depth_stride)
+        if kind == "depth":
+            depths = depthmaps.samples(folder, clip, camera)
+    gaussians = lift.lift(clip, config.lift, config.seed, points).to(device)
     return Sample(
         clip,
         prepare(gaussians, config.model),
         clip.images.to(device).float() / 255,
         views_of(clip, device),
-        [(pixels.to(device), depth.to(device)) for pixels, depth in clip.depths],
+        [(pixels.to(device), depth.to(device)) for pixels, depth in depths],
     )
 
 
@@ -130,10 +139,9 @@ def reconstruct(model: torch.nn.Module, sample: Sample, config: Config) -> Gauss
 
 def rate(step: int, config: Config) -> float:
     """Linear warm-up, then exponential decay to the final rate."""
-    settings = config.train
-    share = min(step / max(settings.iterations, 1), 1.0)
-    decayed = settings.rate * (settings.final_rate / settings.rate) ** share if settings.rate else 0.0
-    return decayed * min((step + 1) / max(settings.warmup, 1), 1.0)
+    run = config.train
+    share = min(step / run.iterations, 1.0)
+    return run.rate * (run.final_rate / run.rate) ** share * min((step + 1) / max(run.warmup, 1), 1.0)
 
 
 def chosen_clips(step: int, config: Config, number: int, accumulate: int = 1) -> list[int]:
@@ -210,8 +218,7 @@ def train(
     device = fabric.device
 
     def read(number: int) -> Sample:
-        clip = clips.load(entries[number], root, config.data.camera, config.data.image_size)
-        return make_sample(clip, config, device)
+        return load_sample(entries[number], root, config, device)
 
     sample_of = Cache(read, config.train.cache_clips)
     main = fabric.is_global_zero
@@ -319,15 +326,21 @@ def load_checkpoint(
     return int(state["step"])
 
 
-def load_model(path: str | Path, device: torch.device) -> tuple[Flux, Config]:
-    """A trained network and the settings it was trained with."""
+def load_model(
+    path: str | Path,
+    device: torch.device,
+    source: str | None = None,
+    overrides: tuple[str, ...] = (),
+    camera: str | None = None,
+) -> tuple[Flux, Config]:
+    """A trained network, and the settings it was trained with, or those of a config that it fits."""
     state = read_checkpoint(path)
-    config = Config.model_validate(state["config"])
+    config = settings.resolve(state["config"] if source is None else source, str(path), overrides, data__camera=camera)
     model = Flux(config.model)
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
-        raise InputError(f"{path} does not fit its own settings; train anew") from error
+        raise InputError(f"{path} is of another model than the settings given; leave --config away") from error
     return model.to(device).eval(), config
 
 

@@ -12,7 +12,7 @@ from numba import njit
 from recon4d import numba_setup
 
 BOX, ELLIPSOID = 0, 1
-PLAIN, NOISY, FACADE, CAR, LEAVES = range(5)
+PLAIN, CAR, FACADE, NOISY, LEAVES = range(5)
 GROUND, SKY = -1, -2
 FAR = 1e9
 TILE = 16
@@ -209,7 +209,7 @@ def street(seed: int, seconds: float) -> World:
 
 
 def posed(world: World, time: float) -> np.ndarray:
-    """The shapes at a time, as the ray caster takes them: (S, 14) kind, centre, half, cos, sin, colour, pattern, actor."""
+    """The shapes at a time, for the ray caster: (S, 14) kind, centre, half, cos, sin, colour, pattern, actor."""
     poses = [actor.pose(time) for actor in world.actors]
     rows = np.empty((len(world.shapes), 14))
     for row, shape in zip(rows, world.shapes):
@@ -385,7 +385,7 @@ def _paint(shapes, hit, local, normal, point, direction, crossing, seed, sun, ou
                 pane = 0.9 < (along + 200) % 2.9 < 2.1 and 1.0 < height % 3.0 < 2.4
                 for a in range(3):
                     out[a] = (0.16, 0.2, 0.27)[a] + 0.1 * _noise(along / 3, height / 3, hit) if pane else out[a] * g
-        elif pattern == NOISY or pattern == LEAVES:
+        elif pattern >= NOISY:
             step = 2.2 if pattern == LEAVES else 5.0
             g = 0.65 + 0.7 * _noise(step * (local[0] + local[1]), step * (local[2] + 0.6 * local[1]), hit)
             for a in range(3):

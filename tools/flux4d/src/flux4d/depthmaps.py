@@ -1,0 +1,87 @@
+"""Points from depth maps, where there is no LiDAR or beside it."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from recon4d import InputError
+from recon4d.cameras import unproject
+from torch import Tensor
+
+from flux4d.clip import Clip
+
+LIMIT = 120.0  # metres; farther pixels are left to the sky
+
+
+def read(path: Path) -> np.ndarray:
+    """Depth (H, W) in metres along the optical axis, from `.npy`, or a 16-bit `.png` in millimetres; 0 is unknown."""
+    if path.suffix == ".npy":
+        try:
+            depth = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(f"{path} is not a readable npy file ({error}); write it again") from error
+    else:
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if image is None or image.dtype != np.uint16:
+            raise InputError(f"{path} is not a 16-bit PNG; write depth in millimetres, or metres as npy")
+        depth = image / 1000.0
+    if depth.ndim != 2 or not np.issubdtype(depth.dtype, np.number):
+        raise InputError(f"{path} has shape {depth.shape}; give one depth per pixel, (height, width)")
+    return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+
+
+def find(folder: Path, clip: Clip, camera: str, frame: int) -> Path | None:
+    """The depth map of a frame: FOLDER/SCENE/CAMERA/<image's stem>.npy or .png."""
+    stem = Path(clip.entry["cameras"][camera]["images"][frame]).stem
+    for suffix in (".npy", ".png"):
+        path = folder / clip.entry["scene"] / camera / f"{stem}{suffix}"
+        if path.is_file():
+            return path
+    return None
+
+
+def of_frame(folder: Path, clip: Clip, camera: str, frame: int) -> Tensor | None:
+    """The depth map (H, W) of a frame at the clip's image size; None where there is none."""
+    path = find(folder, clip, camera, frame)
+    if path is None:
+        return None
+    # nearest: between a car and the house behind it there is nothing
+    depth = cv2.resize(read(path), (clip.width, clip.height), interpolation=cv2.INTER_NEAREST)
+    return torch.from_numpy(depth)
+
+
+def points(folder: Path, clip: Clip, camera: str, stride: int) -> list[tuple[Tensor, Tensor]]:
+    """Per input frame, points (N, 3) in the clip's frame and their colours (N, 3): every `stride`-th row and column.
+
+    Raises InputError when an input frame has no depth map.
+    """
+    out = []
+    for frame in clip.input:
+        depth = of_frame(folder, clip, camera, frame)
+        if depth is None:
+            name = (
+                f"{folder / clip.entry['scene'] / camera}/{Path(clip.entry['cameras'][camera]['images'][frame]).stem}"
+            )
+            raise InputError(f"{name}.npy does not exist; give a depth map for every input frame")
+        row, column = torch.meshgrid(
+            torch.arange(stride // 2, clip.height, stride), torch.arange(stride // 2, clip.width, stride), indexing="ij"
+        )
+        near = (depth[row, column] > 0) & (depth[row, column] < LIMIT)
+        row, column = row[near], column[near]
+        places = unproject(
+            torch.stack([column, row], -1) + 0.5, depth[row, column], clip.K, clip.world_to_camera[frame]
+        )
+        out.append((places, clip.images[frame][row, column].float() / 255))
+    return out
+
+
+def samples(folder: Path, clip: Clip, camera: str) -> list[tuple[Tensor, Tensor]]:
+    """Per frame, pixels and depths to compare renders with; none for frames without a map."""
+    out = []
+    for frame in range(len(clip.times)):
+        depth = of_frame(folder, clip, camera, frame)
+        flat = torch.zeros(0) if depth is None else depth.flatten()
+        (pixels,) = ((flat > 0) & (flat < LIMIT)).nonzero(as_tuple=True)
+        out.append((pixels, flat[pixels]))
+    return out
