@@ -21,6 +21,41 @@ REFERENCE_SCORE = 0.9991
 REFERENCE_X = [203.5409, 245.4086, 224.2244, 201.7895, 244.3894]
 REFERENCE_Y = [100.1035, 102.2382, 126.4196, 138.5869, 140.377]
 
+# And, rounded to pixels as `MTCNN().detect_faces(image, box_format="xyxy", postprocess=False)` does, for pictures cut
+# from it: box, score, x and y of eyes, nose and mouth corners.
+ROUNDED = {
+    "mirrored pair": [
+        ([111, 66, 194, 172], 0.9984, [133, 175, 155, 131, 174], [101, 103, 127, 139, 141]),
+        ([403, 66, 489, 171], 0.9975, [423, 466, 446, 425, 469], [103, 101, 128, 141, 138]),
+    ],
+    "twice as large": [([160, 116, 338, 349], 0.9999, [208, 293, 250, 203, 290], [201, 206, 255, 276, 282])],
+    "half as large": [([91, 30, 134, 87], 0.9990, [102, 123, 112, 101, 122], [50, 51, 63, 70, 70])],
+    "on its side": [],
+}
+
+
+def cut_from_it(name):
+    whole = skimage.data.astronaut()
+    portrait = whole[:300, 70:370]
+    return np.ascontiguousarray(
+        {
+            "mirrored pair": np.concatenate([portrait, portrait[:, ::-1]], axis=1),
+            "twice as large": whole[:260, 100:360].repeat(2, axis=0).repeat(2, axis=1),
+            "half as large": whole[::2, ::2],
+            "on its side": np.rot90(whole[20:220, 120:320]),
+        }[name]
+    )
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_mtcnn_gives_the_rounded_numbers_of_its_package(name):
+    faces = detect([cut_from_it(name)], "mtcnn")[0]
+    assert len(faces.boxes) == len(ROUNDED[name])
+    for (box, score, x, y), ours in zip(ROUNDED[name], np.argsort(-faces.scores)):
+        assert faces.boxes[ours] == pytest.approx(np.array(box), abs=0.55)
+        assert faces.scores[ours] == pytest.approx(score, abs=2e-4)
+        assert faces.points[ours] - 0.5 == pytest.approx(np.stack([x, y], axis=1), abs=0.55)
+
 
 def test_mtcnn_gives_the_numbers_of_its_package():
     faces = detect([skimage.data.astronaut()], "mtcnn")[0]

@@ -128,7 +128,7 @@ def test_resumes_with_the_same_result(clip, tmp_path):
     table.write_text("".join(table.read_text().splitlines(keepends=True)[:3]))
     for i in range(3, 8):
         (tmp_path / "b" / f"{i:05d}.png").unlink()
-    (tmp_path / "b" / ".00003.xyz.png").write_bytes(b"half")
+    (tmp_path / "b" / ".00003.x8_yz012.png").write_bytes(b"half")
     result = write_mattes([clip / "frames"], tmp_path / "b", track=clip / "track.npz")
     assert result["kept"] == 3
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in (tmp_path / "b").iterdir())

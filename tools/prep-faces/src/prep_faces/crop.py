@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter1d
 from prep_faces.affine import invert, warp
 from prep_faces.detection import Found, find_faces
 from prep_faces.faces import DETECTORS, prepare
-from prep_faces.images import ImageFile, clashes, find_images, read_image, remove_temporaries, write_png
+from prep_faces.images import ImageFile, clashes, find_images, read_image, write_png
 from prep_faces.landmarks import choose_face
 from prep_faces.parallel import cores, ordered_map
 from prep_faces.records import append_record, claim_run, finish_run, read_records, up_to_date, write_records
@@ -84,9 +84,8 @@ def write_crops(
     files = find_images([source])
     prepare(config.detector, device)
     table = out / "crops.jsonl"
-    if not claim_run(out / "crops.json", "crop", config.model_dump(), force):
+    if not claim_run(out / "crops.json", "crop", config.model_dump(), force, out):
         table.unlink(missing_ok=True)
-    remove_temporaries(out)
     known = {record.get("file"): record for record in read_records(table)}
     sequences: dict[str, list[ImageFile]] = {}
     clashing: dict[str, InputError] = {}
@@ -106,7 +105,8 @@ def write_crops(
     crops = ordered_map(_write_crop, jobs, len(fresh), workers or cores())
 
     records: list[dict[str, Any]] = []
-    for file in watch(iter(files), len(files)):
+    ordered = [file for members in sequences.values() for file in members]
+    for file in watch(iter(ordered), len(ordered)):
         if file.file in clashing:
             records.append({"file": file.file, "error": str(clashing[file.file])})
         elif str(Path(file.file).parent) not in todo:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from recon4d import InputError
 
-from prep_faces.images import find_images, natural_key, read_image, remove_temporaries, resize, write_png
+from prep_faces.images import find_images, natural_key, read_image, resize, write_png
 from prep_faces.landmarks import write_landmarks
 from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
 
@@ -101,11 +101,10 @@ def write_ffhq(
         raise InputError(f"{source} holds no image; give another")
     table = out / "ffhq.jsonl"
     options = {"source": Path(source).name, "split": split, "limit": limit, "size": size}
-    if not claim_run(out / "ffhq.json", "ffhq", options, force):
+    if not claim_run(out / "ffhq.json", "ffhq", options, force, out / "thumbnails"):
         table.unlink(missing_ok=True)
         for stale in (out / "thumbnails").glob("thumb_*.png"):
             stale.unlink()
-    remove_temporaries(out / "thumbnails")
     known = {record.get("name"): record for record in read_records(table)}
     records: list[dict[str, Any]] = []
     for number, (label, data) in enumerate(watch(itertools.islice(itertools.chain([first], items), limit), limit)):

@@ -109,9 +109,3 @@ def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
         return image
     shrink = width * height < image.shape[0] * image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
-
-
-def remove_temporaries(folder: str | Path) -> None:
-    """Delete what a killed run left half-written in `folder` (the hidden files of recon4d.files.atomic_path)."""
-    for path in Path(folder).rglob(".*.*.png"):
-        path.unlink(missing_ok=True)

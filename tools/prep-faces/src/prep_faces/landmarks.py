@@ -69,7 +69,7 @@ def write_landmarks(
     prepare(detector, device, points)
     options = {"detector": detector, "points": points, "photos": photos}
     table = out / "landmarks.jsonl"
-    if not claim_run(out / "landmarks.json", "landmarks", options, force):
+    if not claim_run(out / "landmarks.json", "landmarks", options, force, out / "landmarks"):
         table.unlink(missing_ok=True)
     known = {record.get("file"): record for record in read_records(table)}
     targets = [out / "landmarks" / f"{file.name}.npy" for file in files]

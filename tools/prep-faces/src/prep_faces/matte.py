@@ -14,7 +14,7 @@ from prep_faces.affine import compose, head_motion, invert, warp
 from prep_faces.alpha import BAND, foreground_colors, refine
 from prep_faces.grabcut import Cut, cut
 from prep_faces.headshape import HeadShape, shape_from_landmarks
-from prep_faces.images import ImageFile, clashes, find_images, read_image, remove_temporaries, write_png
+from prep_faces.images import ImageFile, clashes, find_images, read_image, write_png
 from prep_faces.landmarks import MEMORY, write_landmarks
 from prep_faces.parallel import cores, ordered_map
 from prep_faces.records import append_record, claim_run, finish_run, read_records, up_to_date, write_records
@@ -96,9 +96,8 @@ def write_mattes(
         shapes = shapes_from_landmarks(Path(landmarks), files, photos)
         if all(isinstance(shape, InputError) for shape in shapes):
             raise InputError(f"{landmarks} holds no points for these images; run prep-faces landmarks on them first")
-    if not claim_run(out / "matte.json", "matte", options, force):
+    if not claim_run(out / "matte.json", "matte", options, force, out):
         table.unlink(missing_ok=True)
-    remove_temporaries(out)
     if seeded == "dlib":
         write_landmarks(paths, out, photos=photos, workers=workers, force=force, watch=watch)
         landmarks = out / "landmarks"

@@ -1,6 +1,7 @@
 """Records: one JSON line per file, kept up to date while a command runs, so that a killed run can go on."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,19 @@ def append_record(path: str | Path, record: dict[str, Any]) -> None:
         file.write(_line(record).encode())
 
 
-def claim_run(path: str | Path, command: str, options: dict[str, Any], force: bool) -> bool:
+def claim_run(path: str | Path, command: str, options: dict[str, Any], force: bool, folder: Path | None = None) -> bool:
     """Say whether a run may continue what lies in its output folder; `path` is the run's .json beside the .jsonl.
 
+    What a killed run left half-written beside `path`, or in `folder`, where the command's images go, is deleted.
     Returns True when an earlier run with the same options left something to continue, False for a fresh start.
     Raises InputError when the earlier run had other options and `force` is off.
     """
     path = Path(path)
+    inside = [] if folder is None else folder.rglob(".*")
+    for left in [*path.parent.glob(f".{path.stem}.*"), *inside]:
+        # As recon4d.files.atomic_path names them.
+        if re.fullmatch(r"\..+\.\w{8}\.(json|jsonl|npy|png)", left.name):
+            left.unlink(missing_ok=True)
     wanted = {"command": command, "options": options}
     if path.exists() and not force:
         try:

@@ -15,7 +15,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from recon4d import InputError
 
 from prep_faces.dlib_faces import find_boxes
-from prep_faces.images import remove_temporaries, resize, write_png
+from prep_faces.images import resize, write_png
 from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
 
 
@@ -202,12 +202,11 @@ def extract_frames(
         "max_frames": max_frames,
     }
     table = out / "frames.jsonl"
-    resuming = claim_run(out / "frames.json", "frames", options, force)
+    resuming = claim_run(out / "frames.json", "frames", options, force, out / "frames")
     if not resuming:
         for stale in (out / "frames").glob("[0-9]*.png"):
             stale.unlink()
         table.unlink(missing_ok=True)
-    remove_temporaries(out / "frames")
     earlier = {record["index"]: record for record in read_records(table) if "index" in record}
     records: list[dict[str, Any]] = []
     problems: list[str] = []
