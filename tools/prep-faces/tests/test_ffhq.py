@@ -3,14 +3,14 @@
 import io
 import json
 import sys
-import types
 
+import datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from prep_faces.ffhq import write_ffhq
+from prep_faces.ffhq import read_hub, write_ffhq
 from prep_faces.images import read_image, write_png
 from recon4d import InputError
 
@@ -71,37 +71,52 @@ def test_parquet(pictures, tmp_path):
         write_ffhq(str(tmp_path / "bare.parquet"), tmp_path / "x")
 
 
-def test_hugging_face_through_a_stand_in(pictures, tmp_path, monkeypatch):
-    class ImageKind:
-        def __init__(self, decode=True):
-            self.decode = decode
+@pytest.mark.parametrize("kind", ["parquet", "files"])
+def test_the_package_datasets_on_a_dataset_of_this_disk(pictures, tmp_path, kind):
+    """The same calls that read one from the network."""
+    dataset = tmp_path / "some" / "faces"
+    if kind == "parquet":
+        (dataset / "data").mkdir(parents=True)
+        rows = [{"bytes": encoded(picture), "path": None} for picture in pictures]
+        table = datasets.Dataset.from_dict({"label": [0, 1, 2], "image": rows})
+        table = table.cast_column("image", datasets.Image())
+        table.to_parquet(str(dataset / "data" / "test-00000-of-00001.parquet"))
+    else:
+        for i, picture in enumerate(pictures):
+            write_png(dataset / "test" / f"{i}.png", picture)
+    items = list(read_hub(str(dataset), "test"))
+    assert len(items) == 3 and items[2][0] == f"{dataset}[2]"
+    for (name, data), picture in zip(items, pictures):
+        assert np.array_equal(read_image(name, data), picture)
+    with pytest.raises(InputError, match="check name, split and network"):
+        next(read_hub(str(dataset), "no such split"))
 
-    class Stream:
-        features = {"label": object(), "image": ImageKind()}  # noqa: RUF012
 
-        def cast_column(self, name, kind):
-            assert name == "image" and not kind.decode
-            return [{"image": {"bytes": encoded(picture), "path": None}} for picture in pictures]
+def test_a_dataset_without_images(tmp_path):
+    (tmp_path / "train.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="has no column of images"):
+        next(read_hub(str(tmp_path), "train"))
 
-    def load_dataset(name, split, streaming):
-        assert (name, split, streaming) == ("some/faces", "test", True)
-        return Stream()
 
-    package = types.ModuleType("datasets")
-    package.Image, package.load_dataset = ImageKind, load_dataset
-    monkeypatch.setitem(sys.modules, "datasets", package)
-    result = write_ffhq("some/faces", tmp_path / "o", split="test", limit=1)
-    assert (result["images"], result["written"]) == (1, 1)
-
-    def no_network(*args, **kwargs):
-        raise ConnectionError("no route to host")
-
-    package.load_dataset = no_network
-    with pytest.raises(InputError, match=r"some/faces cannot be read \(no route to host\).*local files"):
-        write_ffhq("some/faces", tmp_path / "x")
+def test_without_network_or_package(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = run("ffhq", "some/faces", "--out", tmp_path / "x")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    assert "some/faces cannot be read" in done.stderr and "or give local files" in done.stderr
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"install prep-faces\[hub\]"):
         write_ffhq("some/faces", tmp_path / "x")
     with pytest.raises(InputError, match="does not exist"):
         write_ffhq("./nowhere", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_one_image_from_the_hub_is_written(pictures, tmp_path, monkeypatch):
+    dataset = tmp_path / "faces"
+    for i, picture in enumerate(pictures):
+        write_png(dataset / "train" / f"{i}.png", picture)
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: load(str(dataset), **options))
+    result = write_ffhq("some/faces", tmp_path / "o", limit=1)
+    assert (result["images"], result["written"]) == (1, 1)
+    assert np.array_equal(read_image(tmp_path / "o" / "thumbnails" / "thumb_00000.png"), pictures[0])

@@ -23,7 +23,7 @@ def read_source(source: str, split: str) -> Iterator[Item]:
     if path.exists():
         return ((str(file.path), None) for file in find_images([source]))
     if source.count("/") == 1 and not source.startswith((".", "/")):
-        return _read_hub(source, split)
+        return read_hub(source, split)
     raise InputError(f"{source} does not exist; give a folder, a parquet file or the name of a Hugging Face dataset")
 
 
@@ -49,17 +49,25 @@ def _read_parquet(path: Path) -> Iterator[Item]:
             raise InputError(f"{file} is not a readable parquet file ({str(error)[:150]}); get it again") from error
 
 
-def _read_hub(name: str, split: str) -> Iterator[Item]:
+def read_hub(name: str, split: str) -> Iterator[Item]:
+    """Images of a split of a dataset that the package `datasets` loads by its name, as they come over the network."""
     try:
         import datasets
+        import fsspec  # comes with it
     except ImportError as error:
         raise InputError(f"{name} is no file here, and datasets is not installed; install prep-faces[hub]") from error
     try:
         stream = datasets.load_dataset(name, split=split, streaming=True)
-        column = next(key for key, kind in stream.features.items() if isinstance(kind, datasets.Image))
+        features = stream.features or {}
+        column = next(key for key, kind in features.items() if isinstance(kind, datasets.Image))
         stream = stream.cast_column(column, datasets.Image(decode=False))
         for number, row in enumerate(stream):
-            yield f"{name}[{number}]", row[column]["bytes"] or b""
+            image = row[column] or {"bytes": b"", "path": None}
+            data = image["bytes"]
+            if data is None:  # a dataset of files gives their addresses
+                with fsspec.open(image["path"], "rb") as file:
+                    data = file.read()
+            yield f"{name}[{number}]", data
     except StopIteration as error:
         raise InputError(f"the dataset {name} has no column of images; give another") from error
     except (
