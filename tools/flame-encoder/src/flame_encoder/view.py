@@ -54,8 +54,17 @@ def pose(head: HeadModel, view: View, rotation: Tensor, transl: Tensor) -> tuple
         rotation: (B, 3, 3). transl: (B, 3).
     """
     R = rotation * rotation.new_tensor(FACING)[:, None]
-    place = (transl * transl.new_tensor(FACING) + transl.new_tensor([0.0, 0.0, view.distance])) / view.scale
-    return R, place - R @ middle(head).to(R)
+    return R, place(view, transl) - R @ middle(head).to(R)
+
+
+def place(view: View, transl: Tensor) -> Tensor:
+    """Where the middle of the face stands before the camera (B, 3), metres, OpenCV axes."""
+    return (transl * transl.new_tensor(FACING) + transl.new_tensor([0.0, 0.0, view.distance])) / view.scale
+
+
+def transl_of(view: View, place: Tensor) -> Tensor:
+    """The inverse of `place`."""
+    return (place * view.scale - place.new_tensor([0.0, 0.0, view.distance])) * place.new_tensor(FACING)
 
 
 def image_pose(
@@ -69,17 +78,22 @@ def image_pose(
     Args:
         crops: (B, 3) left, top, side, pixels, as `crop` gives them. K: (3, 3) or (B, 3, 3) intrinsics of the image.
     """
-    R, t = pose(head, view, rotation, transl)
+    R, _ = pose(head, view, rotation, transl)
     centre = middle(head).to(R)
-    place = t + R @ centre
-    focal = crops[:, 2] / (2 * math.tan(math.radians(view.fov) / 2))  # of the view's camera, pixels of the image
+    stand = place(view, transl)
+    seen_with = focal(view, crops)
     crop_centre = crops[:, :2] + crops[:, 2:] / 2
-    pixel = crop_centre + focal[:, None] * place[:, :2] / place[:, 2:]
+    pixel = crop_centre + seen_with[:, None] * stand[:, :2] / stand[:, 2:]
     K = K.to(R).expand(len(R), 3, 3)
     ray = _rays(K, pixel)
-    depth = place[:, 2] * K[:, 0, 0] / focal
+    depth = stand[:, 2] * K[:, 0, 0] / seen_with
     turned = _turn_to(torch.nn.functional.normalize(_rays(K, crop_centre), dim=-1)) @ R
     return turned, ray * depth[:, None] - turned @ centre
+
+
+def focal(view: View, crops: Tensor) -> Tensor:
+    """Focal length (B,) of the view's camera in pixels of the image that was cropped."""
+    return crops[:, 2] / (2 * math.tan(math.radians(view.fov) / 2))
 
 
 def _rays(K: Tensor, pixels: Tensor) -> Tensor:

@@ -1,0 +1,92 @@
+"""One head of a file of parameters as a mesh: OBJ, PLY or glTF, through trimesh."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import trimesh
+from recon4d.files import InputError, atomic_path, read_npz
+from recon4d.formats import track as tracks
+from recon4d.head import HeadModel
+from torch import Tensor
+
+from flame_encoder import parameters, vector
+
+SUFFIXES = (".obj", ".ply", ".gltf", ".glb")
+UPRIGHT = (1.0, -1.0, -1.0)  # OpenCV camera axes to y up, z to the viewer
+
+
+def vertices_of(source: Path, head: HeadModel, row: int, neutral: bool) -> tuple[Tensor, Tensor | None]:
+    """Vertices (V, 3), metres, y up, and the sRGB texture (T, T, 3), if the file says one, of one row of `source`.
+
+    Posed heads stand as the camera sees them, neutral ones look ahead without expression.
+
+    Args:
+        source: a file of `encode` or a `track.npz`.
+
+    Raises:
+        InputError: another file, a row that is not there, another head model.
+    """
+    texture = None
+    if str(read_npz(source).get("format")) == tracks.FORMAT:
+        track = tracks.read(source)
+        _check(source, track.head_model, head, row, len(track))
+        if neutral:
+            return head(torch.from_numpy(track.shape[None]))[0], None
+        posed = track.vertices(head, np.array([row]))[0]
+    else:
+        found = parameters.read(source)
+        _check(source, found.head_model, head, row, len(found.names))
+        parts = found.parts([row])
+        if head.albedo_mean is not None:
+            texture = vector.albedo(head, parts)[0]
+        arguments = vector.head_arguments(head, parts)
+        if neutral:
+            return head(arguments["shape"])[0], texture
+        R, t, _ = found.head_pose(head, row)
+        posed = head(**arguments)[0] @ R.T + t
+    return posed * torch.tensor(UPRIGHT), texture
+
+
+def _check(source: Path, name: str, head: HeadModel, row: int, rows: int) -> None:
+    if name != head.name:
+        raise InputError(f"{source} belongs to the head model {name}, not {head.name}; give that with --head-model")
+    if not 0 <= row < rows:
+        raise InputError(f"--row {row} is not in {source}, which has rows 0 to {rows - 1}")
+
+
+def write(path: Path, head: HeadModel, vertices: Tensor, texture: Tensor | None) -> None:
+    """Write a mesh atomically; glTF with texture coordinates and, where given, the texture.
+
+    OBJ and PLY keep the head model's own vertices, in order. Raises InputError for another suffix.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path} has no suffix of a mesh; give one of {', '.join(SUFFIXES)}")
+    if path.suffix.lower() in (".obj", ".ply") or head.vt is None or head.ft is None:
+        mesh = trimesh.Trimesh(vertices.numpy(), head.faces.numpy(), process=False)
+    else:
+        mesh = _unwelded(head, vertices, texture)
+    with atomic_path(path) as temporary:
+        # Files beside a .gltf would lose their names: its buffers are written into it.
+        if path.suffix.lower() == ".gltf":
+            files = trimesh.exchange.gltf.export_gltf(trimesh.Scene(mesh), embed_buffers=True)
+            temporary.write_bytes(files["model.gltf"])
+        else:
+            mesh.export(temporary, file_type=path.suffix[1:].lower())
+
+
+def _unwelded(head: HeadModel, vertices: Tensor, texture: Tensor | None) -> trimesh.Trimesh:
+    """One vertex per texture coordinate, as glTF wants them."""
+    from PIL import Image
+
+    assert head.vt is not None and head.ft is not None
+    owner = torch.zeros(len(head.vt), dtype=torch.long)
+    owner[head.ft.flatten()] = head.faces.flatten()
+    image = None
+    if texture is not None:
+        image = Image.fromarray((texture * 255).round().byte().numpy())
+    visual = trimesh.visual.TextureVisuals(
+        uv=head.vt.numpy(),
+        material=trimesh.visual.material.PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=0.7),
+    )
+    return trimesh.Trimesh(vertices[owner].numpy(), head.ft.numpy(), visual=visual, process=False)

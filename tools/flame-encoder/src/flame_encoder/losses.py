@@ -1,0 +1,148 @@
+"""The terms of the training loss, by the names of the stage files."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from recon4d import metrics
+from recon4d.files import InputError
+from recon4d.head import HeadModel
+from torch import Tensor
+
+from flame_encoder import rendering
+from flame_encoder.config import LossWeights
+from flame_encoder.samples import Batch
+from flame_encoder.vector import IDENTITY_6D, Layout
+from flame_encoder.view import View
+
+# Typical sizes of the parts of a vector: `params` compares in these units.
+UNITS = {
+    "shape": 1.0,
+    "expression": 0.3,
+    "global_rot": 0.3,
+    "jaw": 0.1,
+    "eyes": 0.2,
+    "neck": 0.1,
+    "transl": 0.3,
+    "detail": 0.8,
+}
+REGULARISED = {
+    "reg_shape": "shape",
+    "reg_expression": "expression",
+    "reg_transl": "transl",
+    "reg_global_pose": "global_rot",
+    "reg_jaw_pose": "jaw",
+    "reg_neck_pose": "neck",
+    "reg_eye_pose": "eyes",
+    "reg_detail": "detail",
+}
+CENTIMETRE = 0.01
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What the losses need beside prediction and truth.
+
+    head: with texture coordinates and a small albedo. points: a head model of few vertices, for `landmark` and
+    `vertices`. face: (F,) bool, triangles where pictures are compared.
+    """
+
+    head: HeadModel
+    points: HeadModel
+    face: Tensor
+    layout: Layout
+    view: View
+    renderer: str
+
+
+def judge(head: HeadModel, layout: Layout, view: View, renderer: str = "recon4d") -> Judge:
+    """Prepare a head model with texture coordinates and landmarks."""
+    regions = head.regions or {}
+    face = torch.ones(len(head.faces), dtype=torch.bool)
+    if "face" in regions:
+        kept = regions["face"] | regions.get("eyes", regions["face"])
+        face = kept[head.faces].all(1)
+    return Judge(rendering.reduced(head), thinned(head), face, layout, view, renderer)
+
+
+def thinned(head: HeadModel, every: int = 10) -> HeadModel:
+    """The head model with every tenth vertex, those that carry joints, and the triangles of the landmarks alone."""
+    head.landmarks(head.v_template[None])  # says so when there are none
+    kept = (head.J_regressor != 0).any(0)
+    kept[::every] = True
+    corners = head.faces[head.landmark_faces]
+    kept[corners] = True
+    number = torch.cumsum(kept, 0) - 1
+    return replace(
+        head,
+        v_template=head.v_template[kept],
+        shapedirs=head.shapedirs[kept],
+        expressiondirs=head.expressiondirs[kept],
+        posedirs=head.posedirs[kept],
+        J_regressor=head.J_regressor[:, kept],
+        weights=head.weights[kept],
+        eyelids=None if head.eyelids is None else head.eyelids[kept],
+        faces=number[corners],
+        landmark_faces=torch.arange(len(corners)),
+        vt=None,
+        ft=None,
+        regions=None,
+        albedo_mean=None,
+        albedo_components=None,
+    )
+
+
+def landmark_pixels(judge: Judge, turned: Tensor, transl: Tensor) -> Tensor:
+    """Landmarks (B, 68, 2) in pixels of the view, of the vertices that `rendering.turned` gives for `judge.points`."""
+    camera = rendering.placed(judge.view, judge.points.landmarks(turned), transl)
+    focal = judge.view.K[0, 0]
+    # A head behind the camera, early in training, must not give infinite gradients.
+    depth = camera[..., 2:].clamp_min(0.05)
+    return camera[..., :2] / depth * focal + judge.view.size / 2
+
+
+def losses(judge: Judge, vectors: Tensor, batch: Batch, weights: LossWeights) -> dict[str, Tensor]:
+    """The unweighted terms whose weight is not zero, each a scalar.
+
+    Args:
+        vectors: (B, layout.size) predictions.
+    """
+    parts = judge.layout.split(vectors)
+    terms: dict[str, Tensor] = {}
+    turned = rendering.turned(judge.points, parts)
+    known = batch.known.to(vectors.dtype)
+    if weights.landmark:
+        error = landmark_pixels(judge, turned, parts["transl"]) - batch.landmarks
+        terms["landmark"] = (error / judge.view.size).square().mean()
+    if weights.params:
+        truth = judge.layout.split(batch.vectors)
+        used = {name: part for name, part in parts.items() if part.shape[1]}
+        errors = [((part - truth[name]) / UNITS[name]).square().mean(1) for name, part in used.items()]
+        terms["params"] = (torch.stack(errors).mean(0) * known).mean()
+    if weights.vertices:
+        with torch.no_grad():
+            goal = rendering.turned(judge.points, judge.layout.split(batch.vectors))
+        distance = (turned - goal).square().sum(-1).add(1e-10).sqrt().mean(1)
+        terms["vertices"] = (distance * known).mean() / CENTIMETRE
+    if weights.pixel or weights.perceptual:
+        draw = rendering.render_pytorch3d if judge.renderer == "pytorch3d" else rendering.render
+        image, triangles = draw(judge.head, parts, judge.view)
+        mask = ((triangles >= 0) & judge.face[triangles.long()])[:, None].to(image)
+        if weights.pixel:
+            terms["pixel"] = ((image - batch.images).abs() * mask).sum() / (3 * mask.sum().clamp_min(1))
+        if weights.perceptual:
+            terms["perceptual"] = metrics.lpips(image, batch.images, mask).mean()
+    for term, name in REGULARISED.items():
+        if getattr(weights, term) and parts[name].shape[1]:
+            rest = vectors.new_tensor(IDENTITY_6D) if name == "global_rot" else 0.0
+            terms[term] = (parts[name] - rest).square().mean()
+    return terms
+
+
+def total(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:
+    """The weighted sum. Raises InputError when it is not finite."""
+    result = sum(getattr(weights, name) * term for name, term in terms.items())
+    if not isinstance(result, Tensor):
+        raise InputError("all loss weights of the stage are zero; give at least one")
+    if not result.isfinite():
+        raise InputError("the loss is not finite; lower the stage's learning_rate")
+    return result

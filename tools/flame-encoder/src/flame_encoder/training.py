@@ -1,0 +1,302 @@
+"""Training of the encoder in stages, on one process or several (Lightning Fabric)."""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from recon4d import head as heads
+from recon4d import metrics
+from recon4d.cli import progress_bar
+from recon4d.files import InputError, atomic_path
+from recon4d.head import HeadModel
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.tensorboard import SummaryWriter
+
+from flame_encoder import config as settings
+from flame_encoder import encoder as encoders
+from flame_encoder import losses as terms
+from flame_encoder import rendering, samples
+from flame_encoder.config import Config, Stage
+from flame_encoder.encoder import EidolonEncoder
+from flame_encoder.losses import Judge
+from flame_encoder.samples import Batch
+from flame_encoder.synthetic import scene
+from flame_encoder.vector import Layout
+from flame_encoder.view import View
+
+FINAL = "eidolon_encoder_final.pth"
+CHECKPOINT = "checkpoint.pth"
+SHOWN = 8  # images in a validation grid
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which stage a step belongs to: steps per epoch and the first step of each stage."""
+
+    stages: list[Stage]
+    per_epoch: int
+    warmup: int = 0  # steps over which the learning rate rises at the very start
+
+    @property
+    def total(self) -> int:
+        return sum(stage.epochs for stage in self.stages) * self.per_epoch
+
+    def at(self, step: int) -> tuple[int, float]:
+        """Index of the stage, and how far (0 to 1) it is done, at a step."""
+        for i, stage in enumerate(self.stages):
+            length = stage.epochs * self.per_epoch
+            if step < length:
+                return i, step / length
+            step -= length
+        return len(self.stages) - 1, 1.0
+
+    def learning_rate(self, step: int) -> float:
+        i, share = self.at(step)
+        start, end = self.stages[i].learning_rate, self.stages[i].final_learning_rate
+        rate = start if end is None else end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+        return rate * min((step + 1) / (self.warmup + 1), 1.0)
+
+
+def datasets(config: Config, head: HeadModel) -> tuple[Dataset, Dataset]:
+    """Training and held-out samples. Raises InputError when the settings name none, or too few."""
+    layout, view = layout_of(config), view_of(config)
+    training: list[Dataset] = []
+    held_out: list[Dataset] = []
+    held = config.data.validation
+    if (config.data.images is None) != (config.data.landmarks is None):
+        raise InputError("images and landmarks go together; give --images and --landmarks")
+    if config.data.images is not None:
+        folder = samples.Folder(Path(config.data.images), Path(config.data.landmarks), layout, view)
+        # The last ones, but never more than a quarter; a single image is both.
+        count = min(held, len(folder) // 4)
+        training.append(Subset(folder, range(len(folder) - count)))
+        held_out.append(Subset(folder, range(len(folder) - max(count, 1), len(folder))))
+    if config.data.synthetic:
+        drawn = scene(head, layout, view)
+        cache = None if config.data.cache is None else Path(config.data.cache)
+        training.append(samples.Synthetic(drawn, config.data.synthetic, config.seed, cache))
+        held_out.append(samples.Synthetic(drawn, held, config.seed + 1_000_000))
+    if not training:
+        raise InputError("nothing to train on; give --images and --landmarks, or --synthetic N")
+    return ConcatDataset(training), ConcatDataset(held_out)
+
+
+def layout_of(config: Config) -> Layout:
+    return Layout(**config.layout.model_dump())
+
+
+def view_of(config: Config) -> View:
+    return View(**config.view.model_dump())
+
+
+def batches(n: int, config: Config, first: int, last: int, rank: int, world: int) -> Iterator[list[int]]:
+    """Indices of this process's part of each batch from step `first` to `last`: passes over n shuffled samples.
+
+    A function of the step alone, so that a resumed run goes on with the samples an uninterrupted one would have, and
+    several processes see what one would.
+    """
+    size, epoch, order = config.train.batch_size, -1, np.empty(0, int)
+    per_epoch = max(n // size, 1)
+    for step in range(first, last):
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            order = np.random.default_rng((config.seed, 5, epoch)).permutation(n)
+        whole = order[(np.arange(size) + step % per_epoch * size) % n]
+        yield whole[rank * size // world : (rank + 1) * size // world].tolist()
+
+
+def jittered(images: Tensor, amount: float, seed: int, step: int) -> Tensor:
+    """Images (B, 3, H, W) with gain and offset of each channel changed at random."""
+    if amount == 0:
+        return images
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    change = torch.randn(len(images), 8, 1, 1, generator=generator).to(images) * amount
+    gain = 1 + change[:, :3] * 0.5 + change[:, 3:4]
+    return ((images - 0.5) * gain + 0.5 + change[:, 4:7] * 0.3 + change[:, 7:8] * 0.5).clamp(0, 1)
+
+
+def train(config: Config, out: Path, fabric: Fabric, resume: bool, log: Callable[[str], None]) -> dict:
+    """Train as the config says; checkpoints, logs, grids and the final encoder go to `out`.
+
+    Returns:
+        Figures of the run: steps, the last losses, the held-out landmark error in pixels, the final file.
+
+    Raises:
+        InputError: data or settings that do not work, a checkpoint that does not fit them.
+    """
+    head = heads.with_uv(heads.load(config.head_model, config.landmark_embedding))
+    layout, view = layout_of(config), view_of(config)
+    world, rank = fabric.world_size, fabric.global_rank
+    if config.train.batch_size % world:
+        raise InputError(f"train.batch_size {config.train.batch_size} does not divide by the {world} processes")
+    if any(stage.loss_weights.perceptual for stage in config.stages):
+        metrics.lpips_network()  # says at once when its weights are missing
+    training, held_out = datasets(config, head)
+    plan = Plan(config.stages, max(len(training) // config.train.batch_size, 1), config.train.warmup)
+    torch.manual_seed(config.seed)
+    network = EidolonEncoder(config.encoder.backbone, config.encoder.weights if not resume else "none", layout)
+    encoders.freeze(network, config.encoder.freeze)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate(0), weight_decay=config.train.weight_decay)
+    first = 0
+    if resume:
+        first = _restore(out / CHECKPOINT, network, optimizer, layout, view, config)
+        log(f"resumed at step {first} of {plan.total}")
+    wrapped, optimizer = fabric.setup(network, optimizer)
+    judge = _to(terms.judge(head, layout, view, config.train.renderer), fabric.device)
+    seen = samples.collate([held_out[i] for i in range(len(held_out))]).to(fabric.device)
+
+    def checkpoint(step: int) -> None:
+        if fabric.is_global_zero:
+            state = _state(network, config, head) | {"optimizer": optimizer.state_dict(), "step": step}
+            encoders.save(out / CHECKPOINT, state)
+
+    writer = SummaryWriter(out / "runs", purge_step=first) if fabric.is_global_zero else None
+    loader = DataLoader(
+        training,
+        batch_sampler=list(batches(len(training), config, first, plan.total, rank, world)),
+        num_workers=config.train.workers,
+        collate_fn=samples.collate,
+        multiprocessing_context="forkserver" if config.train.workers else None,
+    )
+    found: dict[str, float] = {}
+    stage_before = -1
+    encoders.set_training(network)
+    with progress_bar("train", plan.total) as report:
+        for step, batch in enumerate(loader, first):
+            i, _ = plan.at(step)
+            weights = config.stages[i].loss_weights
+            for group in optimizer.param_groups:
+                group["lr"] = plan.learning_rate(step)
+            if i != stage_before and writer:
+                log(f"stage {config.stages[i].name}: {config.stages[i].epochs} epochs of {plan.per_epoch} steps")
+                writer.add_text("stage", config.stages[i].name, step)
+            stage_before = i
+            batch = batch.to(fabric.device)
+            vectors = wrapped(jittered(batch.images, config.train.jitter, config.seed, step))
+            each = terms.losses(judge, vectors, batch, weights)
+            loss = terms.total(each, weights)
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            fabric.clip_gradients(network if world == 1 else wrapped, optimizer, max_norm=10.0)
+            optimizer.step()
+            done = step + 1
+            last = done == plan.total
+            if writer and (done % 20 == 0 or last or step == first):
+                found = {"total": loss.item()} | {name: term.item() for name, term in each.items()}
+                for name, value in found.items():
+                    writer.add_scalar(f"loss/{name}", value, done)
+                writer.add_scalar("learning_rate", plan.learning_rate(step), done)
+                writer.add_scalar("stage_number", i, done)
+                report(done, f"{config.stages[i].name} {found['total']:.4f}")
+            if writer and (done % config.train.validate_every == 0 or last):
+                network.eval()
+                validate(network, judge, seen, out, done, writer)
+                encoders.set_training(network)
+            if done % config.train.checkpoint_every == 0 or last:
+                checkpoint(done)
+    network.eval()
+    figures = validate(network, judge, seen, None, plan.total, None)
+    if fabric.is_global_zero:
+        encoders.save(out / FINAL, _state(network, config, head))
+        if writer:
+            writer.close()
+    fabric.barrier()
+    return {"steps": plan.total, "losses": found, **figures, "final": str(out / FINAL)}
+
+
+def _state(network: EidolonEncoder, config: Config, head: HeadModel) -> dict:
+    return encoders.state_of(network, layout_of(config), view_of(config), head.name, config.encoder.backbone)
+
+
+def _to(judge: Judge, device: torch.device) -> Judge:
+    return Judge(
+        judge.head.to(device), judge.points.to(device), judge.face.to(device), judge.layout, judge.view, judge.renderer
+    )
+
+
+def _restore(path: Path, network: EidolonEncoder, optimizer, layout: Layout, view: View, config: Config) -> int:
+    """Load weights and optimizer; the step to go on at."""
+    state = encoders.read(path)
+    if "optimizer" not in state:
+        raise InputError(f"{path} holds no training to resume; train again with --force")
+    if (Layout(**state["layout"]), View(**state["view"])) != (layout, view):
+        raise InputError(f"{path} was made with another layout or view than the config; train again with --force")
+    try:
+        network.load_state_dict(state["weights"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{path} does not fit the encoder {config.encoder.backbone} of the config") from error
+    return int(state["step"])
+
+
+@torch.no_grad()
+def validate(
+    network: EidolonEncoder, judge: Judge, batch: Batch, out: Path | None, step: int, writer: SummaryWriter | None
+) -> dict[str, float]:
+    """Landmark error of held-out samples in pixels and, where the truth is known, millimetres of vertices.
+
+    With `out` and `writer` also a grid of the first images: truth, prediction, landmarks of both.
+    """
+    vectors = network(batch.images)
+    parts = judge.layout.split(vectors)
+    turned = rendering.turned(judge.points, parts)
+    points = terms.landmark_pixels(judge, turned, parts["transl"])
+    figures = {"validation_landmark_px": (points - batch.landmarks).norm(dim=-1).mean().item()}
+    if batch.known.any():
+        goal = rendering.turned(judge.points, judge.layout.split(batch.vectors))
+        distance = (turned - goal).norm(dim=-1).mean(1)[batch.known].mean()
+        figures["validation_vertices_mm"] = 1000 * distance.item()
+    if out is None or writer is None:
+        return figures
+    for name, value in figures.items():
+        writer.add_scalar(name, value, step)
+    shown = {name: part[:SHOWN] for name, part in parts.items()}
+    image, triangles = rendering.render(judge.head, shown, judge.view)
+    sheet = grid(batch.images[:SHOWN], image, triangles >= 0, batch.landmarks[:SHOWN], points[:SHOWN])
+    writer.add_image("validation", sheet, step, dataformats="HWC")
+    path = out / "validation_images" / f"{step:07d}.png"
+    with atomic_path(path) as temporary:
+        cv2.imwrite(str(temporary), sheet[..., ::-1])
+    return figures
+
+
+def grid(images: Tensor, predicted: Tensor, mask: Tensor, truth: Tensor, points: Tensor) -> np.ndarray:
+    """Three rows (3 S, B S, 3) uint8: images with landmarks (true green, predicted red), prediction, prediction over.
+
+    Args:
+        images, predicted: (B, 3, S, S). mask: (B, S, S) bool. truth, points: (B, 68, 2), pixels.
+    """
+    shape = (0, 2, 3, 1)
+    over = torch.where(mask[:, None], 0.3 * images + 0.7 * predicted, images)
+    rows = [(255 * x).round().byte().permute(shape).cpu().numpy() for x in (images, predicted, over)]
+    marked = []
+    for image, *sets in zip(rows[0], truth.cpu().numpy(), points.cpu().numpy()):
+        image = np.ascontiguousarray(image)
+        for marks, colour in zip(sets, ((0, 220, 0), (230, 30, 30))):
+            for x, y in np.nan_to_num(marks, nan=-1e3).clip(-1e3, 1e4):
+                cv2.circle(image, (round((x - 0.5) * 8), round((y - 0.5) * 8)), 8, colour, -1, cv2.LINE_AA, 3)
+        marked.append(image)
+    return np.vstack([np.hstack(list(row)) for row in (np.stack(marked), rows[1], rows[2])])
+
+
+def clear(out: Path) -> None:
+    """Remove what an earlier run left in its folder, and nothing else."""
+    for name in (FINAL, CHECKPOINT, "config.yaml"):
+        (out / name).unlink(missing_ok=True)
+    for name in ("runs", "validation_images"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def final_config(out: Path) -> Config:
+    """The settings of the run in `out`. Raises InputError when there is none."""
+    if not (out / "config.yaml").is_file():
+        raise InputError(f"{out} holds no run to resume; train without --resume first")
+    return settings.load(out / "config.yaml")
