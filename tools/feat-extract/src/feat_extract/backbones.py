@@ -1,8 +1,9 @@
 """Image backbones: timm's models and RADIO, each as one function from pictures to features."""
 
 import hashlib
+import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,9 +173,7 @@ def _radio(version: str, settings: Feat2D) -> Backbone:
     step = model.min_resolution_step
     if size % step or size > model.max_resolution:
         near = min(max(round(size / step), 1) * step, model.max_resolution)
-        raise InputError(
-            f"feat2d.size {size} is not for radio:{version}; give a multiple of {step}, for example {near}"
-        )
+        raise InputError(f"feat2d.size {size} is not for radio:{version}; give a multiple of {step}, such as {near}")
     if hasattr(getattr(model, "model", None), "set_optimal_window_size"):  # E-RADIO
         model.model.set_optimal_window_size((size, size))
     cells = size // model.patch_size
@@ -201,10 +200,14 @@ def _radio_hugging_face(name: str, revision: str | None, folder: Path) -> Any:
 
 
 def _auto_model(name: str, what: str, remedy: str, **options: Any) -> Any:
-    from transformers import AutoModel
+    from transformers import AutoModel, PreTrainedModel
 
+    if not hasattr(PreTrainedModel, "all_tied_weights_keys"):
+        # RADIO's published classes do not call post_init, which would set it; they tie no weights.
+        PreTrainedModel.all_tied_weights_keys = {}
     try:
-        return AutoModel.from_pretrained(name, trust_remote_code=True, dtype=torch.float32, **options)
+        with redirect_stdout(sys.stderr):
+            return AutoModel.from_pretrained(name, trust_remote_code=True, dtype=torch.float32, **options)
     except Exception as error:  # foreign code runs here
         raise InputError(f"{what} ({_short(error)}); {remedy}") from error
 
@@ -233,7 +236,8 @@ def _hub_folder(folder: Path):
     before = torch.hub.get_dir()
     torch.hub.set_dir(str(folder))
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # stdout is for the result
+            yield
     finally:
         torch.hub.set_dir(before)
 

@@ -70,7 +70,9 @@ class Train(Section):
     rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     validation: Share = 0.2  # of the training identities, held out to choose the best epoch
-    stream_dropout: Share = 0.1  # chance that a training sample lacks a stream
+    stream_dropout: Share = 0.3  # chance that a training sample lacks a stream
+    frame_dropout: Share = 0.15  # chance that it lacks a frame
+    move: Share = 0.04  # crops are moved by up to this share of their side
     seed: int = 0
 
 

@@ -146,10 +146,11 @@ def synthesise(
     write_table(folder / "sample_submission.csv", sample)
     config = {
         "dataset": DATASET,
-        "prep_faces": {"size": 128},
+        "prep_faces": {"size": 128, "margin": 0.0},
         "feat2d": {"backbone": "timm:tf_efficientnet_lite0", "size": 128},
         "feat3d": {"kind": "track", "input": "tracks"},
         "sequences": {"length": frames},
+        "model": {"streams": ["feat2d", "crops"]},  # the tracks hold the truth: with feat3d it is no test
         "submit": {"sample": "sample_submission.csv"},
     }
     write_text(folder / "exp.yaml", yaml.safe_dump(config, sort_keys=False))

@@ -171,11 +171,7 @@ def _train_epoch(
     model.train()
     total = 0.0
     for chosen in rows[torch.randperm(len(rows))].split(config.train.batch):
-        inputs, mask = take(data, chosen, device)
-        for name in inputs:
-            keep = torch.rand(len(chosen)) >= config.train.stream_dropout
-            # Constant inputs are their own mean: the encoder sees no difference.
-            inputs[name] = inputs[name] * keep.to(device).view(-1, *[1] * (inputs[name].ndim - 1))
+        inputs, mask = augmented(*take(data, chosen, device), config)
         loss = functional.binary_cross_entropy_with_logits(model(inputs, mask), truth[chosen].to(device))
         optimizer.zero_grad()
         loss.backward()
@@ -183,6 +179,30 @@ def _train_epoch(
         optimizer.step()
         total += loss.item() * len(chosen)
     return total / len(rows)
+
+
+def augmented(inputs: dict[str, Tensor], mask: Tensor, config: Config) -> Batch:
+    """A batch with what must not matter changed at random: single frames and whole streams are left out, crops are
+    mirrored and moved by a few pixels, each clip by its own amount."""
+    b = len(mask)
+    kept = mask & (torch.rand(mask.shape) >= config.train.frame_dropout).to(mask.device)
+    mask = torch.where(kept.any(1, keepdim=True), kept, mask)
+    result = {}
+    for name, values in inputs.items():
+        ones = [1] * (values.ndim - 1)
+        if name == "crops":
+            size = values.shape[-1]
+            mirror = 1.0 - 2.0 * (torch.rand(b) < 0.5)
+            move = config.train.move * (2 * torch.rand(b, 2) - 1)
+            theta = torch.zeros(b, 2, 3)
+            theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = mirror, 1.0, 2 * move
+            grid = functional.affine_grid(theta, [b, 1, size, size], align_corners=False).to(values.device)
+            flat = values.flatten(1, 2)  # all frames of a clip as channels
+            values = functional.grid_sample(flat, grid, padding_mode="border", align_corners=False).view_as(values)
+        # Constant inputs are their own mean: the encoder sees no difference.
+        keep = (torch.rand(b) >= config.train.stream_dropout).to(values.device).view(-1, *ones)
+        result[name] = values * keep
+    return result, mask
 
 
 @torch.no_grad()
