@@ -1,5 +1,6 @@
 """Encoded images as a file: `flame-encoder encode` writes it, `mesh` reads it."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,7 +10,10 @@ from recon4d.files import InputError, read_npz, write_npz
 from recon4d.head import HeadModel
 from torch import Tensor
 
+from flame_encoder import encoder as encoders
 from flame_encoder import vector, view
+from flame_encoder.encoder import Encoder
+from flame_encoder.samples import read_image
 from flame_encoder.vector import Layout
 from flame_encoder.view import View
 
@@ -86,3 +90,28 @@ def read(path: Path) -> Parameters:
     if not np.isfinite(vectors).all():
         raise InputError(f"{path}: vectors hold NaN or infinite numbers; encode the images again")
     return Parameters(str(arrays["head_model"]), names, sizes, vectors, crops, layout, seen)
+
+
+def encode(
+    encoder: Encoder, paths: list[Path], boxes: np.ndarray, report: Callable[[int], None] | None = None
+) -> Parameters:
+    """Encode the face in `boxes` (N, 4) of each image file. Raises InputError for a file that is not an image."""
+    vectors, crops, sizes = [], [], []
+    for i, path in enumerate(paths):
+        image = read_image(path)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+        parts = encoders.encode(encoder, pixels, torch.from_numpy(boxes[[i]]))
+        crops.append(parts.pop("crop"))
+        vectors.append(encoder.layout.join(parts))
+        sizes.append(image.shape[1::-1])
+        if report:
+            report(i + 1)
+    return Parameters(
+        head_model=encoder.head.name,
+        names=np.array([path.name for path in paths]),
+        image_sizes=np.array(sizes),
+        vectors=torch.cat(vectors).numpy(),
+        crops=torch.cat(crops).numpy(),
+        layout=encoder.layout,
+        view=encoder.view,
+    )

@@ -11,6 +11,8 @@ from recon4d.files import InputError, atomic_path
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
 
+GREEN, RED = (0, 220, 0), (230, 30, 30)  # detected or true landmarks, and the model's
+
 
 def overlays(head: HeadModel, track: Track, frames: Path, seen: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 RGB with the shaded mesh half over them, its landmarks (red) and the detected (green).
@@ -32,10 +34,16 @@ def overlays(head: HeadModel, track: Track, frames: Path, seen: np.ndarray, rows
         out = np.where(mask[..., None], 0.45 * image + 0.55 * shading, image)
         out = np.ascontiguousarray((out * 255).round().astype(np.uint8))
         model = head.landmarks(vertices)[0] @ torch.from_numpy(track.K).T
-        for points, colour in ((seen[i], (0, 220, 0)), ((model[:, :2] / model[:, 2:]).numpy(), (230, 30, 30))):
-            for x, y in points[np.isfinite(points).all(1)]:
-                cv2.circle(out, (round((x - 0.5) * 8), round((y - 0.5) * 8)), 10, colour, -1, cv2.LINE_AA, 3)
+        for points, colour in ((seen[i], GREEN), ((model[:, :2] / model[:, 2:]).numpy(), RED)):
+            dot(out, points, colour)
         yield out
+
+
+def dot(image: np.ndarray, points: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Draw points (n, 2), pixels, into an image (H, W, 3) uint8; those that are NaN or far outside are left out."""
+    near = np.isfinite(points).all(1) & (np.abs(points) < 1e5).all(1)
+    for x, y in points[near]:
+        cv2.circle(image, (round((x - 0.5) * 8), round((y - 0.5) * 8)), 10, colour, -1, cv2.LINE_AA, 3)
 
 
 def shaded(

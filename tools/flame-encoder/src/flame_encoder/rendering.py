@@ -1,16 +1,20 @@
 """Pictures of what a vector says: the head with its albedo under its light, in the encoder's view."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 from recon4d import cameras, mesh
 from recon4d.color import linear_from_srgb, srgb_from_linear
-from recon4d.files import InputError
+from recon4d.files import InputError, atomic_path
 from recon4d.head import HeadModel
 from torch import Tensor
 
 from flame_encoder import vector
 from flame_encoder import view as views
+from flame_encoder.vector import IDENTITY_6D, Layout
 from flame_encoder.view import View
 
 TEXELS = 256
@@ -63,6 +67,36 @@ def render(head: HeadModel, parts: dict[str, Tensor], view: View) -> tuple[Tenso
         skin = mesh.texture(textures, uv)
     lit = mesh.shade(linear_from_srgb(skin), normals, sh=vector.light(parts), mask=rast.mask)
     return srgb_from_linear(lit).permute(0, 3, 1, 2) * rast.mask[:, None], rast.tri_id
+
+
+def mean_face(head: HeadModel, layout: Layout, view: View) -> np.ndarray:
+    """The average face, unturned, as an encoder sees it: (S, S, 3) uint8 on white."""
+    rest = torch.zeros(1, layout.size)
+    parts = layout.split(rest) | {"global_rot": torch.tensor([IDENTITY_6D])}
+    image, triangles = render(reduced(head), parts, view)
+    picture = torch.where(triangles >= 0, image[0], 1.0)
+    return (picture.permute(1, 2, 0) * 255).round().byte().numpy()
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write RGB uint8 (H, W, 3) atomically."""
+    with atomic_path(path) as temporary:
+        cv2.imwrite(str(temporary), picture[..., ::-1])
+
+
+def show(picture: np.ndarray, title: str) -> None:
+    """Open a window and wait until it is closed. Raises InputError where there is no screen."""
+    try:
+        import tkinter
+
+        root = tkinter.Tk()
+    except Exception as error:  # ImportError, or TclError where there is no display
+        raise InputError(f"--show can't open a window ({error}); look at the PNG instead") from error
+    root.title(title)
+    data = cv2.imencode(".ppm", picture[..., ::-1])[1].tobytes()
+    photo = tkinter.PhotoImage(data=data, format="ppm")
+    tkinter.Label(root, image=photo).pack()
+    root.mainloop()
 
 
 def render_pytorch3d(head: HeadModel, parts: dict[str, Tensor], view: View) -> tuple[Tensor, Tensor]:

@@ -141,3 +141,15 @@ def read_image(path: Path) -> np.ndarray:
     if image is None:
         raise InputError(f"{path} is not a readable image; give a PNG or JPEG file")
     return np.ascontiguousarray(image[..., ::-1])
+
+
+def image_paths(sources: tuple[Path, ...] | list[Path]) -> list[Path]:
+    """Files as they are given, and the images of folders. Raises InputError for what is neither, or an empty folder."""
+    paths: list[Path] = []
+    for source in sources:
+        paths += observations.frame_paths(source) if source.is_dir() else [source]
+    names = [path.name for path in paths]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise InputError(f"two images are named {twice}; encode them in two calls")
+    return paths

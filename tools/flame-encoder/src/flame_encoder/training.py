@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from flame_encoder import config as settings
 from flame_encoder import encoder as encoders
 from flame_encoder import losses as terms
-from flame_encoder import rendering, samples
+from flame_encoder import preview, rendering, samples
 from flame_encoder.config import Config, Stage
 from flame_encoder.encoder import EidolonEncoder
 from flame_encoder.losses import Judge
@@ -158,6 +158,10 @@ def train(config: Config, out: Path, fabric: Fabric, resume: bool, log: Callable
             state = _state(network, config, head) | {"optimizer": optimizer.state_dict(), "step": step}
             encoders.save(out / CHECKPOINT, state)
 
+    if fabric.is_global_zero and not resume:
+        clear(out)
+        settings.write(out / "config.yaml", config)
+    fabric.barrier()
     writer = SummaryWriter(out / "runs", purge_step=first) if fabric.is_global_zero else None
     loader = DataLoader(
         training,
@@ -280,11 +284,24 @@ def grid(images: Tensor, predicted: Tensor, mask: Tensor, truth: Tensor, points:
     marked = []
     for image, *sets in zip(rows[0], truth.cpu().numpy(), points.cpu().numpy()):
         image = np.ascontiguousarray(image)
-        for marks, colour in zip(sets, ((0, 220, 0), (230, 30, 30))):
-            for x, y in np.nan_to_num(marks, nan=-1e3).clip(-1e3, 1e4):
-                cv2.circle(image, (round((x - 0.5) * 8), round((y - 0.5) * 8)), 8, colour, -1, cv2.LINE_AA, 3)
+        for marks, colour in zip(sets, (preview.GREEN, preview.RED)):
+            preview.dot(image, marks, colour)
         marked.append(image)
     return np.vstack([np.hstack(list(row)) for row in (np.stack(marked), rows[1], rows[2])])
+
+
+def fabric(device: torch.device, devices: int, nodes: int) -> Fabric:
+    """Lightning Fabric, launched: several processes on a CPU, or one per GPU. Raises InputError for GPUs not there."""
+    if devices < 1 or nodes < 1:
+        raise InputError(f"--devices {devices} and --nodes {nodes} must be at least 1")
+    if device.type == "cuda" and device.index is None and devices > torch.cuda.device_count():
+        raise InputError(f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA devices")
+    chosen: int | list[int] = [device.index] if device.type == "cuda" and device.index is not None else devices
+    made = Fabric(
+        accelerator=device.type, devices=chosen, num_nodes=nodes, strategy="ddp" if devices * nodes > 1 else "auto"
+    )
+    made.launch()
+    return made
 
 
 def clear(out: Path) -> None:
