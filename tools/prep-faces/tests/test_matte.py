@@ -71,6 +71,23 @@ def test_alone_it_looks_for_faces(clip, capture, tmp_path):
     assert "no face found" in (tmp_path / "m" / "matte.jsonl").read_text()
 
 
+def test_it_keeps_to_the_person_it_began_with(portrait, tmp_path):
+    """A larger face comes in on the right: the head on the left is still the one that is cut out."""
+    small = cv2.resize(portrait, (200, 200), interpolation=cv2.INTER_AREA)
+    for i in range(4):
+        picture = np.full((300, 500, 3), 120, np.uint8)
+        picture[60:260, :200] = small
+        if i > 0:
+            picture[:, 200:] = portrait
+        write_png(tmp_path / "f" / f"{i}.png", picture)
+    assert write_mattes([tmp_path / "f"], tmp_path / "m")["written"] == 4
+    for line in (tmp_path / "m" / "matte.jsonl").read_text().splitlines():
+        left, _, right, _ = json.loads(line)["box"]
+        assert left < 100 and right < 220
+    points = np.load(tmp_path / "m" / "landmarks" / "3.npy")
+    assert points[:, 0].max() < 200
+
+
 class LeftHalf(torch.nn.Module):
     """Alpha 1 on the left half of the image, and another tensor first, as matting networks have."""
 
@@ -101,6 +118,10 @@ def test_bad_input(clip, tmp_path):
     np.savez(tmp_path / "else.npz", a=1)
     with pytest.raises(InputError, match="is not a track file"):
         write_mattes([clip / "frames"], tmp_path / "m", track=tmp_path / "else.npz")
+    with pytest.raises(InputError, match="give one of them"):
+        write_mattes([clip / "frames"], tmp_path / "m", landmarks=clip / "landmarks", track=clip / "track.npz")
+    with pytest.raises(InputError, match="add --track"):
+        write_mattes([clip / "frames"], tmp_path / "m", head_model="flame.pkl")
     with pytest.raises(InputError, match="is not a folder"):
         write_mattes([clip / "frames"], tmp_path / "m", landmarks=clip / "track.npz")
     write_png(tmp_path / "other" / "x.png", np.zeros((20, 20, 3), np.uint8))
