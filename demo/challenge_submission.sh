@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# From frames of faces to the CSV of a micro-expression challenge, on synthetic people whose emotions are known.
+#
+#   demo/challenge_submission.sh      run it as: uv run --all-packages bash demo/challenge_submission.sh
+#
+# Everything goes under $OUT (default out/challenge), which must not exist yet. $SYNTH_OPTIONS are added to the command
+# synth as they are, $EPOCHS is the number of training epochs. The model reads pictures only (features and crops): the
+# coefficients of feat3d are those that synth made the faces with.
+set -euo pipefail
+
+out=${OUT:-out/challenge}
+here=$(cd "$(dirname "$0")" && pwd)
+
+if [ $# -gt 0 ]; then echo "error: this demo takes no arguments; set OUT, SYNTH_OPTIONS or EPOCHS" >&2; exit 2; fi
+if [ -e "$out" ] && [ -n "$(ls -A "$out")" ]; then
+  echo "error: $out exists; remove it or choose another folder with OUT=..." >&2; exit 2
+fi
+mkdir -p "$out"
+
+step() { # step NAME COMMAND...: show the command, run it, keep its JSON result and its seconds
+  local name=$1 from
+  shift
+  echo "+ $*" >&2
+  from=$(date +%s.%N)
+  "$@" > "$out/$name.json"
+  echo "$name $(date +%s.%N) $from" >> "$out/steps.txt"
+}
+
+data=$out/data
+step synth feat-extract synth "$data" ${SYNTH_OPTIONS:-}
+config=$data/exp.yaml
+if [ -n "${EPOCHS:-}" ]; then echo "train: {epochs: $EPOCHS}" >> "$config"; fi
+
+step crop     prep-faces crop --config "$config"
+step feat2d   feat-extract feat2d --config "$config"
+step feat3d   feat-extract feat3d --config "$config"
+step train    feat-extract train --config "$config"
+step check    feat-extract check --config "$config"
+step submit   feat-extract submit --config "$config"
+step evaluate feat-extract evaluate --config "$config"
+
+python "$here/challenge_summary.py" "$out"
