@@ -178,7 +178,7 @@ def main() -> None:
             "# Face detectors",
             "",
             f"Measured by `python bench/faces.py` on {platform.machine()}, {os.cpu_count()} cores, PyTorch with "
-            f"{threads} threads; the load average was {os.getloadavg()[0]:.1f} when it ended: where that is not far "
+            f"{threads} thread(s); the load average was {os.getloadavg()[0]:.1f} when it ended: where that is not far "
             "below the number of cores, speeds are too low. `astronaut` is scikit-image's picture, `drawn clip` the "
             "open head turning by 20 degrees to each side before a wall."
             + ("" if options.clip is None else " `video` is a portrait clip of one person."),
