@@ -19,6 +19,14 @@ FOLDERS = ("image", "mask", "hair_mask", "leye_mask", "reye_mask", "specular_bfm
 HELD_OUT = 10  # every so many-th frame is for validation
 
 
+def held_out(n: int) -> list[int]:
+    """Which of n views are for validation: every tenth, beginning with the sixth; the middle one of fewer than six.
+
+    Not the first, which lies at the end of the camera's path, where there are views on one side only.
+    """
+    return list(range(min(HELD_OUT // 2, n // 2), n, HELD_OUT))
+
+
 @dataclass(frozen=True)
 class Capture:
     """N views that share intrinsics, in the space that models live in. Values are uint8, 255 is 1.
@@ -46,8 +54,8 @@ class Capture:
 
     @property
     def held_out(self) -> list[int]:
-        """Views for validation: every tenth, beginning with the first."""
-        return list(range(0, len(self), HELD_OUT)) if len(self) > 1 else []
+        """Views for validation."""
+        return held_out(len(self))
 
     @property
     def trained(self) -> list[int]:

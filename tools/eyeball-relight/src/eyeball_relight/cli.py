@@ -102,7 +102,11 @@ def import_(source: Path, images: Path, masks: Path | None, out: Path, cube: flo
 @main.command(cls=Command)
 @config_option
 @click.option(
-    "--preset", type=click.Choice(["cpu-quick", "full"]), default="cpu-quick", show_default=True, help="Settings."
+    "--preset",
+    type=click.Choice(["cpu-quick", "cpu-first", "full"]),
+    default="cpu-quick",
+    show_default=True,
+    help="Settings.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a setting of the config.")
 @click.option("--workspace", type=FOLDER, help="Where the run goes.  [default: workspace/<capture>]")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from recon4d import InputError
 from recon4d.files import write_text
 
-PRESETS = ("cpu-quick", "full")
+PRESETS = ("cpu-quick", "cpu-first", "full")
 
 Positive = Annotated[int, Field(gt=0)]
 Length = Annotated[float, Field(gt=0)]
@@ -45,6 +45,13 @@ class Eyes(Section):
 
     enabled: bool = True  # false: one surface for everything, the first of the two steps
     radius: Range = [0.05, 0.1]  # limits
+    still: Annotated[int, Field(ge=0)] = 3000  # steps until they begin to move: the face has to find its place first
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Eyes":
+        if self.radius[0] >= self.radius[1]:
+            raise ValueError("the smaller radius comes first")
+        return self
 
 
 class Model(Section):
@@ -58,7 +65,7 @@ class Model(Section):
     hidden: Positive = 64
     init_level: Positive = 4  # levels that are on from the start
     level_grow_iter: Positive = 500  # steps until the next one is switched on
-    init_radius: Annotated[float, Field(gt=0, lt=1)] = 0.6  # of the sphere to begin with, in bounds
+    init_radius: Annotated[float, Field(gt=0, lt=1)] = 0.4  # of the sphere to begin with, in bounds
     beta: Length = 0.1  # width of the density's edge to begin with, in bounds
     beta_min: Length = 0.0005
     beta_max_final: Length = 0.1  # what the width is held below at the end of volume rendering
@@ -73,6 +80,7 @@ class Losses(Section):
     mask: Weight = 0.5
     eikonal: Weight = 0.1
     parts: Weight = 0.5  # masks of the face and of each eye
+    clear: Weight = 2.0  # face in front of an eyeball where the masks see it
     hair: Weight = 0.05  # specular in hair
     specular: Weight = 0.1  # distance from the fitted specular albedo, where there is one
     smooth: Weight = 0.005  # normals of neighbouring points

@@ -171,11 +171,11 @@ def synthesise(folder: Path, head: HeadModel, n: int, size: int, seed: int, ligh
             images.write(folder / where / name, labels[..., k] > 0.5)
             if k:
                 images.write(folder / "truth" / where / name, labels[..., k] > 0.5)
-        write_truth(folder / "truth" / "views", name, asset, view, intensity, relit=i % capture.HELD_OUT == 0)
+        write_truth(folder / "truth" / "views", name, asset, view, intensity, relit=i in capture.held_out(n))
         seen[seen_faces(asset, view)] = True
     for part, surface in asset.items():
         objfile.write(folder / "truth" / f"{part}.obj", surface)
-    write_npz(folder / "truth" / "seen.npz", points=surface_points(asset["face"], seen, seed))
+    write_npz(folder / "truth" / "seen.npz", faces=seen.numpy())
     summary = {"frames": n, "size": size, "seed": seed, "light_offset": list(light_offset)}
     lights = {"intensity": INTENSITY, "relight": RELIGHT}
     write_text(folder / "truth" / "truth.json", json.dumps(summary | {"eyes": eyes} | lights, indent=2) + "\n")
@@ -241,10 +241,10 @@ def seen_faces(asset: Asset, view: Camera) -> Tensor:
     return ids[(ids >= 0) & (ids < len(asset["face"].faces))].long()
 
 
-def surface_points(surface: Surface, chosen: Tensor, seed: int, n: int = 20000) -> np.ndarray:
-    """n points (n, 3) spread evenly over the chosen triangles."""
-    corners = surface.vertices[surface.faces[chosen]]
-    area = mesh.face_normals(surface.vertices, surface.faces[chosen], unit=False).norm(dim=1)
+def surface_points(vertices: Tensor, faces: Tensor, seed: int, n: int) -> np.ndarray:
+    """n points (n, 3) spread evenly over triangles."""
+    corners = vertices[faces]
+    area = mesh.face_normals(vertices, faces, unit=False).norm(dim=1)
     generator = torch.Generator().manual_seed(seed)
     face = torch.multinomial(area, n, replacement=True, generator=generator)
     a, b = torch.rand(2, n, 1, generator=generator)

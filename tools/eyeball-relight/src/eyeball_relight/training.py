@@ -140,9 +140,15 @@ def _mask_centre(capture: Capture, masks: Tensor, side: str) -> Tensor:
 
 
 def loss_terms(
-    field: Field, capture: Capture, samples: Samples, pixels: Tensor, step: int, generator: torch.Generator
+    field: Field,
+    capture: Capture,
+    samples: Samples,
+    rays: Rays,
+    pixels: Tensor,
+    step: int,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Weighted loss terms of a batch of rays, those of weight 0 left out.
+    """Weighted loss terms of a batch of R rays, those of weight 0 left out.
 
     Args:
         pixels: (R,) flat indices into (N, H, W) of the rays.
@@ -163,6 +169,8 @@ def loss_terms(
         eyes = torch.stack([x.view(-1)[pixels].float() / 255 for x in (capture.left, capture.right)], 1)
         wanted = torch.cat([(mask - eyes.sum(1)).clamp(min=0)[:, None], eyes], 1)
         terms["parts"] = losses.parts * (samples.part_opacity - wanted).abs().sum(1).mean()
+        if losses.clear:
+            terms["clear"] = losses.clear * clearance_loss(field, rays, eyes, field.active(step), generator)
     if losses.landmarks and eyes_on:
         terms["landmarks"] = losses.landmarks * landmark_loss(field)
 
@@ -195,6 +203,27 @@ def loss_terms(
             fitted = capture.specular.view(-1)[pixels[face]].float() / 255
             terms["specular"] = losses.specular * ((specular - fitted).abs() * (1 - in_hair)).mean()
     return terms
+
+
+CLEAR_AHEAD, CLEAR_MARGIN = 0.1, 0.003  # bounds
+
+
+def clearance_loss(field: Field, rays: Rays, eyes: Tensor, active: list[int], generator: torch.Generator) -> Tensor:
+    """How deep points between the cameras and an eyeball lie in the face, mean over rays whose mask (R, 2) sees one.
+
+    The opacity of a face that hides an eyeball is saturated, and so has no gradient; its distances have one.
+    """
+    ray, eye = (eyes > 0.9).nonzero(as_tuple=True)
+    if len(ray) == 0:
+        return torch.zeros(())
+    origin, direction = rays.origin[ray], rays.direction[ray]
+    offset = field.eye_centres.detach()[eye] - origin
+    along = (offset * direction).sum(1)
+    miss = (offset**2).sum(1) - along**2
+    hit = along - (field.eye_radius.detach() ** 2 - miss).clamp(min=0).sqrt()
+    ahead = CLEAR_AHEAD * torch.rand(len(ray), generator=generator)
+    distance, _ = field.face(origin + (hit - ahead)[:, None] * direction, active)
+    return (CLEAR_MARGIN - distance).clamp(min=0).mean()
 
 
 def landmark_loss(field: Field) -> Tensor:
@@ -246,11 +275,11 @@ def new_field(settings: Config, n_views: int) -> Field:
 
 
 def adam(field: Field) -> torch.optim.Adam:
-    """The optimizer. Eyeballs move slower than networks learn, beta and light faster."""
+    """The optimizer. Eyeballs move slower than networks learn."""
     slow = [field.eye_centres, field.eye_radius_logit]
     chosen = {id(p) for p in slow}
     rest = [p for p in field.parameters() if id(p) not in chosen]
-    groups = [{"params": rest, "scale": 1.0}, {"params": slow, "scale": 0.5}]
+    groups = [{"params": rest, "scale": 1.0, "eyes": False}, {"params": slow, "scale": 0.5, "eyes": True}]
     return torch.optim.Adam(groups, lr=0.0, eps=1e-15)
 
 
@@ -294,7 +323,8 @@ def train(settings: Config, capture: Capture, output: Path, log: Callable[[str],
         for step in range(first, plan.iterations):
             generator = generator_of(settings.seed, step)
             for group in optimizer.param_groups:
-                group["lr"] = rate(settings, step) * group["scale"]
+                still = group["eyes"] and step < settings.eyes.still
+                group["lr"] = 0.0 if still else rate(settings, step) * group["scale"]
             active, beta = field.active(step), field.width(step)
             if step < plan.mesh_render_iter:
                 if step % plan.grid_every == 0:
@@ -320,7 +350,7 @@ def train(settings: Config, capture: Capture, output: Path, log: Callable[[str],
                 where = torch.rand(len(kept), plan.per_ray, generator=generator)
                 rays = Rays(rays.origin[kept], rays.direction[kept], rays.view[kept])
                 samples = volume.render(field, rays, edges[kept], beta, active, intensity, where)
-                terms = loss_terms(field, capture, samples, pixels[kept], step, generator)
+                terms = loss_terms(field, capture, samples, rays, pixels[kept], step, generator)
                 # as many rays as fill the budget of samples
                 n_rays = max(64, min(4 * plan.samples, round(plan.samples / plan.per_ray * len(pixels) / len(kept))))
                 rays_seen += len(pixels)
