@@ -348,7 +348,7 @@ def show(viewer: Viewer, client: viser.ClientHandle, shown: Shown, model: int, c
     image = viewer.picture(moment, view)
     if not shown.full:
         shown.height = poses.next_height(height, time.monotonic() - now, BUDGET / clients, full)
-    client.scene.set_background_image(image, format="jpeg", jpeg_quality=95 if shown.full else 80)
+    client.scene.set_background_image(image, format="jpeg", jpeg_quality=95 if shown.full else 85)
     client.flush()
     return True
 

@@ -147,7 +147,7 @@ def advanced(position: float, seconds: float, fps: float, speed: float, frames: 
 def next_height(height: int, seconds: float, budget: float, full: int) -> int:
     """The height of the next picture while things move, so that it takes `budget` seconds where this took `seconds`.
 
-    Work grows with the number of pixels. Between 96 pixels and `full`.
+    Work grows with the number of pixels. Between 160 pixels and `full`.
     """
     wanted = height * (budget / max(seconds, 1e-4)) ** 0.5
-    return int(np.clip(0.5 * (height + wanted), min(96, full), full))
+    return int(np.clip(0.5 * (height + wanted), min(160, full), full))
