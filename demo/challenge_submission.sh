@@ -4,8 +4,8 @@
 #   demo/challenge_submission.sh      run it as: uv run --all-packages bash demo/challenge_submission.sh
 #
 # Everything goes under $OUT (default out/challenge), which must not exist yet. $SYNTH_OPTIONS are added to the command
-# synth as they are, $EPOCHS is the number of training epochs. The model reads pictures only (features and crops): the
-# coefficients of feat3d are those that synth made the faces with.
+# synth as they are, $EPOCHS is the number of training epochs. The model reads the crops only
+# (model.streams of synth's exp.yaml): the coefficients of feat3d are those that synth made the faces with.
 set -euo pipefail
 
 out=${OUT:-out/challenge}

@@ -20,8 +20,8 @@ def test_what_is_written_is_read_again(tmp_path):
     (tmp_path / "exp.yaml").write_text("thresholds: {surprise: 0.3}\ntrain: {epochs: 7}\n")
     config = settings.load(tmp_path / "exp.yaml")
     assert config.threshold("surprise") == 0.3 and config.threshold("others") == 0.5
-    settings.write(tmp_path / "again.yaml", config)
-    assert settings.load(tmp_path / "again.yaml") == config
+    settings.write(tmp_path / "checkpoint" / "config.yaml", config)
+    assert settings.load(tmp_path / "checkpoint" / "config.yaml") == config
 
 
 @pytest.mark.parametrize(

@@ -198,3 +198,20 @@ def test_training_names_what_is_wrong(numbers):
     with pytest.raises(InputError, match="NaN"):
         training.train(numbers, CPU)
     assert not Path(numbers.checkpoint).exists()
+
+
+def test_augmented_leaves_something_of_every_sample(numbers):
+    config = changed(numbers, "train", stream_dropout=0.9, frame_dropout=0.9, move=0.1)
+    torch.manual_seed(0)
+    mask = torch.arange(6)[None] < torch.tensor([1, 6] * 20)[:, None]
+    crops = torch.rand(40, 6, 3, 16, 16)
+    inputs, kept = training.augmented({"feat2d": torch.rand(40, 6, 4) + 1, "crops": crops}, mask, config)
+    assert (kept & ~mask).sum() == 0 and kept.any(1).all() and kept.sum() < mask.sum()
+    there = [values.flatten(1).abs().sum(1) > 0 for values in inputs.values()]
+    assert (there[0] | there[1]).all() and not (there[0] & there[1]).all()
+    # Without moving, a crop is itself or its mirror image, in all frames of a clip alike.
+    config = changed(numbers, "train", stream_dropout=0.9, move=0.0)
+    found = training.augmented({"crops": crops}, mask, config)[0]["crops"]
+    same = (found - crops).flatten(1).abs().amax(1) < 1e-5
+    mirrored = (found - crops.flip(-1)).flatten(1).abs().amax(1) < 1e-5
+    assert (same ^ mirrored).all() and 5 < same.sum() < 35

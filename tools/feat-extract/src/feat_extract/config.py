@@ -65,7 +65,7 @@ class Model(Section):
 
 
 class Train(Section):
-    epochs: Positive = 60
+    epochs: Positive = 80
     batch: Positive = 16
     rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
@@ -121,7 +121,7 @@ class Config(Section):
 
 
 def load(path: str | Path) -> Config:
-    """Read exp.yaml; its paths become relative to the working folder.
+    """Read exp.yaml; its paths become absolute.
 
     Raises InputError naming the file, the key and what was expected.
     """
@@ -144,7 +144,7 @@ def load(path: str | Path) -> Config:
         if first["type"] == "extra_forbidden":
             raise InputError(f"--config {path}: the key {key} is not known; see the README's settings") from error
         raise InputError(f"--config {path}: {key}: {first['msg']}; correct it") from error
-    here = path.parent  # an absolute path stays as it is
+    here = path.parent.absolute()  # an absolute path stays as it is
     submit = config.submit.model_copy(
         update={
             "output": str(here / config.submit.output),

@@ -46,7 +46,7 @@ def scores(labels: np.ndarray, predictions: np.ndarray, classes: list[str]) -> d
 
 
 def evaluate(labels_path: Path, predictions_path: Path, classes: list[str], split: str | None) -> dict[str, Any]:
-    """Scores of a submission. With `split`, every labelled sequence of it must be there.
+    """Scores of a submission. Every labelled sequence of the split (of all, without one) must be there.
 
     Raises InputError for files that are not such tables, predictions without labels and labels without predictions.
     """
@@ -55,7 +55,7 @@ def evaluate(labels_path: Path, predictions_path: Path, classes: list[str], spli
     unknown = [name for name in predictions if name not in labels]
     if unknown:
         raise InputError(f"{labels_path} has no labels for {unknown[0]} and {len(unknown) - 1} others; give its labels")
-    wanted = [name for name, (_, row) in labels.items() if split is None or row.get("split") == split]
+    wanted = [name for name, (_, row) in labels.items() if row.get("split", split) == split or split is None]
     lost = [name for name in wanted if name not in predictions]
     if not wanted:
         raise InputError(f"{labels_path} has no sequence of the split {split}; give another --split")

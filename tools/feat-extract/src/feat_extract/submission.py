@@ -75,8 +75,8 @@ def load_checkpoint(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]
     except (RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())[:200]
         raise InputError(f"{path} is not a readable TorchScript file ({text}); fetch or train it again") from error
-    if note and note.get("format") != FORMAT:
-        raise InputError(f"{path} has the format {note.get('format')}, not {FORMAT}; train it again")
+    if note and not (note.get("format") == FORMAT and {"classes", "length", "streams"} <= set(note)):
+        raise InputError(f"{path} has the format {note.get('format')}, or not all of {FORMAT}; train it again")
     return model.eval(), note
 
 

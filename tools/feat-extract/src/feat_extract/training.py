@@ -187,9 +187,10 @@ def augmented(inputs: dict[str, Tensor], mask: Tensor, config: Config) -> Batch:
     b = len(mask)
     kept = mask & (torch.rand(mask.shape) >= config.train.frame_dropout).to(mask.device)
     mask = torch.where(kept.any(1, keepdim=True), kept, mask)
+    # Every sample keeps one stream, chosen at random, whatever befalls the others.
+    spared = torch.randint(len(inputs), (b,))
     result = {}
-    for name, values in inputs.items():
-        ones = [1] * (values.ndim - 1)
+    for i, (name, values) in enumerate(inputs.items()):
         if name == "crops":
             size = values.shape[-1]
             mirror = 1.0 - 2.0 * (torch.rand(b) < 0.5)
@@ -200,8 +201,8 @@ def augmented(inputs: dict[str, Tensor], mask: Tensor, config: Config) -> Batch:
             flat = values.flatten(1, 2)  # all frames of a clip as channels
             values = functional.grid_sample(flat, grid, padding_mode="border", align_corners=False).view_as(values)
         # Constant inputs are their own mean: the encoder sees no difference.
-        keep = (torch.rand(b) >= config.train.stream_dropout).to(values.device).view(-1, *ones)
-        result[name] = values * keep
+        keep = (torch.rand(b) >= config.train.stream_dropout) | (spared == i)
+        result[name] = values * keep.to(values.device).view(-1, *[1] * (values.ndim - 1))
     return result, mask
 
 
