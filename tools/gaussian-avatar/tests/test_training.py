@@ -1,15 +1,18 @@
 """Training: schedules, colour initialisation, losses, learning, resuming, memory."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from gaussian_avatar import avatar as avatars
 from gaussian_avatar import capture as captures
 from gaussian_avatar import config as settings
-from gaussian_avatar import learner, losses, memory, model_file, training
+from gaussian_avatar import learner, losses, memory, model_file, training, unseen
 from gaussian_avatar import motion as motions
 from plyfile import PlyData
 from recon4d import InputError, metrics
+from scipy.spatial.transform import Rotation
 
 SMALL = [
     "model.tex_size=40",
@@ -250,3 +253,42 @@ def test_too_much_memory_says_what_fits(head, data_dir):
     memory.check(small_config(f"model.tex_size={fits}"), capture, head, np.arange(20), torch.device("cpu"))
     with pytest.raises(InputError, match=r"--set train.batch_size=3"):
         memory.check(small_config(), capture, head, np.arange(3), torch.device("cpu"))
+
+
+def test_unseen_gaussians_take_after_those_around_them(head):
+    """Harmonic, by definition: each is the mean of its neighbours, and none exceeds what was seen."""
+    avatar = avatars.new(head, 48, 8, 2, 8, None, 0.5, torch.Generator().manual_seed(0))
+    points = (avatar.bary[..., None] * head.v_template[head.faces[avatar.face_id]]).sum(1)
+    base = avatar.log_scales[:, :1].clone()
+    avatar.sh0.copy_(points * 10)  # a colour that changes evenly over the head
+    avatar.log_scales.add_(0.7)
+    avatar.mean_basis.fill_(1.0)
+    hole = (points - points[len(points) // 2]).norm(dim=1) < 0.03
+    true = avatar.sh0[hole].clone()
+    avatar.sh0[hole] = 99.0
+    avatar.log_scales[hole] = 3.0
+    avatar.seen[:] = ~hole
+    assert unseen.fill(avatar, head, base) == int(hole.sum()) > 30
+    assert avatar.seen.all() and not avatar.mean_basis[:, hole].any() and avatar.mean_basis[:, ~hole].all()
+    torch.testing.assert_close(avatar.log_scales, base + 0.7 + torch.zeros(1, 3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(avatar.sh0[~hole], 10 * points[~hole])
+    assert (avatar.sh0[hole] - true).abs().max() < 0.5 * (true.max(0).values - true.min(0).values).max()
+    assert unseen.fill(avatar, head, base) == 0
+
+
+def test_pose_correction_finds_a_pose_that_is_wrong(head, data_dir, tmp_path):
+    """One frame's pose is a degree and a few millimetres off: the learned correction turns it back."""
+    config = small_config("train.iterations=1500", "train.refine_pose=true", "train.rates.pose=1e-3")
+    capture, motion, frames, images = prepared(head, data_dir, config)
+    angle = torch.tensor([[0.0, 0.03, 0.0]])
+    wrong = torch.cat([angle, torch.tensor([[0.03, 0.0, 0.0]])], 1)
+    vertices = motion.vertices.clone()
+    centre = vertices[4].mean(0)
+    R = torch.from_numpy(Rotation.from_rotvec(angle[0].numpy()).as_matrix()).float()
+    vertices[4] = (vertices[4] - centre) @ R.T + centre + 0.1 * wrong[0, 3:]
+    moved = replace(motion, vertices=vertices)
+    training.train(config, capture, moved, head, frames, images, tmp_path, torch.device("cpu"), log=lambda _: None)
+    corrections = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["corrections"]
+    corrections = corrections - corrections.mean(0)
+    others = corrections[[i for i in range(20) if i != 4]].norm(dim=1)
+    assert (corrections[4] + wrong[0]).norm() < 0.6 * wrong.norm() and corrections[4].norm() > 2 * others.max()

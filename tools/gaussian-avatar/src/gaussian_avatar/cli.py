@@ -9,6 +9,7 @@ from typing import Any, TextIO
 import click
 from recon4d import InputError
 from recon4d.cli import (
+    Command,
     Group,
     claim_output,
     device_option,
@@ -16,24 +17,11 @@ from recon4d.cli import (
     log,
     pick_device,
     print_result,
+    progress,
     seed_option,
 )
 
 from gaussian_avatar import config as settings
-
-
-class Command(click.Command):
-    """A command whose options may also be written with underscores, as RGBAvatar's are: --work_name."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        known = {name for parameter in self.params for name in parameter.opts + parameter.secondary_opts}
-
-        def dashed(word: str) -> str:
-            name, equals, value = word.partition("=")
-            other = "--" + name[2:].replace("_", "-")
-            return other + equals + value if name.startswith("--") and other in known else word
-
-        return super().parse_args(ctx, [dashed(word) for word in args])
 
 
 def run_options(command: Callable) -> Callable:
@@ -59,6 +47,7 @@ def main() -> None:
 @click.option("--frames", type=click.IntRange(2), default=144, show_default=True, help="Frames.")
 @click.option("--size", type=click.IntRange(32, 4096), default=256, show_default=True, help="Pixels per side.")
 @click.option("--fps", type=click.FloatRange(1, 240), default=25.0, show_default=True, help="Frames per second.")
+@click.option("--motion", type=click.Choice(["portrait", "frontal-then-turn"]), default="portrait", show_default=True)
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: the open head]")
 @seed_option
 @force_option
@@ -68,6 +57,7 @@ def synth(
     frames: int,
     size: int,
     fps: float,
+    motion: str,
     head_model: str | None,
     seed: int,
     force: bool,
@@ -79,7 +69,7 @@ def synth(
     out = claim_output(folder / run.plain_name("--subject", subject), force)
     if size % 2:
         raise InputError(f"--size {size} must be even: the video's colours are stored at half the size")
-    print_result(synthesis.synthesise(out, run.load_head(head_model), frames, size, fps, seed))
+    print_result(synthesis.synthesise(out, run.load_head(head_model), frames, size, fps, seed, motion))
 
 
 @main.command("import", cls=Command)
@@ -285,6 +275,8 @@ def _settings(
     "--split", type=int, help="First frame to measure; -350 is the last 350.  [default: the run's test split]"
 )
 @click.option("--data-dir", help="Where subjects are.  [default: as in training]")
+@click.option("--refine-pose", is_flag=True, help="Also with each pose fitted to the image it is measured on.")
+@click.option("--model", type=click.Path(), help="Another file of the avatar.  [default: the run's model.ply]")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: as in training]")
 @device_option
 def metrics(
@@ -293,6 +285,8 @@ def metrics(
     output_dir: str,
     split: int | None,
     data_dir: str | None,
+    refine_pose: bool,
+    model: str | None,
     head_model: str | None,
     device: str,
 ) -> None:
@@ -300,15 +294,13 @@ def metrics(
     from gaussian_avatar import evaluation, run
     from gaussian_avatar.images import write_png
 
-    trained = run.open_run(run.folder_of(output_dir, subject, work_name), pick_device(device), head_model)
-    images_dir = Path(data_dir or trained.config.data_dir) / subject
-    if not (images_dir / "images").is_dir():
-        raise InputError(f"{images_dir / 'images'} is not a folder; name the training data's place with --data-dir")
+    trained = run.open_run(run.folder_of(output_dir, subject, work_name), pick_device(device), head_model, model)
+    capture = run.pictures(trained, Path(data_dir or trained.config.data_dir) / subject)
     frames = run.held_out(trained, split, log)
-    values = evaluation.measure(trained, frames, images_dir, log)
+    values = evaluation.measure(trained, frames, capture, log, refine_pose)
     means = evaluation.summary(values, trained)
     evaluation.write_metrics(trained.folder, values, means)
-    write_png(trained.folder / "contact.png", evaluation.contact_sheet(trained, frames, images_dir))
+    write_png(trained.folder / "contact.png", evaluation.contact_sheet(trained, frames, capture))
     print_result(means)
 
 
@@ -318,6 +310,7 @@ def metrics(
 @click.option("--alpha", is_flag=True, help="RGBA images.")
 @click.option("--track", type=click.Path(path_type=Path), help="Another clip's track.npz to follow.")
 @click.option("--turn", type=click.FloatRange(0, 180), metavar="DEGREES", help="End the video with a turn of the head.")
+@click.option("--model", type=click.Path(), help="Another file of the avatar.  [default: the run's model.ply]")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: as in training]")
 @device_option
 def render(
@@ -328,15 +321,71 @@ def render(
     alpha: bool,
     track: Path | None,
     turn: float | None,
+    model: str | None,
     head_model: str | None,
     device: str,
 ) -> None:
     """Render the clip, or another one's motion, to render_image/*.png and render.mp4 in the run's folder."""
     from gaussian_avatar import rendering, run
 
-    trained = run.open_run(run.folder_of(output_dir, subject, work_name), pick_device(device), head_model)
+    trained = run.open_run(run.folder_of(output_dir, subject, work_name), pick_device(device), head_model, model)
     result = rendering.write_render(trained, track, white_bg, alpha, turn)
     print_result({**result, "video": str(trained.folder / "render.mp4")})
+
+
+@main.command(cls=Command)
+@run_options
+@click.option("--format", "kind", type=click.Choice(["ply", "safetensors"]), default="ply", show_default=True)
+@click.option(
+    "--frames", type=click.Choice(["frontal", "all"]), default="frontal", show_default=True, help="PLY files."
+)
+@click.option("--track", type=click.Path(path_type=Path), help="Another clip's track.npz to take all frames of.")
+@click.option("--expression", "expressions", multiple=True, metavar="NAME=VALUE", help="Instead of the frame's own.")
+@click.option("--jaw", type=click.FloatRange(-5, 40), metavar="DEGREES", help="Instead of the frame's own.")
+@click.option(
+    "--bits", type=click.Choice(["8", "16"]), default="8", show_default=True, help="Of the compact file's basis."
+)
+@click.option("--model", type=click.Path(), help="Another file of the avatar.  [default: the run's model.ply]")
+@click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: as in training]")
+@device_option
+@force_option
+def export(
+    subject: str,
+    work_name: str,
+    output_dir: str,
+    kind: str,
+    frames: str,
+    track: Path | None,
+    expressions: tuple[str, ...],
+    jaw: float | None,
+    bits: str,
+    model: str | None,
+    head_model: str | None,
+    device: str,
+    force: bool,
+) -> None:
+    """Write export/*.ply, static Gaussians for any 3DGS viewer, or the whole avatar as model.safetensors."""
+    from gaussian_avatar import export as exports
+    from gaussian_avatar import rendering, run
+
+    folder = run.folder_of(output_dir, subject, work_name)
+    trained = run.open_run(folder, pick_device(device), head_model, model)
+    if kind == "safetensors":
+        path = claim_output(folder / "model.safetensors", force)
+        print_result(exports.write_compact(trained, path, int(bits)))
+        return
+    if (expressions or jaw is not None) and (track or frames == "all"):
+        raise InputError("--expression and --jaw make one face; leave --frames and --track away")
+    out = claim_output(folder / "export", force)
+    if track or frames == "all":
+        motion, _ = rendering.driving_motion(trained, track)
+        chosen = range(len(motion))
+    else:
+        motion, chosen = exports.posed(trained, expressions, jaw), range(1)
+    for stale in out.glob("*.ply"):
+        stale.unlink()
+    paths = list(progress(exports.write_statics(trained, motion, chosen, out), "writing", len(chosen)))
+    print_result({"files": len(paths), "first": str(paths[0]), "bytes": sum(path.stat().st_size for path in paths)})
 
 
 @main.command(cls=Command)

@@ -15,9 +15,12 @@ from torch import Tensor
 from gaussian_avatar import avatar as avatars
 from gaussian_avatar import capture as captures
 from gaussian_avatar.avatar import View, rasterize
+from gaussian_avatar.capture import Capture
+from gaussian_avatar.learner import corrected
 from gaussian_avatar.run import Run
 
 BATCH = 8
+REFINE_STEPS = 40
 METRICS = ("l1_error", "l2_error", "psnr", "ssim", "lpips")
 ERROR_GAIN = 4  # the error row of the contact sheet shows this many times the absolute difference
 
@@ -42,12 +45,15 @@ def render_frames(run: Run, frames: np.ndarray, background: Tensor, view: View |
     return image.clamp(0, 1), alpha
 
 
-def measure(run: Run, frames: np.ndarray, images_dir: Path, log: Callable[[str], None]) -> dict[str, np.ndarray]:
+def measure(
+    run: Run, frames: np.ndarray, capture: Capture, log: Callable[[str], None], refine_pose: bool = False
+) -> dict[str, np.ndarray]:
     """Per-frame metrics, inside the mask (`psnr` ...) and over the whole image on black (`full_psnr` ...).
 
     Renders and targets have the size that the avatar was trained on. LPIPS is NaN where its weights are missing.
+    With `refine_pose`, `refined_psnr` and `refined_ssim` follow a correction of each frame's pose that is fitted to
+    the very image it is measured on: they tell what the track's pose costs, not how good the avatar is on new frames.
     """
-    capture = captures.Capture(images_dir, run.track, run.motion.width, run.motion.height)
     rows: dict[str, list[Tensor]] = {}
     lpips_missing = False
     device = run.avatar.means.device
@@ -75,9 +81,39 @@ def measure(run: Run, frames: np.ndarray, images_dir: Path, log: Callable[[str],
             except InputError as error:
                 log(str(error))
                 lpips_missing = True
+        if refine_pose:
+            a = refined(run, chosen, target).permute(0, 3, 1, 2)
+            values |= {"refined_psnr": metrics.psnr(a, b, m), "refined_ssim": metrics.ssim(a, b, m)}
         for name, value in values.items():
             rows.setdefault(name, []).append(value.detach().cpu())
     return {"frame": np.asarray(frames)} | {name: torch.cat(parts).numpy() for name, parts in rows.items()}
+
+
+def refined(run: Run, frames: np.ndarray, target: Tensor) -> Tensor:
+    """Renders (n, H, W, 3) on black, each with a rigid correction of its pose that brings it nearest to its target."""
+    device, motion = run.avatar.means.device, run.motion
+    view = View(motion.world_to_camera.to(device), motion.K.to(device), motion.width, motion.height)
+    vertices = motion.vertices[frames].to(device)
+    with torch.no_grad():
+        splats, _ = avatars.deform(
+            run.avatar,
+            run.head.to(device),
+            vertices,
+            motion.inputs[frames].to(device),
+            view.world_to_camera,
+            one_sided=run.config.model.one_sided,
+        )
+    black = torch.zeros(len(frames), 3, device=device)
+    corrections = torch.zeros(len(frames), 6, device=device, requires_grad=True)
+    optimizer = torch.optim.Adam([corrections], lr=0.0)
+    for step in range(REFINE_STEPS):
+        optimizer.param_groups[0]["lr"] = 2e-3 * 0.05 ** (step / REFINE_STEPS)  # radians and decimetres
+        image, _ = rasterize(splats, corrected(view, corrections, vertices), black)
+        optimizer.zero_grad()
+        (image - target).abs().mean((1, 2, 3)).sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        return rasterize(splats, corrected(view, corrections, vertices), black)[0].clamp(0, 1)
 
 
 def summary(values: dict[str, np.ndarray], run: Run) -> dict:
@@ -99,10 +135,9 @@ def write_metrics(folder: Path, values: dict[str, np.ndarray], means: dict) -> N
     write_text(folder / "metrics.txt", "\n".join(lines) + "\n")
 
 
-def contact_sheet(run: Run, frames: np.ndarray, images_dir: Path, columns: int = 8) -> np.ndarray:
+def contact_sheet(run: Run, frames: np.ndarray, capture: Capture, columns: int = 8) -> np.ndarray:
     """Evenly spaced frames as columns; rows are truth, render, error (times 4). RGB uint8, tiles of 320 at most."""
     chosen = frames[np.unique(np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int))]
-    capture = captures.Capture(images_dir, run.track, run.motion.width, run.motion.height)
     images = torch.from_numpy(np.stack(list(captures.read_images(capture, chosen))))
     truth = captures.composite(images, torch.ones(len(chosen), 3))[0].numpy()
     rendered = render_frames(run, chosen, torch.ones(3))[0].cpu().numpy()

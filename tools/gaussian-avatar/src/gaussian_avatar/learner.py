@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gaussian_avatar import avatar as avatars
 from gaussian_avatar import capture as captures
-from gaussian_avatar import losses
+from gaussian_avatar import losses, unseen
 from gaussian_avatar.avatar import Avatar, Splats, View, rasterize
 from gaussian_avatar.config import Config, Rates
 
@@ -152,6 +152,14 @@ def step(
     torch.stack(list(terms.values())).sum().backward()
     optimizer.step()
     return {name: value.detach() for name, value in terms.items()}
+
+
+def finish(learner: Learner) -> int:
+    """What is left to do for an avatar that has been trained; how many Gaussians were never seen."""
+    count = int((~learner.avatar.seen).sum())
+    if learner.config.model.fill_unseen:
+        unseen.fill(learner.avatar, learner.head, learner.init_log_scale)
+    return count
 
 
 def corrected(view: View, corrections: Tensor, vertices: Tensor) -> View:

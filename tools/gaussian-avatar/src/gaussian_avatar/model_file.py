@@ -1,4 +1,4 @@
-"""An avatar on disk: `model.ply` in RGBAvatar's layout."""
+"""An avatar on disk: `model.ply` in RGBAvatar's layout, and a compact safetensors file."""
 
 from pathlib import Path
 
@@ -8,6 +8,8 @@ from plyfile import PlyData, PlyElement, PlyParseError
 from recon4d import InputError
 from recon4d.files import atomic_path
 from recon4d.head import HeadModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gaussian_avatar.avatar import Avatar, new_mlp
@@ -68,7 +70,7 @@ def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
     if not path.is_file():
         raise InputError(f"{path} does not exist; train the avatar first with gaussian-avatar train-offline")
     try:
-        table = PlyData.read(path)["vertex"].data
+        table = PlyData.read(path, mmap=False)["vertex"].data
     except (PlyParseError, KeyError, ValueError, OSError, EOFError) as error:
         raise InputError(f"{path} is not a readable PLY file ({error})") from error
     names = table.dtype.names
@@ -89,11 +91,7 @@ def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
     while f"weight_module_{len(flat)}" in names:
         flat.append(get(f"weight_module_{len(flat)}")[:, 0])
     face_id = torch.from_numpy(table["face_id"].astype(np.int64)) if "face_id" in names else get("face_id")
-    if n == 0 or int(face_id.min()) < 0 or int(face_id.max()) >= len(head.faces):
-        raise InputError(
-            f"{path} is bound to faces that the head model {head.name} does not have; "
-            "give the avatar's own with --head-model"
-        )
+    _check_faces(face_id, head, path)
     opacity = get("opacity")[:, 0]
     return Avatar(
         face_id=face_id,
@@ -107,6 +105,14 @@ def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
         seen=opacity > UNSEEN_OPACITY / 2,
         **bases,
     )
+
+
+def _check_faces(face_id: Tensor, head: HeadModel, path: Path) -> None:
+    if len(face_id) == 0 or int(face_id.min()) < 0 or int(face_id.max()) >= len(head.faces):
+        raise InputError(
+            f"{path} is bound to faces that the head model {head.name} does not have; "
+            "give the avatar's own with --head-model"
+        )
 
 
 def _read_mlp(flat: Tensor, n_inputs: int, basis: int, path: Path) -> nn.Sequential:
@@ -124,3 +130,94 @@ def _read_mlp(flat: Tensor, n_inputs: int, basis: int, path: Path) -> nn.Sequent
     with torch.no_grad():
         nn.utils.vector_to_parameters(flat[:count].clone(), mlp.parameters())
     return mlp
+
+
+# ------------------------------------------------------------------------------------------------------- compact
+
+COMPACT = "recon4d-avatar-1"
+HALF = ("means", "log_scales", "opacity_logits", "quats", "sh0")
+STEPS = {8: (127, torch.int8), 16: (32767, torch.int16)}  # whole numbers that the largest value becomes, by bits
+
+
+def write_compact(path: str | Path, avatar: Avatar, head_name: str, bits: int = 8) -> None:
+    """Write a small safetensors file, atomically (docs/formats.md). Gaussians never seen are left out.
+
+    Attributes and MLP are 16-bit floats; means are scaled to 1 first. The basis, most of an avatar, is whole numbers
+    of 8 or 16 `bits`, with one scale per basis vector and component.
+    """
+    avatar = avatar.to("cpu")
+    kept = avatar.seen
+    metres = avatar.means.detach()[kept].abs().max().clamp_min(1e-9)
+    tensors = {
+        "face_id": avatar.face_id[kept].int(),
+        # Two of three, of 65535: the third is what is missing to 1.
+        "bary": (avatar.bary[kept, :2].clamp(0, 1) * 65535).round().to(torch.uint16),
+        "metres": metres,
+    }
+    for name in HALF:
+        values = getattr(avatar, name).detach()[kept]
+        tensors[name] = (values / metres if name == "means" else values).half()
+    steps, kind = STEPS[bits]
+    for name in ATTRIBUTES:
+        basis = getattr(avatar, name).detach()[:, kept]
+        scale = basis.abs().amax(1, keepdim=True).clamp_min(1e-12) / steps
+        tensors[name] = (basis / scale).round().to(kind)
+        tensors[f"{name}_scale"] = scale
+    for name, value in avatar.mlp.state_dict().items():
+        tensors[f"mlp.{name}"] = value.half()
+    with atomic_path(path) as temporary:
+        save_file(
+            {name: value.contiguous() for name, value in tensors.items()},
+            temporary,
+            {"format": COMPACT, "head_model": head_name},
+        )
+
+
+def read_compact(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
+    """Read a file of `write_compact`. Raises InputError for a missing or broken file, or one of another head model."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; write it with gaussian-avatar export")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable safetensors file ({error}); export it again") from error
+    if metadata.get("format") != COMPACT:
+        raise InputError(f"{path} is not a compact avatar ({COMPACT}); write it with gaussian-avatar export")
+    try:
+        face_id = tensors["face_id"].long()
+        _check_faces(face_id, head, path)
+        two = tensors["bary"].float() / 65535
+        values = {name: tensors[name].float() for name in HALF}
+        values["means"] = values["means"] * tensors["metres"]
+        values |= {name: tensors[name].float() * tensors[f"{name}_scale"] for name in ATTRIBUTES}
+        basis, hidden = len(tensors["mean_basis"]), len(tensors["mlp.0.bias"])
+        if tensors["mlp.0.weight"].shape[1] != n_inputs:
+            raise InputError(
+                f"{path} is of another head model, {metadata.get('head_model')}; give it with --head-model"
+            )
+        mlp = new_mlp(n_inputs, hidden, basis, torch.Generator())
+        mlp.load_state_dict({name: tensors[f"mlp.{name}"].float() for name in mlp.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{path} lacks a part of an avatar ({error}); export it again") from error
+    n = len(face_id)
+    shapes = {"means": (n, 3), "log_scales": (n, 3), "opacity_logits": (n,), "quats": (n, 4), "sh0": (n, 3)}
+    shapes |= {name: (basis, n, width) for name, width in zip(ATTRIBUTES, (3, 4, 3))}
+    for name, shape in shapes.items():
+        if values[name].shape != shape:
+            raise InputError(f"{path}: {name} has shape {tuple(values[name].shape)}, not {shape}; export it again")
+    return Avatar(
+        face_id=face_id,
+        bary=torch.cat([two, 1 - two.sum(1, keepdim=True)], 1),
+        mlp=mlp,
+        seen=torch.ones(n, dtype=torch.bool),
+        **values,
+    )
+
+
+def read(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
+    """An avatar from a PLY or a safetensors file, by its suffix. Raises InputError as `read_ply` and `read_compact`."""
+    reader = read_compact if Path(path).suffix == ".safetensors" else read_ply
+    return reader(path, head, n_inputs)

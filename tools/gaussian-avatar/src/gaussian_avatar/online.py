@@ -117,6 +117,7 @@ def train(
     if writer is not None:
         writer.close()
     learners.save_checkpoint(output / CHECKPOINT, learner, done, seconds + elapsed)
+    unseen = learners.finish(learner)
     _publish(output, learner, stream)
     speed = (done - before) / max(elapsed, 1e-9)
     write_text(output / "speed.txt", f"Training FPS: {speed:.2f}\n")
@@ -130,7 +131,7 @@ def train(
         stream_seconds=stream_seconds,
         seconds=elapsed,
         images_per_second=speed,
-        unseen=int((~learner.avatar.seen).sum()),
+        unseen=unseen,
     )
 
 

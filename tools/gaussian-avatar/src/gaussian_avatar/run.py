@@ -17,6 +17,7 @@ from gaussian_avatar import config as settings
 from gaussian_avatar import model_file
 from gaussian_avatar import motion as motions
 from gaussian_avatar.avatar import Avatar
+from gaussian_avatar.capture import Capture
 from gaussian_avatar.motion import Motion
 
 
@@ -58,8 +59,11 @@ def training_size(config: settings.Config, track: Track) -> tuple[int, int]:
     return captures.reduced_size(width, height, config.data.image_size)
 
 
-def open_run(folder: Path, device: torch.device, head_model: str | None = None) -> Run:
-    """Read a run's folder. Raises InputError when there is no finished training in it."""
+def open_run(folder: Path, device: torch.device, head_model: str | None = None, model: str | Path | None = None) -> Run:
+    """Read a run's folder; the avatar from `model.ply`, or from another file.
+
+    Raises InputError when there is no finished training in it.
+    """
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder} holds no training run; train with gaussian-avatar train-offline first")
     config = settings.load(folder / "config.yaml")
@@ -67,14 +71,29 @@ def open_run(folder: Path, device: torch.device, head_model: str | None = None) 
     track = track_format.read(folder / "track.npz")
     motions.check_track(track, head, str(folder / "track.npz"))
     motion = motions.resized(motions.from_track(track, head), *training_size(config, track))
-    avatar = model_file.read_ply(folder / "model.ply", head, motion.inputs.shape[1]).to(device)
+    avatar = model_file.read(model or folder / "model.ply", head, motion.inputs.shape[1]).to(device)
     return Run(folder, config, head, avatar, track, motion)
+
+
+def pictures(run: Run, folder: Path) -> Capture:
+    """The pictures of a run's frames, in a subject's folder or where its stream had them.
+
+    Raises InputError when the folder is missing.
+    """
+    online = run.config.online
+    images = Path(online.images) if online.images else folder / "images"
+    if not images.is_dir():
+        raise InputError(f"{images} is not a folder; name the training data's place with --data-dir")
+    masks = Path(online.masks) if online.masks else None
+    return Capture(folder, run.track, run.motion.width, run.motion.height, images, masks)
 
 
 def held_out(run: Run, split: int | None, log: Callable[[str], None]) -> np.ndarray:
     """Indices of the frames to measure: from `split` on (negative counts from the end), or the run's test split."""
-    capture = captures.Capture(run.folder, run.track, run.motion.width, run.motion.height)
+    capture = Capture(run.folder, run.track, run.motion.width, run.motion.height)
     if split is None:
+        if run.config.split != "train":
+            log(f"the run was trained on its {run.config.split} frames: what is measured is no test of new ones")
         return captures.choose_frames(capture, run.config, "test", log)
     n = len(run.track)
     first = split if split >= 0 else n + split

@@ -38,13 +38,17 @@ EXPRESSION_RANGES = {
     "eyeSquint": 0.4,
     "noseSneer": 0.35,
 }
+MOTIONS = ("portrait", "frontal-then-turn")
 UNNAMED_EXPRESSIONS = 10  # of a FLAME model, whose expressions are components with unit variance
 
 
-def random_parameters(head: HeadModel, n: int, width: int, fps: float, seed: int) -> Track:
+def random_parameters(head: HeadModel, n: int, width: int, fps: float, seed: int, motion: str = MOTIONS[0]) -> Track:
     """A random person, random but smooth expressions, blinks, gaze, jaw and head motion, as a track of n frames.
 
-    Yaw stays within 25 degrees, pitch within 12, roll within 8.
+    Args:
+        motion: `portrait` keeps yaw within 25 degrees, pitch within 12, roll within 8. `frontal-then-turn` keeps all
+            within a fifth of that in the first half; in the second the head turns by 40 degrees to one side, then to
+            the other, and back.
     """
     rng = np.random.default_rng(seed)
     seconds = n / fps
@@ -83,6 +87,10 @@ def random_parameters(head: HeadModel, n: int, width: int, fps: float, seed: int
 
     angles = smooth_noise(n, 0.55 * seconds, rng, 3)
     angles = np.tanh(angles / 1.2) * np.radians([[25.0], [12.0], [8.0]])
+    if motion == "frontal-then-turn":
+        late = np.clip(np.arange(n) / n * 2 - 1, 0, 1)  # 0 in the first half, then up to 1
+        angles = 0.2 * angles
+        angles[0] += np.radians(40.0) * np.sin(2 * np.pi * late)
     turn = roma.euler_to_rotmat("YXZ", torch.from_numpy(angles.T))
     R = torch.from_numpy(motions.AXES) @ turn
 
@@ -117,7 +125,9 @@ def random_parameters(head: HeadModel, n: int, width: int, fps: float, seed: int
     )
 
 
-def synthesise(folder: Path, head: HeadModel, n: int, size: int, fps: float, seed: int) -> dict[str, int | float | str]:
+def synthesise(
+    folder: Path, head: HeadModel, n: int, size: int, fps: float, seed: int, kind: str = MOTIONS[0]
+) -> dict[str, int | float | str]:
     """Write a capture into `folder`: images, checkpoint, track.npz, capture.mp4, synth.json; returns a summary.
 
     The head is posed as `motion.from_track` poses it, so the base of the neck stays upright when the head turns; the
@@ -125,7 +135,7 @@ def synthesise(folder: Path, head: HeadModel, n: int, size: int, fps: float, see
     """
     for stale in [*folder.glob("images/*.png"), *folder.glob("checkpoint/*.frame"), folder / "track.npz"]:
         stale.unlink(missing_ok=True)
-    track = random_parameters(head, n, size, fps, seed)
+    track = random_parameters(head, n, size, fps, seed, kind)
     motion = motions.from_track(track, head)
     albedo = linear_from_srgb(random_albedo(head, seed))
     light = random_light(seed)
@@ -148,6 +158,7 @@ def synthesise(folder: Path, head: HeadModel, n: int, size: int, fps: float, see
         "size": size,
         "fps": fps,
         "seed": seed,
+        "motion": kind,
         "head_model": head.name,
         "focal_length": float(track.K[0, 0]),
         "distance": float(track.t[:, 2].mean()),

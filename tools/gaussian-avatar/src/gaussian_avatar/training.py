@@ -123,13 +123,14 @@ def train(
 
     images_done = max(steps.stop, first) * batch_size
     learners.save_checkpoint(output / CHECKPOINT, learner, max(steps.stop, first), seconds)
+    unseen = learners.finish(learner)
     model_file.write_ply(output / "model.ply", learner.avatar)
     result = Result(
         gaussians=len(learner.avatar),
         images=images_done,
         seconds=seconds,
         images_per_second=images_done / max(seconds, 1e-9),
-        unseen=int((~learner.avatar.seen).sum()),
+        unseen=unseen,
     )
     write_text(output / "speed.txt", f"Training FPS: {result.images_per_second:.2f}\n")
     return result

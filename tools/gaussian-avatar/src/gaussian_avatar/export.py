@@ -1,0 +1,100 @@
+"""Avatars for other programs: a static 3DGS file of one expression, and a compact file of the whole avatar."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import roma
+import torch
+from recon4d import InputError, metrics, splat
+from recon4d.splat import Gaussians
+
+from gaussian_avatar import avatar as avatars
+from gaussian_avatar import evaluation, model_file
+from gaussian_avatar import motion as motions
+from gaussian_avatar.avatar import SH0
+from gaussian_avatar.motion import Motion
+from gaussian_avatar.rendering import frontal_frame
+from gaussian_avatar.run import Run
+
+VISIBLE = 1 / 255  # opacity below which a Gaussian is never drawn
+FIDELITY_FRAMES = 12
+
+
+def static(run: Run, motion: Motion, frame: int) -> Gaussians:
+    """The Gaussians of one frame in the head's world (y up, z towards the camera), without those that nobody sees."""
+    with torch.no_grad():
+        splats, _ = avatars.deform(
+            run.avatar,
+            run.head.to(run.avatar.means.device),
+            motion.vertices[frame : frame + 1].to(run.avatar.means.device),
+            motion.inputs[frame : frame + 1].to(run.avatar.means.device),
+            motion.world_to_camera.to(run.avatar.means.device),
+        )
+    seen = (splats.opacities[0] > VISIBLE).cpu()
+    means, quats, scales, opacities, colors = (
+        getattr(splats, name)[0].cpu()[seen] for name in ("means", "quats", "scales", "opacities", "colors")
+    )
+    return Gaussians(means, quats, scales, opacities, ((colors - 0.5) / SH0)[:, None])
+
+
+def posed(run: Run, expressions: tuple[str, ...], jaw: float | None) -> Motion:
+    """One frame: the clip's most frontal one, with `name=value` expressions in place of its own, and an open jaw.
+
+    Args:
+        expressions: names of the head model's expressions, or their numbers where it has no names. Where any is
+            given, the others are 0. jaw: degrees.
+
+    Raises:
+        InputError: an unknown expression, a value that is no number.
+    """
+    one = run.track.take([frontal_frame(run.track)])
+    if expressions:
+        one = replace(one, expression=_coefficients(run, expressions)[None])
+    if jaw is not None:
+        turn = roma.rotvec_to_rotmat(torch.tensor([[np.radians(jaw), 0.0, 0.0]]))
+        one = replace(one, jaw=turn.float().numpy())
+    return motions.from_track(one, run.head, origin=run.track.t[0])
+
+
+def _coefficients(run: Run, expressions: tuple[str, ...]) -> np.ndarray:
+    n = run.track.expression.shape[1]
+    names = [*run.head.expression_names, *map(str, range(len(run.head.expression_names), n))][:n]
+    values = np.zeros(n, np.float32)
+    for given in expressions:
+        name, _, text = given.partition("=")
+        if name not in names:
+            raise InputError(f"--expression {name} is not one of the head model's: {', '.join(names)}")
+        try:
+            values[names.index(name)] = float(text)
+        except ValueError as error:
+            raise InputError(f"--expression {given} must be name=number, for example {name}=0.5") from error
+    return values
+
+
+def write_statics(run: Run, motion: Motion, frames: Iterable[int], folder: Path) -> Iterator[Path]:
+    """Write `00000.ply ...`, one for each chosen frame; yields each path when it is written."""
+    for frame in frames:
+        path = folder / f"{frame:05d}.ply"
+        splat.write_ply(path, static(run, motion, frame))
+        yield path
+
+
+def write_compact(run: Run, path: Path, bits: int) -> dict[str, float | int | str]:
+    """Write the compact file; its size, and how near its renders are to the avatar's own (PSNR over the image)."""
+    model_file.write_compact(path, run.avatar, run.head.name, bits)
+    device = run.avatar.means.device
+    small = model_file.read_compact(path, run.head, run.motion.inputs.shape[1]).to(device)
+    frames = np.unique(np.linspace(0, len(run.track) - 1, FIDELITY_FRAMES).round().astype(int))
+    a, b = (
+        evaluation.render_frames(which, frames, torch.zeros(3))[0].permute(0, 3, 1, 2)
+        for which in (run, replace(run, avatar=small))
+    )
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "ply_bytes": (run.folder / "model.ply").stat().st_size,
+        "gaussians": len(small),
+        "psnr_to_original": float(metrics.psnr(a, b).mean()),
+    }
