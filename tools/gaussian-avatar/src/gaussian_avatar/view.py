@@ -145,7 +145,8 @@ def serve(
     # A browser may leave while its picture is made.
     warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
     viewer = set_up(server, run, clips)
-    page = f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{server.get_port()}"
+    name = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    page = f"http://{name}:{server.get_port()}"
     announce(page)
     try:
         if open_browser:
