@@ -66,6 +66,6 @@ def numbers(tmp_path) -> Config:
         checkpoint="checkpoint/best_scripted.pt",
         sequences={"length": 12},
         model={"streams": ["feat2d", "feat3d"], "width": 32, "layers": 1},
-        train={"epochs": 15, "rate": 0.003},
+        train={"epochs": 20, "rate": 0.003, "stream_dropout": 0.1, "frame_dropout": 0.05},
     )
     return settings.load(path)
