@@ -51,7 +51,7 @@ def project(environment: Tensor) -> Tensor:
     """The nine harmonics (9, 3) of an environment's radiance (Ramamoorthi and Hanrahan 2001, equation 10)."""
     height, width = environment.shape[:2]
     towards = directions(height, width)
-    area = (1 - towards[..., 1:] ** 2).sqrt() * (math.pi / height) * (2 * math.pi / width)
+    area = (1 - towards[..., 1:2] ** 2).sqrt() * (math.pi / height) * (2 * math.pi / width)
     return torch.einsum("hwk,hwc->kc", mesh.sh_basis(towards) * area, environment)
 
 

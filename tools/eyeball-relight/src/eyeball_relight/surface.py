@@ -47,7 +47,7 @@ def extract(field: Field, active: list[int], resolution: int) -> tuple[Tensor, T
     index = np.argwhere(wanted)
     at = torch.from_numpy(index * (2 / fine) - 1).float()
     values[tuple(index.T)] = marching.face_distances(field, at, active).numpy()
-    vertices, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="ascent")
+    vertices, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="descent")
     vertices = (vertices * (2 / fine) - 1) * field.config.data.bound
     return torch.from_numpy(vertices.astype(np.float32)), torch.from_numpy(faces.astype(np.int64))
 
@@ -121,24 +121,25 @@ def largest_component(faces: Tensor) -> Tensor:
 def boundary_loops(faces: Tensor) -> list[list[int]]:
     """Closed loops of vertices along edges that belong to one triangle, in the direction that would close them.
 
-    Vertices where several loops meet are left out, so the loops through them are.
+    Where several loops meet in a vertex they are taken apart, so that each passes a vertex once.
     """
     corners = faces.numpy()
     edges = np.concatenate([corners[:, [0, 1]], corners[:, [1, 2]], corners[:, [2, 0]]])
     known = set(map(tuple, edges.tolist()))
     follow: dict[int, list[int]] = {}
-    for a, b in known:
+    for a, b in sorted(known):
         if (b, a) not in known:
             follow.setdefault(b, []).append(a)
-    loops, done = [], set()
-    for start in follow:
-        loop, at = [], start
-        while at not in done and len(follow.get(at, [])) == 1:
-            done.add(at)
-            loop.append(at)
-            at = follow[at][0]
-        if loop and at == start:
-            loops.append(loop)
+    loops: list[list[int]] = []
+    for start in list(follow):
+        path = [start]
+        while follow.get(path[-1]):
+            at = follow[path[-1]].pop()
+            if at in path:
+                first = path.index(at)
+                loops.append(path[first:])
+                del path[first:]
+            path.append(at)
     return loops
 
 
