@@ -35,7 +35,7 @@ def tile(judge: losses.Judge, found: Parameters, row: int, image: np.ndarray) ->
     grey, mask = preview.shaded(judge.head, vertices, judge.view.K.numpy(), (SIZE, SIZE))
     points = losses.landmark_pixels(judge, rendering.turned(judge.points, parts), parts["transl"])[0]
     over = np.where(mask[..., None], 0.45 * seen.numpy() + 0.55 * grey, seen.numpy())
-    over = (over * 255).round().astype(np.uint8)
+    over = np.ascontiguousarray((over * 255).round().astype(np.uint8))
     preview.dot(over, points.numpy(), preview.RED)
     alone = torch.where(triangles[0, ..., None] >= 0, picture[0].permute(1, 2, 0), 1.0)
     rest = [(x * 255).round().byte().numpy() for x in (seen, alone)]

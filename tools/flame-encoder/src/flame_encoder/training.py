@@ -112,12 +112,13 @@ def batches(n: int, config: Config, first: int, last: int, rank: int, world: int
         yield whole[rank * size // world : (rank + 1) * size // world].tolist()
 
 
-def jittered(images: Tensor, amount: float, seed: int, step: int) -> Tensor:
-    """Images (B, 3, H, W) with gain and offset of each channel changed at random."""
+def jittered(images: Tensor, amount: float, seed: int, step: int, rank: int, world: int) -> Tensor:
+    """Images (B, 3, H, W) with gain and offset of each channel changed at random; numbers of the whole batch's."""
     if amount == 0:
         return images
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    change = torch.randn(len(images), 8, 1, 1, generator=generator).to(images) * amount
+    whole = torch.randn(len(images) * world, 8, 1, 1, generator=generator) * amount
+    change = whole[rank * len(images) : (rank + 1) * len(images)].to(images)
     gain = 1 + change[:, :3] * 0.5 + change[:, 3:4]
     return ((images - 0.5) * gain + 0.5 + change[:, 4:7] * 0.3 + change[:, 7:8] * 0.5).clamp(0, 1)
 
@@ -184,7 +185,7 @@ def train(config: Config, out: Path, fabric: Fabric, resume: bool, log: Callable
                 writer.add_text("stage", config.stages[i].name, step)
             stage_before = i
             batch = batch.to(fabric.device)
-            vectors = wrapped(jittered(batch.images, config.train.jitter, config.seed, step))
+            vectors = wrapped(jittered(batch.images, config.train.jitter, config.seed, step, rank, world))
             each = terms.losses(judge, vectors, batch, weights)
             loss = terms.total(each, weights)
             optimizer.zero_grad()

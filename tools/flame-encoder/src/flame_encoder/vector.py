@@ -81,6 +81,8 @@ def head_arguments(head: HeadModel, parts: dict[str, Tensor]) -> dict[str, Tenso
         "neck": roma.rotvec_to_rotmat(parts["neck"]),
         "eyes": roma.rotvec_to_rotmat(parts["eyes"].unflatten(-1, (2, 3))),
     }
+    if not parts["expression"].shape[-1]:
+        del arguments["expression"]
     if has_eyelids(head, parts["expression"].shape[-1]):
         arguments["eyelids"] = parts["expression"][..., head.n_expression : head.n_expression + 2]
     return arguments

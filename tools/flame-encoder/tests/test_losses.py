@@ -1,0 +1,148 @@
+"""Pictures and losses: zero at the truth, the same as PyTorch3D's, right gradients."""
+
+import pytest
+import torch
+from flame_encoder import losses, rendering, samples, synthetic, vector
+from flame_encoder.config import LossWeights
+from flame_encoder.vector import Layout
+from flame_encoder.view import View
+from recon4d import InputError, head
+from recon4d.head import HeadModel
+
+VIEW = View(fov=14.0, size=64)
+
+
+@pytest.fixture(scope="module")
+def model() -> HeadModel:
+    return head.load()
+
+
+@pytest.fixture(scope="module")
+def judge(model):
+    return losses.judge(model, Layout(), VIEW)
+
+
+@pytest.fixture(scope="module")
+def batch(model):
+    scene = synthetic.scene(model, Layout(), VIEW)
+    made = [synthetic.sample(scene, 3, i) for i in range(3)]
+    return samples.collate([(s.image, s.landmarks, s.vector, True) for s in made])
+
+
+ALL = LossWeights(**{name: 1.0 for name in LossWeights.model_fields if name != "perceptual"})
+
+
+def test_thinned_head_is_the_same_head(model, batch):
+    thin = losses.thinned(model)
+    assert len(thin.v_template) < 0.3 * len(model.v_template)
+    parts = Layout().split(batch.vectors)
+    arguments = vector.head_arguments(model, parts)
+    torch.testing.assert_close(
+        thin.landmarks(thin(**arguments)), model.landmarks(model(**arguments)), atol=1e-6, rtol=1e-4
+    )
+
+
+def test_terms_at_the_truth(judge, batch):
+    found = losses.losses(judge, batch.vectors, batch, ALL)
+    assert set(found) == set(LossWeights.model_fields) - {"perceptual"}
+    assert found["params"] == 0 and found["vertices"] < 2e-3 and found["landmark"] < 1e-4
+    parts = Layout().split(batch.vectors)
+    torch.testing.assert_close(found["reg_shape"], parts["shape"].square().mean())
+    turned = parts["global_rot"] - torch.tensor([1.0, 0, 0, 0, 1, 0])
+    torch.testing.assert_close(found["reg_global_pose"], turned.square().mean())
+    # The picture of the truth itself leaves nothing of the pixel loss; another person's does.
+    own, _ = rendering.render(judge.head, parts, VIEW)
+    same = losses.losses(judge, batch.vectors, samples.Batch(own, batch.landmarks, batch.vectors, batch.known), ALL)
+    assert same["pixel"] < 1e-6 < 1e-2 < found["pixel"]
+    background = torch.where(own > 0, own, 1.0)  # only the face counts
+    there = samples.Batch(background, batch.landmarks, batch.vectors, batch.known)
+    assert losses.losses(judge, batch.vectors, there, ALL)["pixel"] < 1e-6
+
+
+def test_landmark_error_is_in_shares_of_the_image(judge, batch):
+    moved = samples.Batch(batch.images, batch.landmarks + 6.4, batch.vectors, batch.known)
+    found = losses.losses(judge, batch.vectors, moved, LossWeights(landmark=1.0))
+    assert found["landmark"].item() == pytest.approx(0.01, rel=0.03)  # (6.4 / 64)^2
+
+
+def test_unknown_vectors_do_not_count(judge, batch):
+    vectors = batch.vectors + 0.1
+    half = samples.Batch(batch.images, batch.landmarks, batch.vectors, torch.tensor([True, False, False]))
+    weights = LossWeights(params=1.0, vertices=1.0)
+    every, some = (losses.losses(judge, vectors, b, weights) for b in (batch, half))
+    first = samples.Batch(*(getattr(batch, name)[:1] for name in ("images", "landmarks", "vectors", "known")))
+    alone = losses.losses(judge, vectors[:1], first, weights)
+    for name in weights.model_dump(exclude_defaults=True):
+        torch.testing.assert_close(some[name] * 3, alone[name])
+        assert every[name] > some[name]
+
+
+def test_gradients_by_finite_differences(model, batch):
+    double = losses.judge(model.to(torch.float64), Layout(), VIEW)
+    truth = samples.Batch(*(getattr(batch, n)[:1].double() for n in ("images", "landmarks", "vectors", "known")))
+    weights = LossWeights(landmark=30.0, params=1.0, vertices=1.0, reg_jaw_pose=1.0)
+    start = truth.vectors + 0.05 * torch.randn(1, 227, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def value(vectors):
+        return losses.total(losses.losses(double, vectors, truth, weights), weights)
+
+    vectors = start.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(vectors), vectors)
+    for i in (0, 57, 101, 145, 150, 154, 157, 160, 167, 170):
+        step = torch.zeros_like(start)
+        step[0, i] = 1e-5
+        difference = (value(start + step) - value(start - step)) / 2e-5
+        assert gradient[0, i].item() == pytest.approx(difference.item(), rel=1e-4, abs=1e-8)
+
+
+def test_total_says_what_is_wrong():
+    with pytest.raises(InputError, match="all loss weights of the stage are zero"):
+        losses.total({}, LossWeights())
+    with pytest.raises(InputError, match="not finite"):
+        losses.total({"pixel": torch.tensor(float("nan"))}, LossWeights(pixel=1.0))
+
+
+def test_lpips_without_weights_says_which_file(judge, batch, monkeypatch, tmp_path):
+    from recon4d import metrics
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    metrics.lpips_network.cache_clear()
+    with pytest.raises(InputError, match=r"alexnet-owt-7be5be79\.pth"):
+        losses.losses(judge, batch.vectors, batch, LossWeights(perceptual=1.0))
+
+
+def test_perceptual_with_a_network(judge, batch, monkeypatch):
+    """LPIPS with random weights for its backbone: zero for the same pictures, and with a gradient for others."""
+    import lpips
+    from recon4d import metrics
+
+    network = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    monkeypatch.setattr(metrics, "lpips_network", lambda *args: network)
+    vectors = batch.vectors.clone().requires_grad_()
+    found = losses.losses(judge, vectors, batch, LossWeights(perceptual=1.0))["perceptual"]
+    found.backward()
+    assert found > 0 and vectors.grad.abs().sum() > 0
+    own, _ = rendering.render(judge.head, Layout().split(batch.vectors), VIEW)
+    same = samples.Batch(own, batch.landmarks, batch.vectors, batch.known)
+    assert losses.losses(judge, batch.vectors, same, LossWeights(perceptual=1.0))["perceptual"] < 1e-6
+
+
+def test_pytorch3d_draws_the_same_head(judge, batch):
+    parts = Layout().split(batch.vectors[:2].clone().requires_grad_())
+    ours, seen = rendering.render(judge.head, parts, VIEW)
+    theirs, also_seen = rendering.render_pytorch3d(judge.head, parts, VIEW)
+    mine, other = seen >= 0, also_seen >= 0
+    assert (mine & other).sum() / (mine | other).sum() > 0.97
+    # PyTorch3D's soft edges reach over triangles smaller than a pixel, so the neighbour may be the nearest.
+    centres = judge.head.v_template[judge.head.faces].mean(1)
+    apart = (centres[seen[mine & other].long()] - centres[also_seen[mine & other]]).norm(dim=-1)
+    assert (apart < 0.02).float().mean() > 0.95
+    # Lamps differ; where the face is lit from the front the colours are close.
+    both = (mine & other)[:, None]
+    assert ((ours - theirs).abs() * both).sum() / (3 * both.sum()) < 0.25
+    theirs.sum().backward()
