@@ -60,10 +60,9 @@ def points(folder: Path, clip: Clip, camera: str, stride: int) -> list[tuple[Ten
     for frame in clip.input:
         depth = of_frame(folder, clip, camera, frame)
         if depth is None:
-            name = (
-                f"{folder / clip.entry['scene'] / camera}/{Path(clip.entry['cameras'][camera]['images'][frame]).stem}"
-            )
-            raise InputError(f"{name}.npy does not exist; give a depth map for every input frame")
+            stem = Path(clip.entry["cameras"][camera]["images"][frame]).stem
+            path = folder / clip.entry["scene"] / camera / f"{stem}.npy"
+            raise InputError(f"{path} does not exist; give a depth map for every input frame")
         row, column = torch.meshgrid(
             torch.arange(stride // 2, clip.height, stride), torch.arange(stride // 2, clip.width, stride), indexing="ij"
         )

@@ -30,7 +30,7 @@ def labels_of(clip: Clip, root: Path) -> list[tuple[np.ndarray, Labels]] | None:
     if boxes is None:
         return None
     times = np.array(clip.entry["timestamps"])
-    steps = flow.steps_of(boxes, times)
+    steps = flow.steps_of(boxes)
     turn, shift = clip.ego_to_world[:3, :3], clip.ego_to_world[:3, 3]
     out = []
     for frame, name in enumerate(clip.entry["lidar"]):

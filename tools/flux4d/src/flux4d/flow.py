@@ -30,11 +30,12 @@ class Labels:
     moving: np.ndarray
 
 
-def steps_of(cuboids: list[Cuboids], times: np.ndarray) -> list[dict[str, tuple[np.ndarray, bool]]]:
-    """Per frame, by uuid: the motion (4, 4) of a box per second-long step to the next frame, and whether it moves.
+def steps_of(cuboids: list[Cuboids]) -> list[dict[str, tuple[np.ndarray, bool]]]:
+    """Per frame, by uuid: the motion (4, 4) of a box to the next frame, in the world, and whether it moves.
 
-    A box moves when it does in most of the frames before, at and after this one. The last frame takes the motion of
-    the one before. The motion is the world transform from this frame to the next.
+    A box moves when it does in most of the frames before, at and after this one; of two, this one decides.
+    The last frame takes the motion of
+    the one before.
     """
     steps: list[dict[str, np.ndarray]] = []
     for here, there in pairwise(cuboids):
@@ -66,7 +67,7 @@ def steps_of(cuboids: list[Cuboids], times: np.ndarray) -> list[dict[str, tuple[
                 votes.setdefault(name, []).append(value)
         out.append(
             {
-                name: (step, 2 * sum(votes[name]) > len(votes[name]))
+                name: (step, 2 * sum(votes[name]) + moves[at][name] > len(votes[name]))
                 for name, step in (steps[at].items() if steps else ())
             }
         )

@@ -46,11 +46,15 @@ def debug_slicing(clip_seconds: float, stride_seconds: float) -> Slicing:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A scene's frames in order of time. sweeps: (N,) numbers of LiDAR frames; images: the nearest image by camera."""
+    """A scene's frames in order of time. sweeps: (N,) numbers of LiDAR frames; images: the nearest image by camera.
+
+    period: seconds from sweep to sweep.
+    """
 
     sweeps: np.ndarray
     times: np.ndarray
     images: dict[str, np.ndarray]
+    period: float
 
 
 def timeline(scene: Scene) -> Timeline:
@@ -64,15 +68,15 @@ def timeline(scene: Scene) -> Timeline:
         nearest = np.abs(camera.times[:, None] - times[None]).argmin(0)
         keep &= np.abs(camera.times[nearest] - times) <= 0.6 * period
         images[name] = nearest
-    return Timeline(order[keep], times[keep], {name: nearest[keep] for name, nearest in images.items()})
+    return Timeline(order[keep], times[keep], {name: nearest[keep] for name, nearest in images.items()}, period)
 
 
 def faults(scene: Scene, line: Timeline, frames: slice) -> str | None:
     """Why a run of frames is not a clip: a gap in time, or a pose that jumps; None when it is one."""
     times, poses = line.times[frames], scene.lidar.poses[line.sweeps[frames]]
     steps = np.diff(times)
-    if (steps > 1.6 * np.median(np.diff(line.times))).any():
-        return "frames are missing"
+    if (steps > 1.6 * line.period).any():
+        return "sweeps, or a camera's images beside them, are missing"
     tracks = [poses, *(scene.cameras[name].poses[line.images[name][frames]] for name in scene.cameras)]
     for track in tracks:
         if (np.linalg.norm(np.diff(track[:, :3, 3], axis=0), axis=1) > JUMP_SPEED * steps + 0.2).any():

@@ -1,0 +1,118 @@
+"""Losses, schedules, resuming, and two processes that do what one does."""
+
+import math
+
+import lightning_fabric as lightning
+import pytest
+import torch
+from flux4d import config, training
+from flux4d.model import Flux
+from flux4d.rendering import render
+from recon4d import InputError, metrics
+
+
+def run(settings, indexed, root, output, **options):
+    fabric = lightning.Fabric(accelerator="cpu", devices=1)
+    return training.train(settings, indexed["clips"][:1], root, output, fabric, **options)
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def test_loss_terms(sample, small):
+    model = Flux(small.model)
+    gaussians = training.reconstruct(model, sample, small)
+    losses = small.losses.model_copy(update={"reweight": False})
+    total, values = training.frame_loss(gaussians, sample, [1, 4], losses)
+    shown = render(gaussians, training.some_views(sample.views, [1, 4]))
+    truth = torch.stack([sample.images[1], sample.images[4]])
+    assert values["l1"] == pytest.approx(0.8 * float((shown.colour - truth).detach().abs().mean()))
+    both = [x.permute(0, 3, 1, 2).detach() for x in (shown.colour, truth)]
+    assert values["ssim"] == pytest.approx(0.2 * (1 - float(metrics.ssim(*both).mean())), abs=1e-6)
+    errors = []
+    for row, frame in enumerate((1, 4)):
+        pixels, depth = sample.depths[frame]
+        errors += (shown.depth[row].flatten()[pixels] - depth).abs().tolist()
+    assert values["depth"] == pytest.approx(0.01 * sum(errors) / len(errors), rel=1e-4)
+    assert float(total) == pytest.approx(sum(values[k] for k in ("l1", "ssim", "depth", "velocity")), rel=1e-5)
+    # pixels of moving things count more
+    more, weighted = training.frame_loss(gaussians, sample, [1, 4], small.losses)
+    moving = render(gaussians, training.some_views(sample.views, [1, 4]), flow=True).flow.norm(dim=-1, keepdim=True)
+    assert weighted["l1"] == pytest.approx(0.8 * float(((1 + moving) * (shown.colour - truth).abs()).mean()), rel=1e-4)
+    grown = [p.grad for p in model.parameters()]
+    assert grown.count(None) == len(grown)
+    more.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert model.base.head[-1].weight.grad[-6:].abs().max() > 0  # the velocities learn
+
+
+def test_depth_samples_are_the_nearest_points(clip):
+    from recon4d.cameras import project
+
+    pixels, depth = clip.depths[2]
+    uv, z = project(clip.points[2], clip.K, clip.world_to_camera[2])
+    nearest = {}
+    for (u, v), d in zip(uv.tolist(), z.tolist()):
+        if d > 0.1 and 0 <= u < clip.width and 0 <= v < clip.height:
+            key = int(v) * clip.width + int(u)
+            nearest[key] = min(nearest.get(key, math.inf), d)
+    assert dict(zip(pixels.tolist(), depth.tolist())) == nearest and len(nearest) > 300
+
+
+def test_rates_clips_and_frames(small, clip):
+    steps = small.model_copy(update={"train": small.train.model_copy(update={"iterations": 100, "warmup": 10})})
+    rates = [training.rate(step, steps) for step in range(100)]
+    assert rates[0] == pytest.approx(steps.train.rate / 10) and max(rates) == rates[9]
+    assert rates[99] == pytest.approx(steps.train.final_rate, rel=0.03)
+    passes = [training.chosen_clips(step, steps, 5)[0] for step in range(20)]
+    assert all(sorted(passes[i : i + 5]) == list(range(5)) for i in range(0, 20, 5)) and passes[:5] != passes[5:10]
+    frames = [training.chosen_frames(step, 0, steps, clip, None) for step in range(60)]
+    assert {f for chosen in frames for f in chosen} == set(range(11)) and {len(f) for f in frames} == {2}
+    assert training.chosen_frames(7, 0, steps, clip, 3) == [3]
+
+
+def test_resumed_run_is_the_uninterrupted_one(tmp_path, indexed, root, small, capsys):
+    whole = run(small, indexed, root, tmp_path / "whole")
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {"ckpt_last.pt", "ckpt_step_000003.pt", "ckpt_step_000006.pt", "train.log", "step_000003"} <= names
+    assert len((tmp_path / "whole" / "train.log").read_text().splitlines()) == 3
+    half = tmp_path / "whole" / "ckpt_step_000003.pt"
+    again = run(small, indexed, root, tmp_path / "again", resume_from=half)
+    assert again.loss == pytest.approx(whole.loss, rel=1e-4)
+    one, two = (weights(tmp_path / name / "ckpt_last.pt") for name in ("whole", "again"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+    # without the optimizer's state the steps differ
+    run(small, indexed, root, tmp_path / "third", resume_from=half, with_optimizer=False)
+    third = weights(tmp_path / "third" / "ckpt_last.pt")
+    assert max(float((one[name] - third[name]).abs().max()) for name in one) > 1e-4
+    # a network with refinement takes over what fits, but only without the optimizer
+    other = config.resolve(small.model_dump(), "test", ["model.refinements=0"])
+    with pytest.raises(InputError, match=r"is of another model .* or --resume-no-optim"):
+        run(other, indexed, root, tmp_path / "fourth", resume_from=half)
+    lines = []
+    run(other, indexed, root, tmp_path / "fourth", resume_from=half, with_optimizer=False, log=lines.append)
+    assert "0 parameters begin anew" in lines[0]
+
+
+def test_broken_checkpoints_are_named(tmp_path, small):
+    model = Flux(small.model)
+    path = tmp_path / "x.pt"
+    with pytest.raises(InputError, match="does not exist; give a checkpoint"):
+        training.load_checkpoint(path, model, None)
+    for content in (b"", b"no"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="is not a checkpoint of flux4d"):
+            training.load_checkpoint(path, model, None)
+    torch.save({"step": 3}, path)
+    with pytest.raises(InputError, match="other content"):
+        training.load_model(path, torch.device("cpu"))
+
+
+def test_batches_that_do_not_divide(tmp_path, indexed, root, small):
+    class Two:
+        world_size = 2
+
+    with pytest.raises(InputError, match="train.batch_size 1 does not divide among 2 processes"):
+        training.train(small, indexed["clips"], root, tmp_path, Two())
