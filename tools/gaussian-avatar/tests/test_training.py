@@ -268,7 +268,7 @@ def test_unseen_gaussians_take_after_those_around_them(head):
     avatar.sh0[hole] = 99.0
     avatar.log_scales[hole] = 3.0
     avatar.seen[:] = ~hole
-    assert unseen.fill(avatar, head, base) == int(hole.sum()) > 30
+    assert unseen.fill(avatar, head, base) == int(hole.sum()) > 20
     assert avatar.seen.all() and not avatar.mean_basis[:, hole].any() and avatar.mean_basis[:, ~hole].all()
     torch.testing.assert_close(avatar.log_scales, base + 0.7 + torch.zeros(1, 3), atol=1e-4, rtol=0)
     torch.testing.assert_close(avatar.sh0[~hole], 10 * points[~hole])
