@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -65,6 +66,19 @@ def pick_device(name: str) -> "Any":
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
     return device
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise InputError unless a server can listen there; port 0 is any free one. viser would take the next port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except socket.gaierror as error:
+            raise InputError(f"--host {host} is not a host's name or address; leave it away") from error
+        except (OSError, OverflowError) as error:
+            raise InputError(f"--port {port} of --host {host} cannot be used ({error}); give another, or 0") from error
 
 
 def claim_output(path: str | Path, force: bool) -> Path:
