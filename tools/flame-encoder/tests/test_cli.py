@@ -16,7 +16,7 @@ from flame_encoder import observations
 from flame_encoder.cli import main
 from flame_files import flame_arrays, write_flame_pickle
 from recon4d import head
-from recon4d.formats import insta, track
+from recon4d.formats import insta, track, track_stream
 
 
 def run(*arguments, code=0):
@@ -83,6 +83,20 @@ def test_track_writes_everything(frames, tmp_path):
     assert track.read(out / "track.npz").K[0, 0] == pytest.approx(240, rel=1e-3)
 
 
+def test_stream_prints_the_frames_of_the_track(frames, tmp_path):
+    out = tmp_path / "out"
+    result = run(*arguments(frames, out, "--stream", "--calibrate", 5, "--no-preview"))
+    parts = list(track_stream.read(iter(result.stdout.splitlines()), "stdout"))
+    written = track.read(out / "track.npz")
+    assert [str(part.names[0]) for part in parts] == [f"{i:05d}.png" for i in range(8)]
+    assert [bool(part.valid[0]) for part in parts] == [i != 3 for i in range(8)]
+    for i, part in enumerate(parts):
+        np.testing.assert_array_equal(part.R[0], written.R[i])
+        np.testing.assert_array_equal(part.expression[0], written.expression[i])
+    assert len(list((out / "checkpoint").glob("*.frame"))) == 8
+    assert json.loads((out / "track.json").read_text())["extrapolated"] == 1
+
+
 def test_landmarks_of_another_image_size_are_scaled(frames):
     points = frames.parent / "landmarks"
     before = observations.read(frames, points)
@@ -108,6 +122,10 @@ def test_landmarks_of_another_image_size_are_scaled(frames):
         ("focal", "--focal"),
         ("fps", "--fps"),
         ("iterations", "--iterations"),
+        ("calibrate", "--calibrate 0 must be at least 1"),
+        ("person", "--person -1: .* shows 1 people"),
+        ("follow", "--follow waits for frames"),
+        ("photometric", "--photometric looks at the whole clip"),
         ("model", "does not exist"),
         ("FLAME without landmarks", "has no landmarks"),
     ],
@@ -138,6 +156,14 @@ def test_bad_input_says_what_is_wrong_and_writes_nothing(frames, tmp_path, case,
     elif case == "FLAME without landmarks":
         write_flame_pickle(tmp_path / "m.pkl", flame_arrays())
         more = ("--head-model", tmp_path / "m.pkl")
+    elif case == "person":
+        more = ("--person", "-1")
+    elif case == "follow":
+        more = ("--follow",)
+    elif case == "photometric":
+        more = ("--photometric", "--stream")
+    elif case == "calibrate":
+        more = ("--stream", "--calibrate", "0")
     else:
         more = (f"--{case}", "0")
     error = run("track", frames, "--landmarks", points, "--out", out, *more, code=2).stderr

@@ -122,6 +122,19 @@ def test_matches_are_where_the_surface_is(clip):
     assert 0.05 < whitened.median() < 2.5
 
 
+def test_nothing_is_matched_beyond_the_frame(clip, tmp_path):
+    """A frame that ends in the middle of the face, whose window repeats its last column."""
+    half = cv2.imread(str(clip.frames[0]))[:, : SIZE // 2]
+    cv2.imwrite(str(tmp_path / "half.png"), half)
+    cut = replace(clip.truth.take([0]), image_size=np.array([SIZE // 2, SIZE]))
+    surface = photometric.Surface(clip.model)
+    windows = photometric.cut([tmp_path / "half.png"], cut, clip.vertices[:1])
+    looks = photometric.looks(surface, windows, cut, clip.vertices[:1])
+    found = photometric.match(surface, looks, windows, cut, clip.vertices[:1], eye_distance(clip), 1)
+    good = found.whiten[0].abs().sum((1, 2)) > 0
+    assert good.sum() > 30 and found.pixels[0][good][:, 0].max() < SIZE // 2 + 2
+
+
 def test_the_images_steady_a_noisy_track(clip):
     rng = np.random.default_rng(0)
     noisy = clip.landmarks + 0.03 * eye_distance(clip) * rng.normal(size=clip.landmarks.shape)
@@ -140,7 +153,7 @@ def test_the_images_steady_a_noisy_track(clip):
 
     rough, _ = tracker.track(clip.model, seen, options)
     steps = []
-    fine, figures = tracker.track(clip.model, seen, options, clip.frames, lambda step, text: steps.append(step))
+    fine, figures = tracker.track(clip.model, seen, options, clip.frames, report=lambda step, text: steps.append(step))
     assert error(fine) < 0.5 * error(rough)
     assert figures["photometric_error"][-1] < figures["photometric_error"][0] and figures["found"][-1] > 0.5
     assert steps == sorted(set(steps)) and steps[-1] <= options.steps(photometric=True)

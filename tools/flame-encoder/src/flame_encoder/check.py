@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from recon4d.files import atomic_path
+from recon4d.files import InputError, atomic_path
 from recon4d.head import JOINTS, HeadModel
 
 from flame_encoder.preview import shaded
@@ -34,6 +34,28 @@ def summary(head: HeadModel) -> dict:
         "skinning_error": float((head.weights.sum(1) - 1).abs().max()),
         "licence": LICENCES[head.name == "open-head"],
     }
+
+
+def require_sound(head: HeadModel, path: str | Path) -> None:
+    """Raise InputError for what reads well but cannot be right: skinning, joints, size, landmarks."""
+    skinning = float((head.weights.sum(1) - 1).abs().max())
+    if skinning > 1e-3:
+        raise InputError(f"{path}: skinning weights do not sum to one (error {skinning:.3g})")
+    joints = float((head.J_regressor.sum(1) - 1).abs().max())
+    if joints > 1e-2:
+        raise InputError(f"{path}: the rows of J_regressor do not sum to one (error {joints:.3g})")
+    extent = float((head.v_template.max(0).values - head.v_template.min(0).values).max())
+    if not 0.05 < extent < 2:
+        raise InputError(f"{path}: the head is {extent:.3g} large; it must be in metres, a head is about 0.3")
+    if head.landmark_faces is not None:
+        points = head.landmarks(head.v_template[None])[0]
+        right, left = points[36:42].mean(0), points[42:48].mean(0)
+        mouth = points[48:68].mean(0)
+        if right[0] >= left[0] or mouth[1] >= min(right[1], left[1]):
+            raise InputError(
+                f"{path}: the landmarks are not in iBUG order (36-41 the person's right eye at -x, 42-47 the left at "
+                "+x, 48-67 the mouth below them); give the model's own with --landmark-embedding"
+            )
 
 
 def render(head: HeadModel, path: Path, size: int = 512) -> None:

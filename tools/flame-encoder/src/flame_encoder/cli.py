@@ -39,60 +39,133 @@ def main() -> None:
 
 @main.command()
 @click.argument("frames", type=click.Path(path_type=Path))
-@click.option("--landmarks", type=click.Path(path_type=Path), required=True, help="Folder of <frame>.npy (68, 2).")
+@click.option(
+    "--landmarks", type=click.Path(path_type=Path), required=True, help="Folder of <frame>.npy (68, 2) or (P, 68, 2)."
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @with_head
+@click.option("--person", type=int, default=0, show_default=True, help="Whose face: 0 is who is in most frames.")
 @click.option("--focal", type=float, help="Focal length in pixels; estimated when not given.")
 @click.option("--fps", type=float, help="Frames per second; from frames.jsonl when not given, else 30.")
 @click.option("--iterations", type=int, default=40, show_default=True, help="Solver steps at most.")
-@click.option("--photometric/--no-photometric", default=False, show_default=True, help="Refine on the images too.")
+@click.option("--photometric", is_flag=True, help="Refine on the images too.")
+@click.option("--init", type=click.Choice(["pnp", "encoder"]), default="pnp", show_default=True, help="Where to start.")
+@click.option("--encoder", type=click.Path(), help="--init encoder: weights of train; the shipped ones if not given.")
+@click.option("--stream", is_flag=True, help="Write each frame to stdout as it is tracked, a line of JSON each.")
+@click.option("--calibrate", type=int, default=45, show_default=True, help="--stream: frames that fix the identity.")
+@click.option("--follow", is_flag=True, help="--stream: wait for frames that are still being written.")
+@click.option("--timeout", type=float, default=30, show_default=True, help="--follow: seconds without a new frame.")
 @click.option("--preview/--no-preview", default=True, show_default=True, help="Write overlay.png and overlay.mp4.")
 @force_option
-def track(
-    frames, landmarks, out, head_model, landmark_embedding, focal, fps, iterations, photometric, preview, force
-) -> None:
+def track(frames, landmarks, out, head_model, landmark_embedding, preview, force, **options) -> None:
     """Parameters of one person in every frame of FRAMES, from 68 landmarks and, with --photometric, from the images.
 
     Writes track.npz, checkpoint/*.frame (the INSTA folder that gaussian-avatar reads), track.json, overlay.png and
-    overlay.mp4, and prints the reprojection error as JSON.
+    overlay.mp4, and prints the reprojection error as JSON; with --stream the frames are printed instead.
     """
     from recon4d import head as heads
-    from recon4d.formats import insta
 
     from flame_encoder import observations, tracker
 
-    if focal is not None and focal <= 0:
-        raise InputError(f"--focal {focal} must be positive")
-    if fps is not None and fps <= 0:
-        raise InputError(f"--fps {fps} must be positive")
-    if iterations < 1:
-        raise InputError(f"--iterations {iterations} must be at least 1")
+    focal, fps, iterations, person = (options[key] for key in ("focal", "fps", "iterations", "person"))
+    for name in ("focal", "fps", "timeout"):
+        if options[name] is not None and options[name] <= 0:
+            raise InputError(f"--{name} {options[name]} must be positive")
+    for name in ("iterations", "calibrate"):
+        if options[name] < 1:
+            raise InputError(f"--{name} {options[name]} must be at least 1")
+    if options["stream"] and options["photometric"]:
+        raise InputError("--photometric looks at the whole clip, which --stream does not have; leave one of them out")
+    if options["stream"] and options["init"] == "encoder":
+        raise InputError("--init encoder starts whole clips; leave it or --stream out")
+    if options["encoder"] and options["init"] != "encoder":
+        raise InputError("--encoder is for --init encoder; add it")
+    if options["follow"] and not options["stream"]:
+        raise InputError("--follow waits for frames, which only --stream can; add --stream")
     claim_output(out / "track.npz", force)
     model = heads.load(head_model, landmark_embedding)
     model.landmarks(model())  # says so when the model has none
-    seen = observations.read(frames, landmarks, fps)
-    missing = int((~seen.valid).sum())
-    if missing:
-        log(f"{missing} of {len(seen.valid)} frames have no landmarks; they are interpolated and marked in track.npz")
-    options = tracker.Options(focal=focal, iterations=iterations)
-    images = observations.frame_paths(frames) if photometric else None
-    with progress_bar("track", options.steps(photometric)) as report:
-        result, figures = tracker.track(model, seen, options, images, report)
+    settings = tracker.Options(focal=focal, iterations=iterations)
+    if options["stream"]:
+        views = _arriving(frames, landmarks, options)
+        rate = fps or observations.frame_rate(frames) or 30.0
+        result, figures = _stream(model, views, rate, settings, options["calibrate"], person)
+        points = np.full((len(result), 68, 2), np.nan)
+    else:
+        seen = observations.read(frames, landmarks, fps, person)
+        missing = int((~seen.valid).sum())
+        if missing:
+            log(f"{missing} of {len(seen.valid)} frames have no landmarks; they are interpolated and marked")
+        paths = observations.frame_paths(frames)
+        images = paths if options["photometric"] else None
+        start = None
+        if options["init"] == "encoder":
+            from flame_encoder import encoder, initial
+
+            network = encoder.load(options["encoder"], "cpu", head_model, landmark_embedding)
+            start = lambda problem: initial.encoded(problem, network, paths)  # noqa: E731
+        with progress_bar("track", settings.steps(options["photometric"])) as report:
+            result, figures = tracker.track(model, seen, settings, images, start, report)
+        points = seen.landmarks
+    _write_track(out, result, figures)
+    if preview:
+        _write_preview(out, model, result, frames, points)
+    if not options["stream"]:
+        print_result(figures)
+
+
+def _write_track(out: Path, result, figures: dict) -> None:
+    from recon4d.formats import insta
+
     for stale in (out / "checkpoint").glob("*.frame"):
         stale.unlink()
     insta.write(out, result)
     write_text(out / "track.json", json.dumps(figures, indent=2) + "\n")
     result.write(out / "track.npz")
-    if preview:
-        from recon4d.video import write_mp4
 
-        from flame_encoder.preview import contact_sheet, overlays
 
-        chosen = np.unique(np.linspace(0, len(result) - 1, 12).round().astype(int))
-        contact_sheet(out / "overlay.png", list(overlays(model, result, frames, seen.landmarks, chosen)))
-        every = overlays(model, result, frames, seen.landmarks, np.arange(len(result)))
-        write_mp4(out / "overlay.mp4", every, result.fps)
-    print_result(figures)
+def _write_preview(out: Path, model, result, frames: Path, points: np.ndarray) -> None:
+    from recon4d.video import write_mp4
+
+    from flame_encoder.preview import contact_sheet, overlays
+
+    chosen = np.unique(np.linspace(0, len(result) - 1, 12).round().astype(int))
+    contact_sheet(out / "overlay.png", list(overlays(model, result, frames, points, chosen)))
+    write_mp4(out / "overlay.mp4", overlays(model, result, frames, points, np.arange(len(result))), result.fps)
+
+
+def _arriving(frames: Path, landmarks: Path, options: dict):
+    from flame_encoder import observations, stream
+
+    if not options["follow"]:
+        observations.frame_paths(frames)
+        observations.check_landmarks(landmarks)
+    return stream.arrivals(frames, landmarks, options["follow"], options["timeout"])
+
+
+def _stream(model, views, fps: float, settings, calibrate: int, person: int):
+    """Print a track's frames as they come; the whole track and its figures at the end."""
+    from recon4d.formats import track_stream
+    from recon4d.formats.track import join
+
+    from flame_encoder import stream
+
+    parts, errors = [], []
+    for part, error in stream.track(model, views, fps, settings, calibrate, person):
+        if not parts:
+            click.echo(track_stream.header_line(part))
+        for line in track_stream.frame_lines(part):
+            click.echo(line)
+        parts.append(part)
+        errors.append(error)
+    result = join(parts)
+    figures = {
+        "mean_px": float(np.nanmean(errors)),
+        "focal": float(result.K[0, 0]),
+        "extrapolated": int((~result.valid).sum()),
+        "frames": len(result),
+    }
+    return result, figures
 
 
 @main.command("check-model")
@@ -110,8 +183,7 @@ def check_model(path, landmark_embedding, render, force) -> None:
 
     model = heads.load(path, landmark_embedding)
     found = check.summary(model)
-    if found["skinning_error"] > 1e-3:
-        raise InputError(f"{path}: skinning weights do not sum to one (error {found['skinning_error']:.3g})")
+    check.require_sound(model, path)
     if render:
         check.render(model, claim_output(render, force))
     print_result(found)

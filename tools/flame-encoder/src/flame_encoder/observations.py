@@ -8,12 +8,27 @@ import cv2
 import numpy as np
 from recon4d.files import InputError
 
+MEMORY = 15  # frames for which a person who is not seen is remembered
+SMALLEST = 8  # pixels between the outer eye corners
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
+class View:
+    """What is seen in one image, for each of P faces.
+
+    faces: (P, 68, 2) landmarks. irises: (P, 2, 2). Pixels, NaN where unknown; P may be 0. size: (width, height).
+    """
+
+    name: str
+    faces: np.ndarray
+    irises: np.ndarray
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Observations:
-    """N frames.
+    """One person in N frames.
 
     Attributes:
         names: (N,) image file names.
@@ -51,42 +66,121 @@ def frame_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def read(frames: Path, landmarks: Path, fps: float | None = None) -> Observations:
+def read(frames: Path, landmarks: Path, fps: float | None = None, person: int = 0) -> Observations:
     """Frames of a folder with the landmarks of another (`<stem>.npy`, as prep-faces writes them).
 
     Landmarks made on another image size (said in `landmarks.jsonl` beside the folder) are scaled.
 
+    Args:
+        person: whose landmarks, where files hold several faces: 0 is who is in most frames, 1 the next.
+
     Raises:
-        InputError: no images, images of different sizes, no landmarks for any of them, landmarks of a wrong shape.
+        InputError: no images, images of different sizes, no landmarks for any of them, landmarks of a wrong shape or
+            outside their images, a person who is not there.
     """
     paths = frame_paths(frames)
+    check_landmarks(landmarks)
+    sizes = landmark_sizes(landmarks)
+    views: list[View] = []
+    for path in paths:
+        views.append(view(path, landmarks, sizes, views[-1] if views else None))
+    if not any(len(v.faces) for v in views):
+        raise InputError(f"{landmarks} has landmarks for none of the {len(paths)} frames of {frames}")
+    people = follow([v.faces for v in views])
+    if not 0 <= person < len(people):
+        raise InputError(f"--person {person}: {landmarks} shows {len(people)} people, counted from 0")
+    seen = of_one(views, people[person], fps or frame_rate(frames) or 30.0)
+    check_faces(seen, landmarks)
+    return seen
+
+
+def check_landmarks(landmarks: Path) -> None:
     if not landmarks.is_dir():
         raise InputError(f"{landmarks} is not a folder of landmarks; make one with prep-faces landmarks")
-    sizes = _landmark_sizes(landmarks)
-    all_points, irises = [], []
-    image_size: tuple[int, int] | None = None
-    for path in paths:
-        image = cv2.imread(str(path))
-        if image is None:
-            raise InputError(f"{path} is not a readable image; make the frames again")
-        size = (image.shape[1], image.shape[0])
-        if image_size is not None and size != image_size:
-            raise InputError(f"{path} is {size[0]}x{size[1]}, the frames before it {image_size[0]}x{image_size[1]}")
-        image_size = size
-        points = _read_landmarks(landmarks / f"{path.stem}.npy")
-        if points is not None and path.stem in sizes:
-            points = points * (np.array(size) / sizes[path.stem])
-        if points is None:
-            points = np.full((68, 2), np.nan)
-        all_points.append(points)
-        irises.append(find_irises(image, points))
-    stacked = np.stack(all_points).astype(np.float32)
-    valid = np.isfinite(stacked).all((1, 2))
-    if not valid.any():
-        raise InputError(f"{landmarks} has landmarks for none of the {len(paths)} frames of {frames}")
-    assert image_size is not None
-    names = np.array([p.name for p in paths])
-    return Observations(names, stacked, valid, np.stack(irises), image_size, fps or frame_rate(frames) or 30.0)
+
+
+def view(path: Path, landmarks: Path, sizes: dict[str, np.ndarray], before: View | None) -> View:
+    """One image and its landmark file. Raises InputError where it differs in size from the one before."""
+    image = cv2.imread(str(path))
+    if image is None:
+        raise InputError(f"{path} is not a readable image; make the frames again")
+    size = (image.shape[1], image.shape[0])
+    if before is not None and size != before.size:
+        raise InputError(f"{path} is {size[0]}x{size[1]}, the frames before it {before.size[0]}x{before.size[1]}")
+    faces = _read_landmarks(landmarks / f"{path.stem}.npy")
+    if path.stem in sizes:
+        faces = faces * (np.array(size) / sizes[path.stem])
+    irises = np.array([find_irises(image, points) for points in faces]).reshape(-1, 2, 2)
+    return View(path.name, faces, irises, size)
+
+
+def of_one(views: list[View], rows: np.ndarray, fps: float) -> Observations:
+    """The face in row `rows` (N,) of each view; -1 where the person is not seen."""
+    blank = np.full((70, 2), np.nan)
+    both = [np.concatenate([v.faces[r], v.irises[r]]) if r >= 0 else blank for v, r in zip(views, rows)]
+    points = np.stack(both).astype(np.float32)
+    return Observations(
+        names=np.array([v.name for v in views]),
+        landmarks=points[:, :68],
+        valid=np.asarray(rows) >= 0,
+        irises=points[:, 68:],
+        image_size=views[0].size,
+        fps=fps,
+    )
+
+
+def follow(faces: list[np.ndarray]) -> list[np.ndarray]:
+    """Who is who: for each person which row (N,) of the frames' faces (P, 68, 2) they are, -1 where they are absent.
+
+    A face is the person whose last face is nearest, within two eye distances; a person not seen for MEMORY frames is
+    forgotten. People come in the order of the number of frames that show them. Where no frame has two faces there is
+    one person, however far they jump.
+    """
+    if all(len(found) < 2 for found in faces):
+        return [np.array([len(found) - 1 for found in faces])]
+    rows: list[np.ndarray] = []
+    last: list[tuple[int, np.ndarray]] = []  # frame and face
+    for i, found in enumerate(faces):
+        pairs = [
+            (distance(face, known), k, p)
+            for p, face in enumerate(found)
+            for k, (frame, known) in enumerate(last)
+            if i - frame <= MEMORY
+        ]
+        free = set(range(len(found)))
+        taken = set()
+        for far, k, p in sorted(pairs):
+            if far < 2 and p in free and k not in taken:
+                rows[k][i], last[k] = p, (i, found[p])
+                free.discard(p)
+                taken.add(k)
+        for p in sorted(free):
+            rows.append(np.full(len(faces), -1))
+            rows[-1][i] = p
+            last.append((i, found[p]))
+    return sorted(rows, key=lambda r: -int((r >= 0).sum()))
+
+
+def distance(face: np.ndarray, other: np.ndarray) -> float:
+    """Mean distance of two faces' landmarks (68, 2), in distances between the outer eye corners."""
+    size = max(float(np.linalg.norm(face[36] - face[45])), float(np.linalg.norm(other[36] - other[45])), 1e-6)
+    return float(np.linalg.norm(face - other, axis=1).mean()) / size
+
+
+def check_faces(seen: Observations, landmarks: Path) -> None:
+    """Raise InputError for faces that lie outside their images or are too small to track."""
+    faces = seen.landmarks[seen.valid]
+    outside = ((faces < 0) | (faces > seen.image_size)).any(-1).mean(1)
+    if np.median(outside) > 0.5:
+        width, height = seen.image_size
+        raise InputError(
+            f"{landmarks} has faces outside the {width}x{height} frames; they were made on images of another size, "
+            "so make them again, or put the landmarks.jsonl that says the size beside the folder"
+        )
+    eyes = float(np.nanmedian(seen.iod))
+    if eyes < SMALLEST:
+        wanted = f"{SMALLEST} are needed; give larger frames"
+        raise InputError(f"{landmarks}: the eyes are {eyes:.1f} pixels apart, {wanted}")
 
 
 def frame_rate(frames: Path) -> float | None:
@@ -106,19 +200,21 @@ def frame_rate(frames: Path) -> float | None:
     return float(1 / np.median(steps)) if len(steps) and np.median(steps) > 0 else None
 
 
-def _read_landmarks(path: Path) -> np.ndarray | None:
+def _read_landmarks(path: Path) -> np.ndarray:
+    """(P, 68, 2): the faces of one file, which holds one face or several; NaN faces and missing files are no faces."""
     if not path.is_file():
-        return None
+        return np.empty((0, 68, 2))
     try:
         points = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path} is not a readable landmark file ({error}); make it again") from error
-    if points.shape != (68, 2):
-        raise InputError(f"{path} has shape {points.shape}; (68, 2) is needed")
-    return points.astype(np.float64)
+    if points.shape[-2:] not in ((68, 2), (68, 3)) or points.ndim > 3 or points.dtype.kind not in "fiu":
+        raise InputError(f"{path} has shape {points.shape}, {points.dtype}; (68, 2) or (people, 68, 2) is needed")
+    points = points[..., :2].reshape(-1, 68, 2).astype(np.float64)  # a third number is a depth
+    return points[np.isfinite(points).all((1, 2))]
 
 
-def _landmark_sizes(landmarks: Path) -> dict[str, np.ndarray]:
+def landmark_sizes(landmarks: Path) -> dict[str, np.ndarray]:
     """Image size (width, height) that each landmark file was made on, from `landmarks.jsonl`, where it is there."""
     manifest = landmarks.parent / "landmarks.jsonl"
     sizes = {}

@@ -48,6 +48,11 @@ class Windows:
         to_window = np.array([[self.scale, 0, self.offset[i, 0]], [0, self.scale, self.offset[i, 1]], [0, 0, 1]])
         return torch.from_numpy((to_window @ K).astype(np.float32))
 
+    def in_frame(self, pixels: Tensor, i: int, frame_size: np.ndarray) -> Tensor:
+        """Whether window pixels (n, 2) lie on the frame: beyond its border a window repeats it."""
+        at = (pixels - torch.from_numpy(self.offset[i]).to(pixels)) / self.scale
+        return ((at >= 0) & (at < torch.from_numpy(frame_size))).all(1)
+
 
 @dataclass(frozen=True)
 class Looks:
@@ -171,6 +176,7 @@ def _texel_colours(surface: Surface, windows: Windows, track: Track, vertices: T
     normal = torch.nn.functional.normalize(surface.at(normals[0], surface.texel_faces, surface.texel_bary), dim=-1)
     K = windows.K(track.K, i)
     pixels, visible = _in_sight(head, vertices[i], points, K, size)
+    visible = visible & windows.in_frame(pixels, i, track.image_size)
     slant = -(normal * torch.nn.functional.normalize(points, dim=-1)).sum(-1)
     image = linear_from_srgb(torch.from_numpy(windows.images[i]).float() / 255)
     grid = (pixels / size * 2 - 1)[None, None]
@@ -248,7 +254,7 @@ def match(
         # A patch that holds background would be held by it: the background is the frame's own.
         inner = cv2.erode(mask.astype(np.uint8), np.ones((PATCH, PATCH), np.uint8), borderValue=0)
         column, row = pixels.floor().long().clamp(0, size - 1).unbind(1)
-        visible &= torch.from_numpy(inner[row, column] > 0)
+        visible &= torch.from_numpy(inner[row, column] > 0) & windows.in_frame(pixels, i, track.image_size)
         chosen = visible.nonzero()[:, 0].numpy()
         if len(chosen) > POINTS:
             chosen = np.sort(rng.choice(chosen, POINTS, replace=False))

@@ -82,6 +82,7 @@ def track(
     seen: Observations,
     options: Options | None = None,
     frames: list[Path] | None = None,
+    start: "Callable[[Problem], tuple[Tensor, Tensor]] | None" = None,
     report: Callable[[int, str], None] = lambda step, text: None,
 ) -> tuple[Track, dict]:
     """Fit the head model to the landmarks of a clip and, where `frames` are given, to its images.
@@ -90,6 +91,7 @@ def track(
         head: with 68 landmarks.
         seen: N frames of landmarks; at least one must be valid.
         frames: the N image files, for the photometric stage.
+        start: gives the unknowns to start from (see `initial.encoded`); PnP does when it is None.
         report: called with the step and a text as the work goes on.
 
     Returns:
@@ -106,7 +108,7 @@ def track(
     if not seen.valid.any():
         raise InputError("no frame has landmarks; check them with prep-faces landmarks")
     problem = Problem(Rig(head), seen, options)
-    g, q = problem.start()
+    g, q = problem.start() if start is None else start(problem)
     g, q, steps = problem.solve(g, q, options.iterations, report)
     figures: dict = {}
     if frames is not None:
@@ -232,8 +234,12 @@ class Problem:
 
     # -- stage 1 ---------------------------------------------------------------------------------------------------
 
-    def start(self) -> tuple[Tensor, Tensor]:
-        """The mean head posed in each frame by PnP; frames without landmarks between their neighbours."""
+    def start(self, faces: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+        """The mean head posed in each frame by PnP; frames without landmarks between their neighbours.
+
+        Args:
+            faces: (N, 68, 3) unposed landmarks to pose instead of the mean head's.
+        """
         g = self.shared_mean.clone()
         q = torch.zeros(self.n, self.rig.layout.size, dtype=torch.float64)
         K = np.diag([self.focal_guess, self.focal_guess, 1.0])
@@ -243,7 +249,8 @@ class Problem:
         rows = np.flatnonzero(self.seen.valid)
         for i in rows:
             points = self.seen.landmarks[i].astype(np.float64)
-            ok, rotation, translation = cv2.solvePnP(model[fixed], points[fixed], K, None, flags=cv2.SOLVEPNP_SQPNP)
+            face = model if faces is None else faces[i]
+            ok, rotation, translation = cv2.solvePnP(face[fixed], points[fixed], K, None, flags=cv2.SOLVEPNP_SQPNP)
             R = torch.from_numpy(cv2.Rodrigues(rotation)[0])
             if not ok or translation[2, 0] <= 0 or R[2, 2] > 0:  # behind the camera or facing away: a mirror solution
                 R, translation = FACING.double(), self._frontal_translation(points)
@@ -349,7 +356,7 @@ class Problem:
 
         `hold` keeps the shared unknowns as they are.
         """
-        damping = 1e-2
+        damping = 1e-2 if self.matches is None else 1e-5  # stage 3 starts near its end, in a long valley
         rows = self.choose(g, q)
         cost = self.cost(g, q, rows)
         step = 0
@@ -360,12 +367,14 @@ class Problem:
             fell = False
             for _ in range(6):
                 damped = A + damping * torch.diag_embed(A.diagonal(dim1=1, dim2=2))
-                solved = chain.solve(damped, self.smooth, torch.cat([a[..., None], B], 2))
-                border, solved = B.reshape(-1, G), solved.reshape(-1, 1 + G)
-                schur = C * (1 + damping * torch.eye(G)) - border.T @ solved[:, 1:]
-                dg = torch.zeros_like(g) if hold else torch.linalg.solve(schur, border.T @ solved[:, 0] - c)
-                dq = -solved[:, 0] - solved[:, 1:] @ dg
-                new_g, new_q = g + dg, q + dq.view(self.n, P)
+                if hold:
+                    new_g, new_q = g, q - chain.solve(damped, self.smooth, a[..., None])[..., 0]
+                else:
+                    solved = chain.solve(damped, self.smooth, torch.cat([a[..., None], B], 2)).reshape(-1, 1 + G)
+                    border = B.reshape(-1, G)
+                    schur = C * (1 + damping * torch.eye(G)) - border.T @ solved[:, 1:]
+                    dg = torch.linalg.solve(schur, border.T @ solved[:, 0] - c)
+                    new_g, new_q = g + dg, q - (solved[:, 0] + solved[:, 1:] @ dg).view(self.n, P)
                 new_cost = self.cost(new_g, new_q, rows)
                 if np.isfinite(new_cost) and new_cost < cost:
                     fell = True
