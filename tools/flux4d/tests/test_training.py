@@ -114,5 +114,5 @@ def test_batches_that_do_not_divide(tmp_path, indexed, root, small):
     class Two:
         world_size = 2
 
-    with pytest.raises(InputError, match="train.batch_size 1 does not divide among 2 processes"):
+    with pytest.raises(InputError, match=r"train.batch_size 1 does not divide among 2 processes"):
         training.train(small, indexed["clips"], root, tmp_path, Two())

@@ -590,5 +590,12 @@ def edit(
     print_result(result)
 
 
-if __name__ == "__main__":
-    main()
+@main.command(cls=Command)
+@click.argument("scene_dir", type=click.Path(path_type=Path))
+@click.option("--host", default="localhost", show_default=True, help="Where to listen; 0.0.0.0 for other machines.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 for any free one.")
+def view(scene_dir: Path, host: str, port: int) -> None:
+    """Show SCENE_DIR (a folder of reconstruct or edit) in the browser: a slider for time, a free camera."""
+    from flux4d import viewer
+
+    viewer.serve(scene_dir, host, port, lambda page: print_result({"page": page}), log)
