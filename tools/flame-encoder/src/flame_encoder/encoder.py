@@ -167,20 +167,22 @@ class Encoder:
     note: str = ""
 
 
-def state_of(network: EidolonEncoder, layout: Layout, view: View, head: str, backbone: str, half: bool = False) -> dict:
+def state_of(network: EidolonEncoder, layout: Layout, view: View, head: str, backbone: str) -> dict:
     """What a file of an encoder holds: plain values and tensors, for `torch.load(weights_only=True)`."""
-    weights = {
-        k: v.detach().cpu().half() if half and v.is_floating_point() else v.detach().cpu()
-        for k, v in network.state_dict().items()
-    }
     return {
         "format": FORMAT,
         "backbone": backbone,
         "head_model": head,
         "layout": asdict(layout),
         "view": asdict(view),
-        "weights": weights,
+        "weights": {name: weight.detach().cpu() for name, weight in network.state_dict().items()},
     }
+
+
+def halved(state: dict) -> dict:
+    """The same file with weights in half precision and nothing of its training: half the size or less."""
+    kept = {key: state[key] for key in ("format", "backbone", "head_model", "layout", "view")}
+    return kept | {"weights": {k: w.half() if w.is_floating_point() else w for k, w in state["weights"].items()}}
 
 
 def save(path: Path, state: dict) -> None:

@@ -41,7 +41,7 @@ def boxes(
         observations.check_landmarks(landmarks)
         made_on = observations.landmark_sizes(landmarks)
         for path, size in zip(paths, sizes):
-            people = observations._read_landmarks(landmarks / f"{path.stem}.npy")
+            people = observations.read_landmarks(landmarks / f"{path.stem}.npy")
             if len(people):
                 people = people * (np.array(size) / made_on.get(path.stem, size))
                 corners = np.concatenate([people.min(1), people.max(1)], 1)

@@ -107,7 +107,7 @@ def view(path: Path, landmarks: Path, sizes: dict[str, np.ndarray], before: View
     size = (image.shape[1], image.shape[0])
     if before is not None and size != before.size:
         raise InputError(f"{path} is {size[0]}x{size[1]}, the frames before it {before.size[0]}x{before.size[1]}")
-    faces = _read_landmarks(landmarks / f"{path.stem}.npy")
+    faces = read_landmarks(landmarks / f"{path.stem}.npy")
     if path.stem in sizes:
         faces = faces * (np.array(size) / sizes[path.stem])
     irises = np.array([find_irises(image, points) for points in faces]).reshape(-1, 2, 2)
@@ -200,7 +200,7 @@ def frame_rate(frames: Path) -> float | None:
     return float(1 / np.median(steps)) if len(steps) and np.median(steps) > 0 else None
 
 
-def _read_landmarks(path: Path) -> np.ndarray:
+def read_landmarks(path: Path) -> np.ndarray:
     """(P, 68, 2): the faces of one file, which holds one face or several; NaN faces and missing files are no faces."""
     if not path.is_file():
         return np.empty((0, 68, 2))

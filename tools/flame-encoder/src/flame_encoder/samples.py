@@ -113,7 +113,7 @@ class Folder(torch.utils.data.Dataset):
         observations.check_landmarks(landmarks)
         self.sizes = observations.landmark_sizes(landmarks)
         self.pairs = [
-            (path, points) for path in paths for points in observations._read_landmarks(landmarks / f"{path.stem}.npy")
+            (path, points) for path in paths for points in observations.read_landmarks(landmarks / f"{path.stem}.npy")
         ]
         if not self.pairs:
             raise InputError(f"{landmarks} has landmarks for none of the {len(paths)} images of {images}")

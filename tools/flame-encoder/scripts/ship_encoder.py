@@ -1,0 +1,23 @@
+"""Make the encoder that ships from a finished run: half precision, with a note of where it comes from.
+
+flame-encoder train --config shipped --out outputs
+python tools/flame-encoder/scripts/ship_encoder.py outputs/eidolon_encoder_final.pth
+"""
+
+import sys
+from pathlib import Path
+
+from flame_encoder import encoder
+
+NOTE = "Synthetic people alone; backbone from torchvision's MobileNetV2, ImageNet. See shipped.md."
+
+
+def main() -> None:
+    state = encoder.read(Path(sys.argv[1]))
+    target = Path(encoder.__file__).with_name(encoder.SHIPPED)
+    encoder.save(target, encoder.halved(state) | {"note": NOTE})
+    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
