@@ -1,7 +1,7 @@
 """The networks: initial Gaussians in, Gaussians with velocities out, one pass and a few refinements (Flux4D, 3.2)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,13 @@ class Input:
     grid: Grid
 
 
+def _reach(settings: Settings, like: Tensor) -> Tensor:
+    return like.new_tensor([settings.range_xy, settings.range_xy, settings.range_z])
+
+
 def prepare(gaussians: Gaussians, settings: Settings) -> Input:
     """Gaussians with their voxels around the clip's first ego frame."""
-    high = gaussians.means.new_tensor([settings.range_xy, settings.range_xy, settings.range_z])
+    high = _reach(settings, gaussians.means)
     grid = sparse.voxelize(gaussians.means, settings.voxel, -high, high, len(settings.channels))
     return Input(gaussians, grid)
 
@@ -34,10 +38,9 @@ def prepare(gaussians: Gaussians, settings: Settings) -> Input:
 def features(gaussians: Gaussians, settings: Settings) -> Tensor:
     """(N, 15) the 14 parameters and the time, each about -1..1."""
     g = gaussians
-    reach = g.means.new_tensor([settings.range_xy, settings.range_xy, settings.range_z])
     return torch.cat(
         [
-            (g.means / reach).clamp(-2, 2),
+            (g.means / _reach(settings, g.means)).clamp(-2, 2),
             g.scales / 3,
             g.quats,
             g.opacities / 3,
@@ -82,7 +85,8 @@ class Branch(nn.Module):
         def to_points(rows: Tensor) -> Tensor:
             return rows.new_zeros(len(values), rows.shape[1]).index_put((grid.inside,), rows.index_select(0, grid.rows))
 
-        place = torch.frac((gaussians.means + 1000) / self.settings.voxel) - 0.5
+        low = -_reach(self.settings, gaussians.means)
+        place = ((gaussians.means - low) / self.settings.voxel).frac() - 0.5
         out = self.head(torch.cat([to_points(found), values, (values - to_points(mean)) * inside, place * inside], 1))
         residuals, velocities = out.split([PARAMETERS, 3 * (self.settings.polynomial + 1)], 1)
         velocities = _SPEED * velocities.unflatten(1, (-1, 3)) * inside[:, None]
@@ -112,7 +116,7 @@ class Flux(nn.Module):
         for _ in range(self.settings.refinements):
             slope = gradient(found, loss)
             values = torch.cat([features(found, self.settings), slope], 1)
-            residuals, more = self.refiner(replace(given, gaussians=start), values)
+            residuals, more = self.refiner(given, values)
             # the velocity moves on from where it was
             found = found.with_parameters(found.parameters + residuals, found.velocities + more)
         return found.parameters, found.velocities

@@ -236,7 +236,7 @@ def train(
             for place, (item, number) in enumerate(mine):
                 sample = sample_of(number)
                 frames = chosen_frames(step, item, config, sample.clip, fixed_frame)
-                with fabric.no_backward_sync(model, enabled=place + 1 < len(mine)):
+                with fabric.no_backward_sync(model, enabled=fabric.world_size > 1 and place + 1 < len(mine)):
                     found = reconstruct(model, sample, config)
                     value, values = frame_loss(found, sample, frames, config.losses)
                     fabric.backward(value / len(mine))

@@ -1,0 +1,152 @@
+"""What flux4d learns from synthetic streets, and how fast its sparse convolution is; writes docs/benchmarks-flux.md.
+
+uv run --all-packages python bench/flux.py                # hours on two cores
+uv run --all-packages python bench/flux.py --quick        # minutes, nothing written
+
+One network per variant is trained on twelve scenes and measured on four others: constant velocity alone, then with
+refinement, with polynomial motion, with velocity reweighting, each on top of the one before. One more network sees one
+clip only. The convolution's peer is torch's dense conv3d on the volume that holds the same voxels.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from flux4d import sparse
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = {
+    "base": ["model.polynomial=0", "model.refinements=0", "losses.reweight=false"],
+    "+ refinement": ["model.polynomial=0", "model.refinements=1", "losses.reweight=false"],
+    "+ polynomial motion": ["model.polynomial=1", "model.refinements=1", "losses.reweight=false"],
+    "+ reweighting": ["model.polynomial=1", "model.refinements=1", "losses.reweight=true"],
+}
+SMALL = ["data.image_size=128", "lift.max_gaussians=12000", "lift.sky_points=50000", "train.frames=3"]
+COLUMNS = {
+    "psnr": "PSNR, dB",
+    "dynamic_psnr": "dynamic PSNR, dB",
+    "depth_rmse": "depth RMSE, m",
+    "epe3d": "EPE3D, m",
+    "angular_error_deg": "median angle of moving points, degrees",
+    "background_speed": "background speed, m/s",
+}
+
+
+def flux4d(*arguments: object) -> dict:
+    """Run a command of the tool; its JSON result."""
+    print("+ flux4d", *arguments, file=sys.stderr, flush=True)
+    done = subprocess.run(["flux4d", *map(str, arguments)], stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout)
+
+
+def settings(*values: str) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+def variants(work: Path, scenes: int, unseen: int, frames: int, steps: int) -> dict[str, dict]:
+    """Train and measure every variant; measures by its name, with `one clip` for the network that sees one only."""
+    if not (work / "clips.json").exists():
+        flux4d(
+            "synth", work / "scenes", "--scenes", scenes + unseen, "--frames", frames, "--width", 160, "--columns", 600
+        )
+        held = ",".join(f"{number:03d}" for number in range(scenes + 1, scenes + unseen + 1))
+        flux4d("index", "--data-root", work / "scenes", "--out-full", work / "clips.json", "--val-scenes", held)
+    index = ["--index-path", work / "clips.json"]
+    every = max(steps // 4, 1)
+    found = {}
+    for number, (name, overrides) in enumerate(VARIANTS.items()):
+        out = work / f"train-{number}"
+        cache = "train.cache_clips=200"
+        made = settings(*SMALL, *overrides, cache, f"train.checkpoint_every={every}")
+        flux4d("train", *index, "--iters", steps, "--output-dir", out, *made, *resumed(out))
+        scores = flux4d("eval", *index, "--ckpt", out / "ckpt_last.pt", "--out-dir", work / f"eval-{number}", "--force")
+        found[name] = scores["interpolation"] | scores["flow"]
+    out = work / "overfit"
+    flux4d("overfit", *index, "--iters", steps, "--output-dir", out, *resumed(out))
+    one = ["--clip-index", 0, "--ckpt", out / "ckpt_last.pt", "--out-dir", work / "eval-overfit", "--force"]
+    scores = flux4d("eval", *index, *one)
+    found["one clip"] = scores["interpolation"] | scores["flow"]
+    return found
+
+
+def resumed(out: Path) -> list[str]:
+    return ["--resume"] if (out / "ckpt_last.pt").exists() else ["--force"]
+
+
+def convolution(side: int, share: float, channels: int, repetitions: int) -> dict[str, float]:
+    """Milliseconds, forward and backward, of one 3x3x3 convolution on a share of side^3 voxels, and of dense conv3d."""
+    generator = torch.Generator().manual_seed(0)
+    occupied = (torch.rand(side, side, side, generator=generator) < share).nonzero()
+    grid = sparse.voxelize(occupied + 0.5, 1.0, torch.zeros(3), torch.full((3,), float(side)), 1)
+    level = grid.levels[0]
+    features = torch.randn(len(level), channels, generator=generator, requires_grad=True)
+    weight = torch.randn(27, channels, channels, generator=generator, requires_grad=True)
+    volume = torch.zeros(1, channels, side, side, side, requires_grad=True)
+    kernel = torch.randn(channels, channels, 3, 3, 3, generator=generator, requires_grad=True)
+    actions = {
+        "sparse": lambda: sparse.convolve(features, weight, level.same, len(level)).sum().backward(),
+        "dense": lambda: torch.nn.functional.conv3d(volume, kernel, padding=1).sum().backward(),
+        "kernel map": lambda: sparse.neighbour_map(sparse.keys(level.coordinates), level.coordinates),
+    }
+    least = dict.fromkeys(actions, float("inf"))
+    for repetition in range(repetitions + 1):
+        for name, action in actions.items():
+            started = time.process_time()
+            action()
+            if repetition:  # the first one warms up
+                least[name] = min(least[name], 1e3 * (time.process_time() - started))
+    return least | {"voxels": len(level)}
+
+
+def page(scores: dict[str, dict], speed: dict[str, float], arguments: argparse.Namespace) -> str:
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+
+    lines = [
+        "# flux4d",
+        "",
+        f"`bench/flux.py` on {os.cpu_count()} cores of {platform.machine()}, {arguments.steps} steps: networks trained "
+        f"on {arguments.scenes} synthetic scenes of {arguments.frames} frames at 128 pixels and measured on "
+        f"{arguments.unseen} others, target frames between the inputs. Each variant adds to the one above. "
+        "`one clip` is trained on the clip that it is measured on, at 160 pixels.",
+        "",
+        "| network | " + " | ".join(COLUMNS.values()) + " |",
+        "| --- |" + " --- |" * len(COLUMNS),
+        *(f"| {name} | " + " | ".join(cell(row.get(key)) for key in COLUMNS) + " |" for name, row in scores.items()),
+        "",
+        f"One 3x3x3 convolution of 32 channels on {speed['voxels']} of 64^3 voxels, forward and backward, CPU time of "
+        f"one thread: {speed['sparse']:.0f} ms; torch's dense conv3d on the volume {speed['dense']:.0f} ms. "
+        f"Finding the neighbours, once per clip: {speed['kernel map']:.0f} ms.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "out" / "bench-flux", help="scenes and networks; kept")
+    parser.add_argument("--scenes", type=int, default=12)
+    parser.add_argument("--unseen", type=int, default=4)
+    parser.add_argument("--frames", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--quick", action="store_true", help="two scenes, few steps, nothing written")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.scenes, arguments.unseen, arguments.frames, arguments.steps = 1, 1, 16, 8
+    torch.set_num_threads(1)
+    speed = convolution(64, 0.04, 32, 2 if arguments.quick else 8)
+    scores = variants(arguments.work, arguments.scenes, arguments.unseen, arguments.frames, arguments.steps)
+    text = page(scores, speed, arguments)
+    print(text)
+    if not arguments.quick:
+        (ROOT / "docs" / "benchmarks-flux.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
