@@ -58,7 +58,9 @@ def make_clip(model, folder: Path, turn: float, n: int, seed: int) -> tuple[Trac
     for name, vertices in zip(truth.names, motion.vertices):
         image = synthetic.render_head(model, vertices, motion.world_to_camera, motion.K, SIZE, albedo, light)
         alpha = image[..., 3:] / 255.0
-        cv2.imwrite(str(folder / str(name)), (255 * wall * (1 - alpha) + image[..., :3] * alpha)[..., ::-1])
+        cv2.imwrite(
+            str(folder / str(name)), (255 * wall * (1 - alpha) + image[..., :3] * alpha).astype(np.uint8)[..., ::-1]
+        )
     E = motion.world_to_camera
     return truth, motion.vertices @ E[:3, :3].T + E[:3, 3]
 
@@ -94,7 +96,8 @@ def run(method: str, model, frames: Path, landmarks: Path) -> tuple[Track, dict,
     start = time.process_time()
     if method == "stream":
         views = stream.arrivals(frames, landmarks)
-        parts = [part for part, _ in stream.track(model, views, FPS, tracker.Options())]
+        first = min(45, len(seen.names) // 3)
+        parts = [part for part, _ in stream.track(model, views, FPS, tracker.Options(), first)]
         return join(parts), {}, time.process_time() - start
     paths = observations.frame_paths(frames) if method == "photometric" else None
     found, figures = tracker.track(model, seen, frames=paths)
