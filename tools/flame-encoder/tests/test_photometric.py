@@ -67,7 +67,7 @@ def clip(tmp_path_factory):
         image = synthetic.render_head(model, world, to_world, torch.from_numpy(truth.K), SIZE, albedo, light)
         alpha = image[..., 3:] / 255.0
         frames.append(folder / truth.names[i])
-        cv2.imwrite(str(frames[-1]), (255 * wall * (1 - alpha) + image[..., :3] * alpha)[..., ::-1])
+        cv2.imwrite(str(frames[-1]), (255 * wall * (1 - alpha) + image[..., :3] * alpha).astype(np.uint8)[..., ::-1])
     landmarks = model.landmarks(vertices) @ torch.from_numpy(truth.K).T
     return Clip(model, truth, vertices, frames, (landmarks[..., :2] / landmarks[..., 2:]).numpy())
 
@@ -87,6 +87,17 @@ def test_the_head_is_drawn_as_it_looks(clip):
         inner = cv2.erode(mask.astype(np.uint8), np.ones((5, 5)))
         assert mask.mean() > 0.3 and error[inner > 0].mean() < 0.02
         assert error[~mask].max() < 1e-6  # the rest is the frame itself
+
+
+def test_heads_without_regions_and_texture_coordinates(clip):
+    """As FLAME comes: unwrapped, and its skin told from the skinning weights."""
+    bare = photometric.Surface(replace(clip.model, regions=None, vt=None, ft=None))
+    assert bare.mask.float().mean() > 0.2
+    at = bare.at(clip.model.v_template, bare.faces, bare.bary)
+    eyes = clip.model.regions["eyes"] | clip.model.regions["neck"]
+    wrong = eyes[clip.model.faces[bare.faces]].all(1)
+    assert len(at) == photometric.CANDIDATES and wrong.float().mean() < 0.05
+    assert (at[:, 2] > 0.03).sum() > 50  # some are on the face
 
 
 def test_large_heads_are_scaled_to_the_window(clip, tmp_path):
