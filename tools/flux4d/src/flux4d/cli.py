@@ -242,10 +242,10 @@ def _run_training(
     fabric = lightning.Fabric(**fabric_options)
     fabric.launch()
     if fabric.is_global_zero:
+        if resume_from:
+            training.read_checkpoint(resume_from)
         if not resume:
             claim_output(out, force)
-            if resume_from:
-                training.read_checkpoint(resume_from)
             if force and out.exists():
                 kept = resume_from is not None and out.resolve() in resume_from.resolve().parents
                 if kept:

@@ -61,10 +61,10 @@ def comparison(gaussians, sample, frame: int) -> np.ndarray:
 
 def overlay(image: np.ndarray, pixels: np.ndarray, depth: np.ndarray, size: int = 1) -> np.ndarray:
     """Points on an image (H, W, 3) uint8: pixels (N, 2), coloured by depth (N,), far ones below near ones."""
-    out = image.copy()
+    out, colours = image.copy(), depth_colours(depth)
     for i in np.argsort(-depth):
         x, y = pixels[i].astype(int)
-        out[max(y - size + 1, 0) : y + size, max(x - size + 1, 0) : x + size] = depth_colours(depth[i : i + 1])[0]
+        out[max(y - size + 1, 0) : y + size, max(x - size + 1, 0) : x + size] = colours[i]
     return out
 
 

@@ -41,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run reports. psnr: of the last step's frames."""
+    """What a run reports. psnr: mean over the frames since the log line before the last."""
 
     steps: int
     seconds: float
@@ -222,7 +222,7 @@ def train(
 
     sample_of = Cache(read, config.train.cache_clips)
     main = fabric.is_global_zero
-    started, loss, values, gaussians = time.perf_counter(), float("nan"), {"psnr": float("nan")}, 0
+    started, loss, means, gaussians = time.perf_counter(), float("nan"), {"psnr": float("nan")}, 0
     total = config.train.iterations
     seen: list[dict[str, float]] = []
     with progress_bar("training", total) as show:
@@ -241,7 +241,8 @@ def train(
                     value, values = frame_loss(found, sample, frames, config.losses)
                     fabric.backward(value / len(mine))
                 loss, gaussians = float(value.detach()), len(found)
-                seen.append(values)
+                if main:
+                    seen.append(values)
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_gradient)
             optimizer.step()
             if not main:
@@ -250,7 +251,7 @@ def train(
             if done % 10 == 0:
                 show(done, f"loss {loss:.4f}, {values['psnr']:.1f} dB")
             if done % config.train.log_every == 0 or done == total:
-                means = {name: np.mean([v[name] for v in seen]) for name in values}
+                means = {name: float(np.mean([v[name] for v in seen])) for name in values}
                 seen.clear()
                 text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
                 _append(output / "train.log", f"step {done}: {text}, {time.perf_counter() - started:.0f} s")
@@ -261,7 +262,7 @@ def train(
                     shown = pictures.comparison(found, sample, frames[len(frames) // 2])
                 pictures.write_png(output / f"step_{done:06d}" / f"{sample.clip.name}.png", shown)
     fabric.barrier()
-    return Result(total, time.perf_counter() - started, loss, values["psnr"], gaussians)
+    return Result(total, time.perf_counter() - started, loss, means["psnr"], gaussians)
 
 
 def _append(path: Path, line: str) -> None:
