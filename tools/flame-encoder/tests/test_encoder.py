@@ -1,11 +1,13 @@
 """The encoder: how it starts, what stays frozen, its file, and images through it."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from flame_encoder import encoder as encoders
+from flame_encoder import losses, rendering, samples, synthetic
 from flame_encoder import view as views
 from flame_encoder.encoder import EidolonEncoder
 from flame_encoder.vector import Layout
@@ -100,8 +102,7 @@ def test_file_and_back(network, tmp_path):
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(made.network(images), network.eval()(images))
     assert torch.load(tmp_path / "e.pth", weights_only=True)["layout"] == {"shape": 100, "expression": 0, "detail": 106}
-    half = encoders.state_of(network, layout, View(size=64), "open-head", SMALL, half=True)
-    encoders.save(tmp_path / "half.pth", half)
+    encoders.save(tmp_path / "half.pth", encoders.halved(encoders.read(tmp_path / "e.pth")))
     assert (tmp_path / "half.pth").stat().st_size < 0.6 * (tmp_path / "e.pth").stat().st_size
     close = encoders.load(tmp_path / "half.pth").network(images)
     torch.testing.assert_close(close, network(images), atol=2e-2, rtol=2e-2)
@@ -127,6 +128,31 @@ def test_files_that_are_no_encoder(network, tmp_path):
     save(path, network, backbone="resnet18")
     with pytest.raises(InputError, match="do not fit its backbone resnet18"):
         encoders.load(path)
+
+
+def test_the_one_that_ships():
+    """Small, offline, and three times nearer to the landmarks of unseen people than the mean head in the crop."""
+    source = Path(encoders.__file__).with_name(encoders.SHIPPED)
+    assert source.stat().st_size < 6e6 and source.with_suffix(".md").exists()
+    encoder = encoders.load()
+    assert encoder.layout.size == 227 and encoder.head.name == "open-head" and encoder.note
+    people = samples.Synthetic(synthetic.scene(encoder.head, encoder.layout, encoder.view), 24, 77)
+    batch = samples.collate([people[i] for i in range(24)])
+    judge = losses.judge(encoder.head, encoder.layout, encoder.view)
+
+    def errors(vectors):
+        parts = encoder.layout.split(vectors)
+        turned = rendering.turned(judge.points, parts)
+        goal = rendering.turned(judge.points, encoder.layout.split(batch.vectors))
+        points = losses.landmark_pixels(judge, turned, parts["transl"])
+        eyes = (batch.landmarks[:, 36] - batch.landmarks[:, 45]).norm(dim=-1)
+        landmarks = (points - batch.landmarks).norm(dim=-1).mean(1) / eyes
+        return landmarks.mean().item(), (turned - goal).norm(dim=-1).mean().item()
+
+    rest = torch.zeros(24, 227)
+    rest[:, 150:156] = torch.tensor([1.0, 0, 0, 0, 1, 0])
+    ours, mean_head = errors(encoder.network(batch.images)), errors(rest)
+    assert ours[0] < mean_head[0] / 3 and ours[1] < mean_head[1] / 2.5
 
 
 def test_encode_looks_at_the_crop(network, tmp_path):
