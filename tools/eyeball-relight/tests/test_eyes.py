@@ -91,7 +91,7 @@ def test_wrong_marks(export, tmp_path):
 
 
 def test_from_landmarks_to_masks(export, data, head, tmp_path):
-    """Lids seen in every picture become an outline, a painted map, landmarks on the ball, and masks like the true ones."""
+    """Lids seen in every picture become an outline, a painted map, landmarks on the ball, masks like the true ones."""
     folder, _, truth = export
     loaded = capture.read(data, print)
     shape, _ = synth.head_asset(head, 3)
@@ -134,10 +134,10 @@ def test_wrong_landmarks(data, tmp_path):
     with pytest.raises(InputError, match="has landmarks of 0 of the 11"):
         eyes.outlines(loaded, tmp_path)
     np.save(tmp_path / "0001.npy", np.zeros((5, 2)))
-    with pytest.raises(InputError, match="0001.npy does not hold 68"):
+    with pytest.raises(InputError, match=r"0001\.npy does not hold 68"):
         eyes.outlines(loaded, tmp_path)
     (tmp_path / "0001.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(InputError, match="0001.npy does not hold 68"):
+    with pytest.raises(InputError, match=r"0001\.npy does not hold 68"):
         eyes.outlines(loaded, tmp_path)
 
 

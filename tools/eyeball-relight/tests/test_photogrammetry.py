@@ -161,7 +161,7 @@ def test_wrong_models(truth, tmp_path):
     (folder / "cameras.txt").write_text("3 OPENCV_FISHEYE 64 48 1 1 1 1 0 0 0 0\n")
     with pytest.raises(InputError, match="OPENCV_FISHEYE is not supported"):
         photogrammetry.read(folder)
-    with pytest.raises(InputError, match="neither images.bin nor images.txt"):
+    with pytest.raises(InputError, match=r"neither images\.bin nor images\.txt"):
         photogrammetry.read(tmp_path)
 
 
@@ -170,7 +170,7 @@ def test_wrong_pictures(truth, pictures, tmp_path):
     with pytest.raises(InputError, match="is not a folder"):
         photogrammetry.import_capture(source, tmp_path / "none", None, tmp_path / "o", 1.0)
     cv2.imwrite(str(pictures / "shot 1.jpg"), np.zeros((5, 5, 3), np.uint8))
-    with pytest.raises(InputError, match="has 5x5 pixels and t.json says 64x48"):
+    with pytest.raises(InputError, match=r"has 5x5 pixels and t\.json says 64x48"):
         photogrammetry.import_capture(source, pictures, None, tmp_path / "o", 1.0)
     (pictures / "shot 1.jpg").unlink()
     with pytest.raises(InputError, match="has no picture shot 1"):

@@ -275,11 +275,13 @@ def new_field(settings: Config, n_views: int) -> Field:
 
 
 def adam(field: Field) -> torch.optim.Adam:
-    """The optimizer. Eyeballs move slower than networks learn."""
-    slow = [field.eye_centres, field.eye_radius_logit]
-    chosen = {id(p) for p in slow}
-    rest = [p for p in field.parameters() if id(p) not in chosen]
-    groups = [{"params": rest, "scale": 1.0, "eyes": False}, {"params": slow, "scale": 0.5, "eyes": True}]
+    """The optimizer. Rates of the eyeballs' centres and radius are scaled so that a step moves both about as far."""
+    eyes = {id(field.eye_centres), id(field.eye_radius_logit)}
+    groups = [
+        {"params": [p for p in field.parameters() if id(p) not in eyes], "scale": 1.0, "eyes": False},
+        {"params": [field.eye_centres], "scale": 0.1, "eyes": True},
+        {"params": [field.eye_radius_logit], "scale": 5.0, "eyes": True},
+    ]
     return torch.optim.Adam(groups, lr=0.0, eps=1e-15)
 
 
