@@ -89,7 +89,7 @@ def test_points_of_depth_maps_lie_where_lidar_points_do(root, indexed, clip, map
         points, colours = found[number]
         near = points.norm(dim=1) < 25
         distance, _ = cKDTree(clip.points[clip.input[number]].numpy()).query(points[near].numpy())
-        assert np.median(distance) < 0.4
+        assert np.median(distance) < 0.7  # beams hit the ground 1.5 m apart
         assert colours.min() >= 0 and colours.max() <= 1
     settings = config.resolve(small.model_dump(), "test", ["lift.points=depth"], data__depth_dir=str(maps))
     alone = training.load_sample(indexed["clips"][0], root, settings, torch.device("cpu"))
