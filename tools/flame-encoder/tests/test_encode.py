@@ -19,7 +19,7 @@ from flame_encoder.view import View
 from recon4d import head
 from recon4d.formats.track import Track
 
-SMALL = "mobilenetv3_small_050"
+SMALL = "mobilenet_v3_small"
 
 
 def run(*arguments, code=0):
@@ -153,7 +153,7 @@ def test_mesh_of_a_track(tmp_path):
         eyelids=np.zeros((2, 2), np.float32),
     )  # fmt: skip
     track.write(tmp_path / "track.npz")
-    run("mesh", tmp_path / "track.npz", "--frame", 1, "--out", tmp_path / "a.ply")
+    shell("mesh", tmp_path / "track.npz", "--frame", 1, "--out", tmp_path / "a.ply")
     neutral = model(torch.full((1, 5), 0.5))[0].numpy()
     mesh = trimesh.load(tmp_path / "a.ply", process=False)
     np.testing.assert_allclose(mesh.vertices, neutral + np.array([0.1, -0.2, -0.7]), atol=1e-5)
@@ -163,7 +163,7 @@ def test_mesh_of_a_track(tmp_path):
 
 
 def test_mean_face(tmp_path):
-    found = shell("mean-face", "--out", tmp_path / "m.png", "--backbone", SMALL)
+    found = shell("mean-face", "--out", tmp_path / "m.png", "--backbone", "resnet18")
     assert found["image"] == [1, 3, 224, 224] and found["vector"] == [1, 227]
     assert found["parts"]["shape"] == [1, 100] and found["parts"]["detail"] == [1, 56]
     image = cv2.imread(str(tmp_path / "m.png")).astype(int)

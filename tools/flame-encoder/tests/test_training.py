@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 CONFIG = {
     "view": {"fov": 14.0, "size": 64},
-    "encoder": {"backbone": "mobilenetv3_small_050", "weights": "none", "freeze": "backbone"},
+    "encoder": {"backbone": "mobilenet_v3_small", "weights": "none", "freeze": "backbone"},
     "data": {"synthetic": 16, "validation": 2},
     "train": {"batch_size": 4, "checkpoint_every": 3, "validate_every": 100, "jitter": 0.1},
     "stages": [
@@ -91,7 +91,7 @@ def test_two_processes_train_what_one_does(trained):
     result = subprocess.run([str(x) for x in (*command, *more)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["steps"] == 8
-    start = training.EidolonEncoder("mobilenetv3_small_050").state_dict()
+    start = training.EidolonEncoder("mobilenet_v3_small").state_dict()
     moved = (weights(folder / "two")["head.bias"] - start["head.bias"]).abs().max()
     assert moved > 0.01
     assert largest_difference(weights(folder / "two"), weights(folder / "out")) < 1e-4

@@ -48,13 +48,10 @@ def _backbone(name: str, weights: str) -> tuple[nn.Module, int]:
     Args:
         weights: none, imagenet (fetched by torchvision or timm), or the path of a state dict of the whole model.
     """
-    import timm
     import torchvision
 
     of_torchvision = name in torchvision.models.list_models(module=torchvision.models)
-    if not of_torchvision and not timm.is_model(name):
-        raise InputError(f"{name} is neither a torchvision nor a timm model; give a backbone such as resnet50")
-    network = torchvision.models.get_model(name, weights=None) if of_torchvision else timm.create_model(name)
+    network = torchvision.models.get_model(name, weights=None) if of_torchvision else _of_timm(name)
     if weights == "imagenet":
         network.load_state_dict(_imagenet(name) if of_torchvision else _imagenet_timm(name))
     elif weights != "none":
@@ -67,6 +64,14 @@ def _backbone(name: str, weights: str) -> tuple[nn.Module, int]:
     if features.ndim != 2:
         raise InputError(f"{name} gives no single row of features per image; give another backbone")
     return network, features.shape[1]
+
+
+def _of_timm(name: str) -> nn.Module:
+    import timm  # takes seconds
+
+    if not timm.is_model(name):
+        raise InputError(f"{name} is neither a torchvision nor a timm model; give a backbone such as resnet50")
+    return timm.create_model(name)
 
 
 def _imagenet(name: str) -> dict[str, Tensor]:
