@@ -153,7 +153,7 @@ def test_the_images_steady_a_noisy_track(clip):
     seen = observations.Observations(
         clip.truth.names, noisy.astype(np.float32), np.ones(n, bool), np.full((n, 2, 2), np.nan), (SIZE, SIZE), 25.0
     )
-    options = tracker.Options(focal=2.0 * SIZE)
+    options = tracker.Options(focal=2.0 * SIZE, photometric_levels=(2, 2, 1, 1))  # fewer rounds, for speed
     keep = clip.model.regions["face"]
 
     def error(track):

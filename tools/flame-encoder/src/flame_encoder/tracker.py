@@ -67,7 +67,7 @@ class Options:
     smooth_jaw: float = 0.03
     smooth_eyelids: float = 0.3
     smooth_gaze: float = 0.1
-    photometric_levels: tuple[int, ...] = (2, 2, 1, 1)  # rounds; pyramid levels above the first, coarse to fine
+    photometric_levels: tuple[int, ...] = (*[2] * 8, 1, 1)  # rounds at most; pyramid levels above the first
     photometric_iterations: int = 4  # in each round
     photometric_evidence: float = 100.0  # how many matched points count as independent; neighbours err alike
     landmark_share: float = 0.1  # of the landmarks' weights in the photometric stage
@@ -140,16 +140,23 @@ def _refine(problem: "Problem", g: Tensor, q: Tensor, frames: list[Path], report
         return lambda step, text: report(done + step, text)
 
     figures: dict = {"photometric_error": [], "found": []}
+    coarsest = max(options.photometric_levels)
     for levels in options.photometric_levels:
+        if levels > coarsest:
+            continue
         found = problem.as_track(g, q)
         vertices = found.vertices(head)
         windows = windows or photometric.cut(frames, found, vertices)
         looks = photometric.looks(surface, windows, found, vertices)
         problem.matches = photometric.match(surface, looks, windows, found, vertices, iod, levels)
-        figures["photometric_error"].append(problem.matches.error)
+        errors = figures["photometric_error"]
+        settled = len(errors) > 0 and problem.matches.error > 0.95 * errors[-1]
+        errors.append(problem.matches.error)
         figures["found"].append(float(problem.matches.found.mean()))
         g, q, steps = problem.solve(g, q, options.photometric_iterations, at(done))
         done += steps
+        if settled:  # coarse rounds go on only while they help
+            coarsest = min(options.photometric_levels)
     return g, q, done, figures
 
 
