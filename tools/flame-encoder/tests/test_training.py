@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from flame_encoder import encoder as encoders
 from flame_encoder import losses, training
 from flame_encoder.cli import main
 from flame_encoder.config import Stage
@@ -162,6 +163,22 @@ def test_images_and_synthetic_people_together(trained, tmp_path):
     )
     assert figures["steps"] == 1 and figures["losses"]["params"] == 0
     assert "validation_vertices_mm" not in figures
+
+
+def test_the_first_eidolons_layout(tmp_path):
+    """No expression, 106 of detail: trained, written and read again."""
+    weights_of = {"landmark": 10.0, "params": 1.0, "pixel": 1.0, "reg_expression": 1.0}
+    config = CONFIG | {
+        "layout": {"shape": 100, "expression": 0, "detail": 106},
+        "data": {"synthetic": 4, "validation": 1},
+        "stages": [{"name": "One", "epochs": 1, "loss_weights": weights_of}],
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    figures = train("--config", tmp_path / "c.yaml", "--out", tmp_path / "out")
+    assert set(figures["losses"]) == {"total", "landmark", "params", "pixel"}  # there is no expression to regularise
+    made = encoders.load(tmp_path / "out/eidolon_encoder_final.pth")
+    parts = encoders.encode(made, torch.rand(1, 3, 64, 64))
+    assert parts["expression"].shape == (1, 0) and parts["detail"].shape == (1, 106)
 
 
 def test_batches_are_those_of_one_process():
