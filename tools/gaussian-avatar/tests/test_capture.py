@@ -56,6 +56,16 @@ def test_the_same_seed_makes_the_same_person(head):
     assert not np.array_equal(a.shape, c.shape)
 
 
+def test_a_capture_that_turns_late(head):
+    from gaussian_avatar import synth
+
+    track = synth.random_parameters(head, 100, 64, 25.0, 4, "frontal-then-turn")
+    ahead = (motions.AXES @ track.R)[:, :, 2]
+    yaw = np.degrees(np.arctan2(ahead[:, 0], ahead[:, 2]))
+    assert np.abs(yaw[:50]).max() < 6
+    assert 35 < yaw[50:].max() < 46 and -46 < yaw[50:].min() < -35 and abs(yaw[-1]) < 10
+
+
 def test_motion_keeps_the_face_and_frees_the_neck(head, data_dir):
     track = track_format.read(data_dir / "one" / "track.npz")
     motion = motions.from_track(track, head)

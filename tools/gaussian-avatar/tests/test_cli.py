@@ -116,6 +116,21 @@ def test_metrics(trained):
     assert np.abs(shown - truth[..., :3][truth[..., 3] == 255]).max() <= 1
 
 
+def test_fitted_poses_undo_a_wrong_track(trained, tmp_path, capfd):
+    """The held-out poses turned by three degrees: the metrics fall, those with fitted poses do not."""
+    shutil.copytree(trained[0] / "output/me/w", tmp_path / "me/w")
+    track = track_format.read(tmp_path / "me/w/track.npz")
+    R = track.R.copy()
+    R[12:] = R[12:] @ Rotation.from_euler("y", 3, degrees=True).as_matrix().astype(np.float32)
+    track_format.Track(**(vars(track) | {"R": R})).write(tmp_path / "me/w/track.npz")
+    with pytest.raises(SystemExit):
+        main(["metrics", "--subject", "me", "--work-name", "w", "--output-dir", str(tmp_path), "--refine-pose"])
+    means = json.loads(capfd.readouterr().out)
+    before = json.loads((trained[0] / "output/me/w/metrics.json").read_text())
+    assert "refined_psnr" not in before and means["psnr"] < before["psnr"] - 0.5
+    assert means["refined_psnr"] > means["psnr"] + 0.5 and means["refined_ssim"] > means["ssim"]
+
+
 def test_render(trained, capfd):
     folder = trained[0]
     common = ["--subject", "me", "--work-name", "w", "--output-dir", folder / "output"]

@@ -157,6 +157,9 @@ def test_initial_colours_against_a_dense_composite(head, data_dir):
     expected = sums[seen] / totals[seen, None]
     assert (colours[seen].double() - expected).abs().max() < 0.02
 
+    assert learner.initialise_colours(avatar, splats, view, images, 0.1, paint=False)
+    assert not avatar.sh0.any() and torch.equal(avatar.seen, weights > 0.1)
+    avatar.seen[:] = False
     fresh = learner.initialise_colours(avatar, splats, view, images, 0.1)
     assert fresh and torch.equal(avatar.seen, weights > 0.1)
     torch.testing.assert_close(0.5 + avatars.SH0 * avatar.sh0[avatar.seen], colours[avatar.seen])

@@ -107,7 +107,7 @@ def refined(run: Run, frames: np.ndarray, target: Tensor) -> Tensor:
     corrections = torch.zeros(len(frames), 6, device=device, requires_grad=True)
     optimizer = torch.optim.Adam([corrections], lr=0.0)
     for step in range(REFINE_STEPS):
-        optimizer.param_groups[0]["lr"] = 2e-3 * 0.05 ** (step / REFINE_STEPS)  # radians and decimetres
+        optimizer.param_groups[0]["lr"] = 5e-3 * 0.05 ** (step / REFINE_STEPS)  # radians and decimetres
         image, _ = rasterize(splats, corrected(view, corrections, vertices), black)
         optimizer.zero_grad()
         (image - target).abs().mean((1, 2, 3)).sum().backward()
