@@ -1,7 +1,7 @@
 """A relightable asset: surfaces with maps of their material, and pictures of them under any light."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from recon4d import cameras, mesh
@@ -196,8 +196,3 @@ def picture(asset: Asset, camera: Camera, shade, supersampling: int = 2) -> tupl
     colour = pixels.image(torch.cat([shade(pixels).clamp(0, 1), torch.ones(len(pixels.index), 1)], -1))
     averaged = torch.nn.functional.avg_pool2d(colour.permute(2, 0, 1)[None], supersampling)[0].permute(1, 2, 0)
     return brdf.to_picture(averaged[..., :3]), averaged[..., 3:]
-
-
-def moved(asset: Asset, device: torch.device) -> Asset:
-    """The asset on another device."""
-    return {name: replace(s, **{f.name: getattr(s, f.name).to(device) for f in fields(s)}) for name, s in asset.items()}

@@ -65,7 +65,15 @@ def face_surface(field: Field, active: list[int], vertices: Tensor, faces: Tenso
     return Surface(vertices, normals, faces, vt, ft, *maps.split([3, 1, 1], -1))
 
 
-def eye_surface(field: Field, active: list[int], capture: Capture, face: Surface, k: int, chunk: int) -> Surface:
+def eye_surface(
+    field: Field,
+    active: list[int],
+    capture: Capture,
+    face: Surface,
+    k: int,
+    chunk: int,
+    log: Callable[[str], None],
+) -> Surface:
     """Eyeball k (0 left, 1 right) with its diffuse map; unseen texels have the colour of the nearest seen one."""
     bound = field.config.data.bound
     centre, radius = field.eye_centres[k] * bound, float(field.eye_radius) * bound
@@ -87,7 +95,7 @@ def eye_surface(field: Field, active: list[int], capture: Capture, face: Surface
     reach = max(3, round(EYE_MAP * 3 / max(capture.camera.width, 1)) * 2 + 1)
     wide = torch.from_numpy(cv2.morphologyEx(seen.numpy(), cv2.MORPH_CLOSE, np.ones((reach, reach)))) > 0
     if not bool(wide.any()):
-        raise InputError(f"no picture sees the {name} eyeball; check {'lr'[k]}eye_mask and the eyeball landmarks")
+        log(f"warning: no picture sees the {name} eyeball; check {'lr'[k]}eye_mask and the eyeball landmarks")
     diffuse = bake(field, active, position, k + 1, chunk)[:, :3].view(EYE_MAP, EYE_MAP, 3)
     return assets.eyeball(centre, radius, mesh.fill_gutter(diffuse, wide))
 
@@ -110,7 +118,7 @@ def export(
     face = face_surface(field, active, vertices, faces, uv_size, chunk)
     asset = {"face": face}
     for k, part in enumerate(eyes):
-        asset[part] = eye_surface(field, active, capture, face, k, chunk)
+        asset[part] = eye_surface(field, active, capture, face, k, chunk, log)
     write(folder, asset, field, intensity, front_view(capture))
     summary = {"vertices": len(vertices), "triangles": len(faces), "uv_size": uv_size, "folder": str(folder)}
     if eyes:

@@ -23,7 +23,7 @@ class Rays:
 class Samples:
     """R rays of K points each. Points are flattened to (R K, ...), ray by ray.
 
-    edges: (R, K + 1) along the ray. position: (R K, 3). weights: (R, K). opacity: (R,).
+    position: (R K, 3). weights: (R, K). opacity: (R,).
     part_opacity: (R, 3) of face, left, right eyeball under the whole scene's transmittance.
     part: (R K,). gradient: (R K, 3) of the face's distance. normal: (R K, 3).
     pbr, auxiliary: colours (R, 3), linear. material: of the points.

@@ -1,0 +1,215 @@
+"""Training on a small capture: it learns, resumes to the same result, and says what is wrong."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from eyeball_relight import capture, config, synth, training, volume
+from recon4d import InputError
+from recon4d.metrics import lpips_network
+
+
+def test_left_and_right_are_not_swapped(trained, data):
+    _, _, out, _ = trained
+    field, _, _ = training.open_field(out / training.CHECKPOINT)
+    truth = json.loads((data / "truth" / "truth.json").read_text())["eyes"]
+    bound = field.config.data.bound
+    for k, side in enumerate(("left", "right")):
+        own, other = (torch.tensor(truth[f"{s}_centre"]) for s in (side, {"left": "right", "right": "left"}[side]))
+        assert (field.eye_centres[k] * bound - own).norm() < (field.eye_centres[k] * bound - other).norm()
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(trained, tmp_path, monkeypatch):
+    """Stopped at its checkpoint in the volume phase and resumed, it has the same parameters to the bit."""
+    loaded, settings, out, _ = trained
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "surface_views", stop)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(settings, loaded, tmp_path, print)
+    monkeypatch.undo()
+    assert training.read_checkpoint(tmp_path / training.CHECKPOINT)["step"] == 40
+    said = []
+    training.train(settings, loaded, tmp_path, said.append, resume=True)
+    assert said[0] == "resumed at step 40"
+    ours, theirs = (training.read_checkpoint(p / training.CHECKPOINT)["field"] for p in (tmp_path, out))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_without_eyes(trained, tmp_path):
+    loaded, settings, _, _ = trained
+    plain = settings.model_copy(
+        update={
+            "eyes": config.Eyes(enabled=False),
+            "train": settings.train.model_copy(update={"iterations": 12, "mesh_render_iter": 12}),
+        }
+    )
+    training.train(plain, loaded, tmp_path, print)
+    field, _, _ = training.open_field(tmp_path / training.CHECKPOINT)
+    assert training.eyeballs(field) == {} and field.eyes(torch.zeros(3, 3)).min() == 10
+
+
+def test_only_material_learns_in_the_mesh_phase(trained):
+    loaded, _, out, _ = trained
+    field, intensity, step = training.open_field(out / training.CHECKPOINT)
+    field.requires_grad_(True)
+    views = training.surface_views(field, field.active(step), loaded)
+    terms = training.surface_terms(
+        field, loaded, views, step, field.active(step), intensity, training.generator_of(0, 1), print
+    )
+    sum(terms.values()).backward()
+    grown = {name for name, p in field.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert {"material_table", "ambient", "occlusion"} <= grown
+    assert not grown & {"distance_table", "eye_centres", "beta"} and not any(n.startswith("distance") for n in grown)
+
+
+def test_lpips_is_left_out_where_its_weights_are_missing(trained, monkeypatch):
+    loaded, _, out, _ = trained
+    field, _, step = training.open_field(out / training.CHECKPOINT)
+    view = training.surface_views(field, field.active(step), loaded)[0]
+    rendered = torch.rand(len(view.pixel), 3)
+    said = []
+
+    def missing(*_):
+        raise InputError("no weights")
+
+    monkeypatch.setattr("recon4d.metrics.lpips_network", missing)
+    monkeypatch.setattr(training, "_said", [])
+    for _ in range(2):
+        assert training.perceptual(loaded, view, rendered, 0.5, said.append) == {}
+    assert said == ["training without LPIPS: no weights"]
+    # with a network, its distance between the two pictures counts
+    monkeypatch.setattr("recon4d.metrics.lpips_network", lambda *_: lambda a, b: (a - b).abs().mean((1, 2, 3), True))
+    term = training.perceptual(loaded, view, rendered.requires_grad_(), 0.5, said.append)["lpips"]
+    term.backward()
+    assert term > 0.05 and rendered.grad.abs().max() > 0
+    assert lpips_network.__name__ == "lpips_network"
+
+
+def test_landmarks_pull_a_sphere_onto_them():
+    """The loss is 0 on the true sphere, and its slope leads back from one that is moved or swollen."""
+    centre, radius = torch.tensor([0.1, -0.2, 0.3]), 0.14
+    away = torch.nn.functional.normalize(torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    points = (centre + radius * away).tolist()
+    settings = config.Config(
+        data=config.Data(left_eye_ldm=points, right_eye_ldm=points),
+        eyes=config.Eyes(radius=[0.14 - 0.09, 0.14 + 0.09]),  # the true radius is where the logit is 0
+        model=config.Model(levels=1, log2_entries=8),
+    )
+    field = training.new_field(settings, 2)
+    moved = torch.tensor([0.02, 0.01, -0.03])
+    with torch.no_grad():
+        field.eye_centres[:] = centre
+        assert training.landmark_loss(field) < 1e-6
+        field.eye_centres[0] += moved
+    loss = training.landmark_loss(field)
+    loss.backward()
+    assert loss > 0.005 and field.eye_centres.grad[0] @ moved > 0
+    with torch.no_grad():
+        field.eye_centres[:] = centre
+        field.eye_radius_logit.fill_(0.5)
+    field.zero_grad()
+    training.landmark_loss(field).backward()
+    assert field.eye_radius_logit.grad > 0
+
+
+def test_a_face_before_an_eye_is_pushed_back(trained):
+    _, _, out, _ = trained
+    field, _, step = training.open_field(out / training.CHECKPOINT)
+    ahead = field.eye_centres[0] + torch.tensor([0.0, 0.0, 1.5])
+    rays = volume.Rays(ahead[None], torch.tensor([[0.0, 0, -1]]), torch.tensor([0]))
+    eyes, generator = torch.tensor([[1.0, 0.0]]), training.generator_of(0, 0)
+    clear = float(training.clearance_loss(field, rays, eyes, field.active(step), generator))
+    with torch.no_grad():
+        field.distance_mlp[4].bias[0] -= 0.5  # the face swells
+    assert float(training.clearance_loss(field, rays, eyes, field.active(step), generator)) > clear + 0.3
+    assert float(training.clearance_loss(field, rays, 0 * eyes, field.active(step), generator)) == 0
+
+
+def test_eyes_are_placed_behind_their_masks(data):
+    loaded = capture.read(data, print)
+    settings = config.load(data / "config.yaml", "cpu-quick")
+    field = training.new_field(settings, len(loaded))
+    training.place_eyes(field, loaded)
+    truth = json.loads((data / "truth" / "truth.json").read_text())["eyes"]
+    for k, side in enumerate(("left", "right")):
+        away = field.eye_centres[k].detach() * settings.data.bound - torch.tensor(truth[f"{side}_centre"])
+        assert away.norm() < 0.008
+    blind = capture.Capture(**(vars(loaded) | {"left": torch.zeros_like(loaded.left)}))
+    with pytest.raises(InputError, match="the left eye has no landmarks"):
+        training.place_eyes(field, blind)
+
+
+def test_a_light_off_the_camera_is_noticed(head, tmp_path):
+    """With the true surface and albedo, the residual gives the light's place; at the camera nothing is said."""
+    for offset in ((0.0, 0.0, 0.0), (0.06, 0.0, 0.0)):
+        folder = tmp_path / str(offset[0])
+        synth.synthesise(folder, head, 5, 96, 3, offset)
+        loaded = capture.read(folder, print)
+        found = training.light_offset(*true_views(loaded, head))
+        assert abs(found[0] - offset[0]) < 0.015 and abs(found[1] - offset[1]) < 0.015
+        warning = training.light_warning(loaded, found)
+        assert (warning is None) == (offset[0] == 0) and (warning is None or "away from the camera" in warning)
+
+
+def true_views(loaded, head):
+    """Arguments of `light_offset` for a field that knows the true surface and material."""
+    from eyeball_relight import asset as assets
+    from eyeball_relight.field import Material
+
+    asset, _ = synth.head_asset(head, 3)
+    settings = config.load(loaded.folder / "config.yaml", "cpu-quick")
+    field = training.new_field(settings, len(loaded))
+    views, shares = [], {}
+    for i in range(len(loaded)):
+        pixels = assets.visible(asset, loaded.view(i))
+        start = i * loaded.camera.height * loaded.camera.width
+        view = training.SurfaceView(start + pixels.index, i, pixels.part, pixels.position, pixels.normal)
+        views.append(view)
+        for key, values in zip(view.position, torch.cat([pixels.diffuse, pixels.specular, pixels.roughness], 1)):
+            shares[tuple((key / settings.data.bound).tolist())] = values
+
+    def known(x, part, active):
+        values = torch.stack([shares[tuple(point)] for point in x.tolist()])
+        return Material(values[:, :3], values[:, 3:4], values[:, 4:])
+
+    field.material = known
+    return field, loaded, views, [], training.flash_intensity(settings, loaded)
+
+
+def test_unknown_intensity_is_chosen_for_a_plausible_albedo(data):
+    loaded = capture.read(data, print)
+    settings = config.load(data / "config.yaml", "cpu-quick", ["light.intensity=null"])
+    found = float(training.flash_intensity(settings, loaded)[0])
+    assert 0.4 < found / synth.INTENSITY < 2.5
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign", "missing"])
+def test_broken_checkpoints(trained, tmp_path, damage):
+    _, _, out, _ = trained
+    path = tmp_path / "latest.pth"
+    if damage == "cut":
+        path.write_bytes((out / training.CHECKPOINT).read_bytes()[:5000])
+    elif damage == "foreign":
+        torch.save({"weights": torch.zeros(3)}, path)
+    message = "does not exist" if damage == "missing" else "is not a readable checkpoint"
+    with pytest.raises(InputError, match=message):
+        training.open_field(path)
+
+
+def test_a_checkpoint_of_other_settings(trained, tmp_path):
+    loaded, settings, out, _ = trained
+    shutil.copy(out / training.CHECKPOINT, tmp_path)
+    larger = settings.model_copy(update={"model": settings.model.model_copy(update={"hidden": 40})})
+    with pytest.raises(InputError, match="does not fit these settings"):
+        training.train(larger, loaded, tmp_path, print, resume=True)
+
+
+def test_bounds_that_miss_the_head(trained, tmp_path):
+    loaded, settings, _, _ = trained
+    tiny = settings.model_copy(update={"data": settings.data.model_copy(update={"bound": 0.0005})})
+    with pytest.raises(InputError, match=r"almost no ray meets the head|no surface"):
+        training.train(tiny, loaded, tmp_path, print)
