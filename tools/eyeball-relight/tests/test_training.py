@@ -3,11 +3,35 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from eyeball_relight import capture, config, synth, training, volume
+from eyeball_relight import export as exports
+from eyeball_relight.evaluation import measure
 from recon4d import InputError
 from recon4d.metrics import lpips_network
+
+
+def test_it_learns_the_head(trained, data, tmp_path):
+    """The surface is near the true one, eyeballs stay near theirs, held-out pictures are far better than black."""
+    loaded, settings, out, result = trained
+    assert result.steps == 90 and result.rays > 3000 and np.isfinite(result.loss)
+    field, intensity, step = training.open_field(out / training.CHECKPOINT)
+    assert step == 90 and torch.allclose(intensity, torch.full((3,), settings.light.intensity))
+    exports.export(field, step, intensity, loaded, tmp_path, 128, 3000, 4096, print)
+    asset, lights = exports.read(tmp_path)
+    scores = measure(asset, lights, loaded, tmp_path)
+    black = -10 * (loaded.image[5][loaded.mask[5] > 127].float() / 255).square().mean().log10()
+    assert scores["psnr"] > black + 4 and scores["normal_deg"] < 60 and scores["chamfer_mm"] < 30
+    assert scores["eye_centre_mm"] < 12 and scores["eye_radius_mm"] < 4
+    assert (tmp_path / "contact.png").is_file() and (tmp_path / "truth.png").is_file()
+    # what was read back is what the field holds
+    face = asset["face"]
+    again = exports.bake(field, field.active(step), face.vertices, 0, 500)
+    assert again.shape == (len(face.vertices), 5) and again.min() >= 0 and again.max() <= 1
+    middle = (asset["left"].vertices.amin(0) + asset["left"].vertices.amax(0)) / 2
+    torch.testing.assert_close(middle, field.eye_centres[0] * settings.data.bound, atol=1e-5, rtol=0)
 
 
 def test_left_and_right_are_not_swapped(trained, data):
