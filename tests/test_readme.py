@@ -30,7 +30,9 @@ def run_demo(out, *arguments, **environment):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "portrait é"
-    result = run_demo(out, SYNTH_OPTIONS="--frames 40 --size 192", TRAIN_OPTIONS="--set train.iterations=900")
+    result = run_demo(
+        out, SYNTH_OPTIONS="--frames 40 --size 192", TRAIN_OPTIONS="--set train.iterations=900", TRACK_OPTIONS=""
+    )
     assert result.returncode == 0, result.stderr
     return out, result
 

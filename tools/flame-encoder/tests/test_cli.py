@@ -187,3 +187,11 @@ def test_check_model(tmp_path):
     heavy["weights"] = heavy["weights"] * 2
     write_flame_pickle(tmp_path / "heavy.pkl", heavy)
     assert "do not sum to one" in run("check-model", tmp_path / "heavy.pkl", code=2).stderr
+
+
+def test_photometric(frames, tmp_path):
+    result = CliRunner().invoke(main, [str(a) for a in arguments(frames, tmp_path / "out", "--photometric")])
+    assert result.exit_code == 0, result.output
+    errors = json.loads(result.stdout)["photometric_error"]
+    assert len(errors) > 1 and all(0 <= error < 0.2 for error in errors)  # a grey head before a grey wall
+    assert (tmp_path / "out" / "overlay.mp4").stat().st_size > 0

@@ -42,7 +42,8 @@ def arguments(command, source, out):
         return ["frames", str(source / "clip.mp4"), "--out", str(out)]
     if command == "crop":
         config = out.parent / f"{out.name}.yaml"
-        config.write_text(f"dataset: {source}\nprep_faces: {{input: images, output: {out}, size: 64}}\n")
+        # Large crops: they take long enough to be caught at it.
+        config.write_text(f"dataset: {source}\nprep_faces: {{input: images, output: {out}, size: 512}}\n")
         return ["crop", "--config", str(config), "--workers", "1"]
     if command == "detect":
         return ["detect", images, "--out", str(out), "--detector", "dlib", "--workers", "1"]
@@ -64,7 +65,7 @@ def test_kill_and_resume(source, tmp_path, command):
     assert done.exit_code == 0, done.output
     chance = random.Random(command)
     table = {"crop": "crops", "detect": "faces"}.get(command, command)
-    lines, pause = chance.randint(1, 4), chance.uniform(0, 0.03)
+    lines, pause = chance.randint(1, 4), chance.uniform(0, 0.01)
     program = str(Path(sys.executable).with_name("prep-faces"))
     process = subprocess.Popen(
         [program, *arguments(command, source, killed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE

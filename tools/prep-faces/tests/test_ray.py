@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-import ray
 from click.testing import CliRunner
 from prep_faces.cli import main
 from prep_faces.images import write_png
@@ -26,6 +25,8 @@ def folder(portrait, tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def end_ray():
     yield
+    import ray  # not before the engine has set up its environment
+
     ray.shutdown()
 
 

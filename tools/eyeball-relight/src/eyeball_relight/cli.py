@@ -6,22 +6,7 @@ from pathlib import Path
 
 import click
 from recon4d import InputError
-from recon4d.cli import Group, claim_output, force_option, log, pick_device, print_result, seed_option
-
-
-class Command(click.Command):
-    """A command whose options may also be written with underscores, as CoRA's are: --config_path."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        known = {name for parameter in self.params for name in parameter.opts + parameter.secondary_opts}
-
-        def dashed(word: str) -> str:
-            name, equals, value = word.partition("=")
-            other = "--" + name[2:].replace("_", "-")
-            return other + equals + value if name.startswith("--") and other in known else word
-
-        return super().parse_args(ctx, [dashed(word) for word in args])
-
+from recon4d.cli import Command, Group, claim_output, force_option, log, pick_device, print_result, seed_option
 
 FOLDER = click.Path(path_type=Path)
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu; there is no other yet.")

@@ -5,7 +5,6 @@ any number of browsers may look on: the pose is common to all, each has a camera
 """
 
 import contextlib
-import socket
 import sys
 import tempfile
 import threading
@@ -22,6 +21,7 @@ import torch
 import viser
 from recon4d import InputError, video
 from recon4d.cameras import Camera
+from recon4d.cli import check_address
 from recon4d.formats import track as track_format
 from recon4d.formats.track import Track
 
@@ -158,23 +158,6 @@ def serve(
         viewer.ended.set()
         with contextlib.redirect_stdout(sys.stderr):
             server.stop()
-
-
-def check_address(host: str, port: int) -> None:
-    """Raise InputError unless a server can listen there. viser would silently take the next port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except socket.gaierror as error:
-            raise InputError(
-                f"--host {host} is not a host's name or address; leave it away for this machine"
-            ) from error
-        except (OSError, OverflowError) as error:
-            raise InputError(
-                f"--port {port} of --host {host} cannot be used ({error}); give another, or 0 for any free one"
-            ) from error
 
 
 def set_up(server: viser.ViserServer, run: Run, clips: dict[str, Track]) -> Viewer:
