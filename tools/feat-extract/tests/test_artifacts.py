@@ -228,7 +228,9 @@ def test_existing_files_are_kept(server, tmp_path):
     assert (tmp_path / "a.txt").read_text() == "theirs" and (tmp_path / "b.txt").read_text() == "b"
 
 
-@pytest.mark.parametrize("data", [b"no archive", zipped(a=b"1" * 1000)[:60], tarred(GOOD)[:40]])
+@pytest.mark.parametrize(
+    "data", [b"no archive", zipped(a=b"1" * 1000)[:60], tarred(GOOD)[:40]], ids=["none", "zip", "tar"]
+)
 def test_broken_archives(server, tmp_path, data):
     with pytest.raises(InputError, match=r"p.zip (is neither|can't be unpacked)"):
         artifacts.fetch([entry(server, "/p.zip", data, unpack=True)], tmp_path)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,8 @@ class Track:
 
 def join(tracks: Sequence[Track]) -> Track:
     """The frames of several tracks of one head, one after another."""
-    return replace(tracks[0], **{key: np.concatenate([getattr(track, key) for track in tracks]) for key in PER_FRAME})
+    together: dict[str, Any] = {key: np.concatenate([getattr(track, key) for track in tracks]) for key in PER_FRAME}
+    return replace(tracks[0], **together)
 
 
 def read(path: str | Path) -> Track:
