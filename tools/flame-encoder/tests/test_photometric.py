@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import roma
 import torch
-from flame_encoder import observations, photometric, points, tracker
+from flame_encoder import gaze, observations, photometric, points, tracker
 from recon4d import head, synthetic
 from recon4d.color import linear_from_srgb
 from recon4d.files import InputError
@@ -40,6 +40,7 @@ def clip(tmp_path_factory):
     shape = (0.7 * rng.standard_normal(model.n_shape)).astype(np.float32)
     shape -= (shape @ growth) * growth / (growth @ growth)  # as large as the mean head
     zero = torch.zeros(n)
+    looking = points.eye_rotation(torch.stack([0.3 * torch.cos(2 * time), 0.15 * torch.cos(time)], 1))
     jaw = roma.rotvec_to_rotmat(torch.stack([0.15 * torch.sin(time), zero, zero], 1))
     truth = Track(
         head_model=model.name,
@@ -54,7 +55,7 @@ def clip(tmp_path_factory):
         t=np.tile(np.array([[0, 0, 0.75]], np.float32), (n, 1)),
         neck=np.tile(np.eye(3, dtype=np.float32), (n, 1, 1)),
         jaw=jaw.numpy(),
-        eyes=np.tile(np.eye(3, dtype=np.float32), (n, 2, 1, 1)),
+        eyes=torch.stack([looking, looking], 1).numpy(),
         eyelids=np.zeros((n, 2), np.float32),
     )
     vertices = truth.vertices(model)
@@ -168,6 +169,20 @@ def test_the_images_steady_a_noisy_track(clip):
     assert error(fine) < 0.5 * error(rough)
     assert figures["photometric_error"][-1] < figures["photometric_error"][0] and figures["found"][-1] > 0.5
     assert steps == sorted(set(steps)) and steps[-1] <= options.steps(photometric=True)
+
+
+def test_gaze_is_where_the_irises_are(clip):
+    windows = photometric.cut(clip.frames, clip.truth, clip.vertices)
+    found, information = gaze.measure(clip.model, windows, clip.truth, clip.vertices, 0.3)
+    towards = torch.from_numpy(clip.truth.eyes[:, 0, :, 2])
+    error = torch.rad2deg(torch.arccos((points.eye_rotation(found)[:, :, 2] * towards).sum(1)))
+    from_rest = torch.rad2deg(torch.arccos(towards[:, 2]))
+    assert error.mean() < 3.5 and error.max() < 7 and from_rest.mean() > 10
+    assert (torch.linalg.inv(information).diagonal(dim1=1, dim2=2).sqrt() < np.radians(12)).all()
+    # Closed eyes say nothing: what is left is the prior.
+    closed = replace(clip.truth, eyelids=np.ones((FRAMES, 2), np.float32))
+    found, information = gaze.measure(clip.model, windows, closed, closed.vertices(clip.model), 0.3)
+    assert (found == 0).all() and torch.allclose(information, torch.eye(2) / 0.3**2)
 
 
 def test_an_image_that_vanishes_is_named(clip, tmp_path):

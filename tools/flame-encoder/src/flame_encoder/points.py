@@ -103,7 +103,7 @@ class Points:
 
     def with_irises(self, head: HeadModel) -> "Points":
         """The points, and last the left and right iris: one eyeball radius in front of its joint."""
-        forward = torch.tensor([0.0, 0.0, _eye_radius(head)])
+        forward = torch.tensor([0.0, 0.0, eye_radius(head)])
         return replace(
             self,
             template=torch.cat([self.template, self.joints[3:] + forward]),
@@ -122,7 +122,7 @@ class Points:
         return replace(self, **{k: getattr(self, k)[rows] for k in ("template", "basis", "weights", "posedirs")})
 
 
-def _eye_radius(head: HeadModel) -> float:
+def eye_radius(head: HeadModel) -> float:
     """Mean distance, metres, of the left eyeball's vertices (skinned wholly to its joint) from that joint."""
     ball = head.v_template[head.weights[:, 3] > 0.99]
     if not len(ball):

@@ -20,7 +20,7 @@ from recon4d.formats.track import Track
 from recon4d.head import HeadModel
 from torch import Tensor
 
-from flame_encoder import chain, photometric
+from flame_encoder import chain, gaze, photometric
 from flame_encoder.observations import Observations
 from flame_encoder.photometric import Matches, Surface
 from flame_encoder.points import FACING, Points, Rig, eye_rotation
@@ -157,6 +157,10 @@ def _refine(problem: "Problem", g: Tensor, q: Tensor, frames: list[Path], report
         done += steps
         if settled:  # coarse rounds go on only while they help
             coarsest = min(options.photometric_levels)
+    if windows is not None:
+        found = problem.as_track(g, q)
+        measured = gaze.measure(head, windows, found, found.vertices(head), options.gaze_prior_sigma)
+        problem.rig.layout.split(q)["gaze"][:] = problem.smooth_gaze(*measured)
     return g, q, done, figures
 
 
@@ -396,6 +400,12 @@ class Problem:
             if abs(before - cost) < 1e-4 * cost:
                 break
         return g, q.clamp(self.lower, self.upper), step
+
+    def smooth_gaze(self, measured: Tensor, information: Tensor) -> Tensor:
+        """The likeliest gaze (N, 2) for measurements (N, 2) with inverse covariances (N, 2, 2), smooth over time."""
+        information = information.double()
+        smooth = self.rig.layout.split(self.smooth)["gaze"]
+        return chain.solve(information, smooth, information @ measured.double()[..., None])[..., 0]
 
     # -- results ---------------------------------------------------------------------------------------------------
 
