@@ -36,7 +36,7 @@ def test_what_is_written_is_read_again(tmp_path):
         ("classes: [a, a]", "classes must differ"),
         ("thresholds: {joy: 0.5}", "joy is none of the classes"),
         ("thresholds: 1.5", "1.5 is not between 0 and 1"),
-        ("dataset: [", "is not YAML"),
+        ("dataset: [", "is not readable YAML"),
         ("- 1", "holds a list"),
     ],
 )

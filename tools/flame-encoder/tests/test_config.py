@@ -45,7 +45,7 @@ def test_written_and_read_again(tmp_path):
     "values, message",
     [
         ("a: [", "not readable YAML"),
-        ("word", "holds a str, not settings"),
+        ("word", "holds a str, not the keys"),
         ([], "stages: .*at least 1"),
         ({"stages": STAGES, "colour": 1}, "the key colour is not known"),
         ([STAGES[0] | {"loss_weights": {"pixels": 1.0}}], r"the key stages\.0\.loss_weights\.pixels is not known"),
@@ -57,7 +57,7 @@ def test_written_and_read_again(tmp_path):
         ([{"name": "A", "epochs": 1}], r"stages\.0\.loss_weights: Field required"),
         ({"stages": STAGES, "encoder": {"freeze": "half"}}, r"encoder\.freeze: .*pattern"),
         ({"stages": STAGES, "train": {"renderer": "blender"}}, r"train\.renderer"),
-        ({"stages": STAGES, "view": 5}, "view: "),
+        ({"stages": STAGES, "view": 5}, "view is a value, not a section"),
     ],
 )
 def test_wrong_settings(tmp_path, values, message):

@@ -1,14 +1,14 @@
 """The settings of a training run: YAML checked by pydantic; an unknown key or a wrong type is named with its file."""
 
-import contextlib
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from recon4d import InputError
+from pydantic import Field, model_validator
+from recon4d import InputError, settings
 from recon4d.files import write_text
+from recon4d.settings import Section
+from recon4d.settings import write as write
 
 PRESETS = ("cpu-quick", "cpu-first", "full")
 
@@ -17,10 +17,6 @@ Length = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Point = Annotated[list[float], Field(min_length=3, max_length=3)]
 Range = Annotated[list[Length], Field(min_length=2, max_length=2)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Data(Section):
@@ -138,22 +134,14 @@ def load(path: str | Path, preset: str | None = None, overrides: tuple[str, ...]
     path = Path(path)
     if not path.is_file():
         raise InputError(f"--config-path {path} does not exist; synth and import write one beside the capture")
-    values: dict = {}
-    if preset is not None:
-        text = resources.files("eyeball_relight").joinpath("configs", f"{preset}.yaml").read_text()
-        values = yaml.safe_load(text)
-    try:
-        given = yaml.safe_load(path.read_text(errors="replace")) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not readable YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(given, dict):
-        raise InputError(f"{path} holds a {type(given).__name__}, not the keys of a config")
-    for key, value in given.items():
+    values = {} if preset is None else settings.preset("eyeball_relight", preset)
+    given = settings.read(path)
+    for key, value in given.items() if isinstance(given, dict) else ():
         both = isinstance(values.get(key), dict) and isinstance(value, dict)
         values[key] = values[key] | value if both else value
-    for override in overrides:
-        _set(values, override)
-    config = check(values, path)
+    for text in overrides:
+        settings.override(values, text)
+    config = check(values if isinstance(given, dict) else given, path)
     if config.data.root is None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"root": str(path.parent)})})
     return config
@@ -161,38 +149,7 @@ def load(path: str | Path, preset: str | None = None, overrides: tuple[str, ...]
 
 def check(values: dict, source: str | Path) -> Config:
     """The config of parsed YAML. Raises InputError naming the source and the first wrong key."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"{source}: the key {key} is not known; see the shipped full.yaml") from error
-        raise InputError(f"{source}: {key}: {first['msg']}, not {first['input']!r}") from error
-
-
-def _set(values: dict, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {override} must be key=value, for example train.iterations=600")
-    *parents, last = key.split(".")
-    for parent in parents:
-        below = values.setdefault(parent, {})
-        if not isinstance(below, dict):
-            raise InputError(f"--set {override}: {parent} is a value, not a section")
-        values = below
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: {text} is not a YAML value") from error
-    if isinstance(values[last], str):  # YAML 1.1 reads 1e-3 as text
-        with contextlib.suppress(ValueError):
-            values[last] = float(text)
-
-
-def write(path: str | Path, config: Config) -> None:
-    """Write all settings as YAML, atomically."""
-    write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
+    return settings.check(Config, values, source, "the shipped full.yaml")
 
 
 def add_landmarks(path: str | Path, found: dict[str, list]) -> None:

@@ -3,19 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from recon4d import InputError
-from recon4d.files import write_text
+from pydantic import Field, field_validator, model_validator
+from recon4d import settings
+from recon4d.settings import Section
+from recon4d.settings import write as write
 
 CLASSES = ["positive", "negative", "surprise", "repression", "others"]
 Stream = Literal["feat2d", "feat3d", "crops"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Feat2D(Section):
@@ -126,24 +122,7 @@ def load(path: str | Path) -> Config:
     Raises InputError naming the file, the key and what was expected.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} cannot be read ({error}); give a YAML file") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path} is not YAML ({' '.join(str(error).split())[:150]}); correct it") from error
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise InputError(f"--config {path} holds a {type(content).__name__}; give sections and settings")
-    try:
-        config = Config.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "settings"
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"--config {path}: the key {key} is not known; see the README's settings") from error
-        raise InputError(f"--config {path}: {key}: {first['msg']}; correct it") from error
+    config = settings.check(Config, settings.read(path), path, "the README's settings")
     here = path.parent.absolute()  # an absolute path stays as it is
     submit = config.submit.model_copy(
         update={
@@ -166,8 +145,3 @@ def load(path: str | Path) -> Config:
             "feat2d": feat2d,
         }
     )
-
-
-def write(path: str | Path, config: Config) -> None:
-    """Write all settings as YAML, atomically."""
-    write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))

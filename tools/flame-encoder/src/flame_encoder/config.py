@@ -1,12 +1,12 @@
 """The settings of a training run: YAML checked by pydantic; an unknown key or a wrong type is named with its file."""
 
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from recon4d.files import InputError, write_text
+from pydantic import Field
+from recon4d import settings
+from recon4d.settings import Section
+from recon4d.settings import write as write
 
 PRESETS = ("default", "shipped", "quick")
 
@@ -14,10 +14,6 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Length = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Layout(Section):
@@ -119,40 +115,14 @@ def load(source: str | Path, changes: dict[str, dict[str, Any]] | None = None) -
     Raises:
         InputError: a missing file, bad YAML, an unknown key, a wrong type; the message names file and key.
     """
-    source = str(source)
-    if source in PRESETS:
-        text = resources.files("flame_encoder").joinpath("configs", f"{source}.yaml").read_text()
-    elif Path(source).is_file():
-        text = Path(source).read_text(errors="replace")
-    else:
-        raise InputError(f"--config {source} is neither a file nor one of {', '.join(PRESETS)}")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is not readable YAML ({' '.join(str(error).split())})") from error
+    values = settings.preset_or_file(source, "flame_encoder", PRESETS)
     if isinstance(values, list):
         values = {"stages": values}
-    if not isinstance(values, dict):
-        raise InputError(f"{source} holds a {type(values).__name__}, not settings or a list of stages")
-    if "TRAINING_STAGES" in values:
-        values["stages"] = values.pop("TRAINING_STAGES")
-    for section, settings in (changes or {}).items():
-        given = {key: value for key, value in settings.items() if value is not None}
-        if not section:
-            values |= given
-        elif given:
-            below = values.get(section) or {}
-            values[section] = {**below, **given} if isinstance(below, dict) else below
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"{source}: the key {key} is not known; see configs/default.yaml") from error
-        raise InputError(f"{source}: {key}: {first['msg']}, not {first['input']!r}") from error
-
-
-def write(path: str | Path, config: Config) -> None:
-    """Write all settings as YAML, atomically."""
-    write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
+    if isinstance(values, dict):
+        if "TRAINING_STAGES" in values:
+            values["stages"] = values.pop("TRAINING_STAGES")
+        for section, given in (changes or {}).items():
+            for key, value in given.items():
+                if value is not None:
+                    settings.place(values, f"{section}.{key}" if section else key, value, str(source))
+    return settings.check(Config, values, source, "configs/default.yaml")

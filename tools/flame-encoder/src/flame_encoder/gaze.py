@@ -2,7 +2,7 @@
 
 Every pixel that shows an eyeball is a place on a sphere. For a direction of gaze each place has an angle to the optical
 axis, and the model of its brightness is a step at the rim of the iris. How well that correlates with the pixels, for a
-grid of directions and both eyes together, is the likelihood of a direction; its mean and covariance are the measurement.
+grid of directions and both eyes together, is the likelihood of a direction; the measurement is its mean and covariance.
 """
 
 import numpy as np

@@ -1,14 +1,12 @@
 """The settings of a run: YAML checked by pydantic; an unknown key or a wrong type is named with its file."""
 
-import contextlib
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from recon4d import InputError
-from recon4d.files import write_text
+from pydantic import Field
+from recon4d import InputError, settings
+from recon4d.settings import Section
+from recon4d.settings import write as write
 
 PRESETS = ("paper", "cpu-quick")
 
@@ -16,10 +14,6 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
 Length = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Data(Section):
@@ -102,67 +96,19 @@ def load(source: str | Path, overrides: tuple[str, ...] | list[str] = (), **top:
     Raises:
         InputError: a missing file, bad YAML, an unknown key, a wrong type; the message names file and key.
     """
-    source = str(source)
-    if source in PRESETS:
-        text = resources.files("flux4d").joinpath("configs", f"{source}.yaml").read_text()
-    elif source.endswith(".py"):
+    if str(source).endswith(".py"):
         raise InputError(f"--config {source} is Python; give a YAML file or one of {', '.join(PRESETS)}")
-    elif Path(source).is_file():
-        text = Path(source).read_text(errors="replace")
-    else:
-        raise InputError(f"--config {source} is neither a file nor one of {', '.join(PRESETS)}")
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is not readable YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{source} holds a {type(values).__name__}, not the keys of a config")
-    return resolve(values, source, overrides, **top)
+    return resolve(settings.preset_or_file(source, "flux4d", PRESETS), str(source), overrides, **top)
 
 
-def resolve(values: dict | str, source: str, overrides: tuple[str, ...] | list[str] = (), **top: Any) -> Config:
+def resolve(values: Any, source: str, overrides: tuple[str, ...] | list[str] = (), **top: Any) -> Config:
     """A config from plain values, as a checkpoint holds them, or from what `load` takes; see there."""
     if isinstance(values, str):
         return load(values, overrides, **top)
-    for override in overrides:
-        _set(values, override)
-    for key, value in top.items():
-        if value is not None:
-            _place(values, key.replace("__", "."), key, value)
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"{source}: the key {key} is not known; see the shipped paper.yaml") from error
-        raise InputError(f"{source}: {key}: {first['msg']}, not {first['input']!r}") from error
-
-
-def _place(values: dict, key: str, source: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        below = values.setdefault(parent, {})
-        if not isinstance(below, dict):
-            raise InputError(f"{source}: {parent} is a value, not a section")
-        values = below
-    values[last] = value
-
-
-def _set(values: dict, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {override} must be key=value, for example train.batch_size=2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: {text} is not a YAML value") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        with contextlib.suppress(ValueError):
-            value = float(text)
-    _place(values, key, f"--set {override}", value)
-
-
-def write(path: str | Path, config: Config) -> None:
-    """Write all settings as YAML, atomically."""
-    write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
+    if isinstance(values, dict):
+        for text in overrides:
+            settings.override(values, text)
+        for key, value in top.items():
+            if value is not None:
+                settings.place(values, key.replace("__", "."), value, key)
+    return settings.check(Config, values, source, "the shipped paper.yaml")

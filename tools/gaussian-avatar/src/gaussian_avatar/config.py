@@ -1,14 +1,12 @@
 """The settings of a training run: YAML checked by pydantic; an unknown key or a wrong type is named with its file."""
 
-import contextlib
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from recon4d import InputError
-from recon4d.files import write_text
+from pydantic import Field, model_validator
+from recon4d import settings
+from recon4d.settings import Section
+from recon4d.settings import write as write
 
 OFFLINE = ("offline", "cpu-quick")
 ONLINE = ("online", "cpu-online")
@@ -17,10 +15,6 @@ PRESETS = OFFLINE + ONLINE
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Data(Section):
@@ -143,51 +137,9 @@ def load(source: str | Path, overrides: tuple[str, ...] | list[str] = (), **top:
     Raises:
         InputError: a missing file, bad YAML, an unknown key, a wrong type; the message names file and key.
     """
-    source = str(source)
-    if source in PRESETS:
-        text = resources.files("gaussian_avatar").joinpath("configs", f"{source}.yaml").read_text()
-    elif Path(source).is_file():
-        text = Path(source).read_text(errors="replace")
-    else:
-        raise InputError(f"--config {source} is neither a file nor one of {', '.join(PRESETS)}")
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is not readable YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{source} holds a {type(values).__name__}, not the keys of a config")
-    for override in overrides:
-        _set(values, override)
-    values |= {key: value for key, value in top.items() if value is not None}
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"{source}: the key {key} is not known; see the shipped offline.yaml") from error
-        raise InputError(f"{source}: {key}: {first['msg']}, not {first['input']!r}") from error
-
-
-def _set(values: dict, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {override} must be key=value, for example train.batch_size=6")
-    *parents, last = key.split(".")
-    for parent in parents:
-        below = values.setdefault(parent, {})
-        if not isinstance(below, dict):
-            raise InputError(f"--set {override}: {parent} is a value, not a section")
-        values = below
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: {text} is not a YAML value") from error
-    if isinstance(values[last], str):  # YAML 1.1 reads 1e-3 as text
-        with contextlib.suppress(ValueError):
-            values[last] = float(text)
-
-
-def write(path: str | Path, config: Config) -> None:
-    """Write all settings as YAML, atomically."""
-    write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
+    values = settings.preset_or_file(source, "gaussian_avatar", PRESETS)
+    if isinstance(values, dict):
+        for text in overrides:
+            settings.override(values, text)
+        values |= {key: value for key, value in top.items() if value is not None}
+    return settings.check(Config, values, source, "the shipped offline.yaml")
