@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from prep_faces.affine import compose, head_motion, invert, warp
 from prep_faces.alpha import foreground_colors
-from prep_faces.grabcut import Cut, tidy
+from prep_faces.grabcut import Cut, seeds, tidy
 from prep_faces.guided import guided_filter
+from prep_faces.headshape import shape_from_landmarks
 from prep_faces.images import write_png
 from prep_faces.matte import steadied, steady, write_mattes
 from recon4d import InputError
@@ -229,6 +230,18 @@ def test_affine_pieces():
     image = rng.random((8, 8)).astype(np.float32)
     shift = np.array([[1.0, 0, 2], [0, 1, 1]])
     assert np.allclose(warp(image, shift, 8, 8)[1:, 2:], image[:-1, :-2], atol=1e-6)
+
+
+def test_thick_hair_teaches_neither_side(capture):
+    shape = shape_from_landmarks(capture.landmarks[0])
+    height, width = capture.images[0].shape[:2]
+    moved = np.array([[1.0, 0, 0], [0, 1, height]])  # room above the head
+    front, back = seeds(shape, moved, 2 * height, width)[2]
+    crown = np.concatenate(shape.polygons)
+    crown = crown[(crown @ shape.up).argmax()]
+    for away, sure in ((0.1, 0.0), (0.35, 0.0), (0.62, 1.0)):  # in face widths above the crown
+        x, y = np.array([0, height]) + (crown + away * shape.width * shape.up).astype(int)
+        assert front[y, x] == 0 and back[y, x] == sure
 
 
 def test_the_vote_drops_what_one_frame_shows():

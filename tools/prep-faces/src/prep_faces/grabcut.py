@@ -76,6 +76,8 @@ def seeds(
     # Hair thickens the skull, the more the further up: there the shape cannot tell.
     hair = np.clip(0.03 + 0.25 * above, 0.0, 0.20)
     beyond = outside - hair
+    # A track may leave the skull too small: then hair is thick outside of it, and must not be learnt as background.
+    thick_hair = np.clip(0.03 + 0.7 * above, 0.0, 0.4)
     odds = np.where(outside > 0, np.clip(-beyond / 0.06, -4, 0), np.minimum(inside / 0.03, 4))
     # The neck may be covered: by a collar, a scarf, long hair.
     odds = np.where(above < -shape.chin, np.minimum(odds, 0.5), odds)
@@ -90,7 +92,7 @@ def seeds(
     odds[labels == cv2.GC_FGD] = 8
     odds[labels == cv2.GC_BGD] = -8
     front = np.where(outside > 0, 0.0, 1 / (1 + np.exp(-odds)))
-    back = np.where(labels == cv2.GC_BGD, 1.0, np.clip(beyond / 0.2, 0, 1))
+    back = np.where(labels == cv2.GC_BGD, 1.0, np.clip((outside - thick_hair) / 0.2, 0, 1))
     return labels, odds, (front, back)
 
 
