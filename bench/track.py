@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import roma
 import torch
-from flame_encoder import contour, observations, stream, tracker
+from flame_encoder import contour, encoder, initial, observations, stream, tracker
 from flame_encoder.points import FACING
 from gaussian_avatar.motion import from_track
 from gaussian_avatar.synth import random_parameters
@@ -31,7 +31,7 @@ from recon4d.formats.track import Track, join
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE, FPS, NOISE, MISSING = 256, 25.0, 0.01, 0.05
-METHODS = ("landmarks", "photometric", "stream")
+METHODS = ("landmarks", "photometric", "encoder, photometric", "stream")
 COLUMNS = {
     "mm": "vertices, mm",
     "turn": "pose, degrees",
@@ -99,8 +99,13 @@ def run(method: str, model, frames: Path, landmarks: Path) -> tuple[Track, dict,
         first = min(45, len(seen.names) // 3)
         parts = [part for part, _ in stream.track(model, views, FPS, tracker.Options(), first)]
         return join(parts), {}, time.process_time() - start
-    paths = observations.frame_paths(frames) if method == "photometric" else None
-    found, figures = tracker.track(model, seen, frames=paths)
+    paths = observations.frame_paths(frames)
+    begin = None
+    if method.startswith("encoder"):
+        network = encoder.load()
+        seen, _ = initial.confirmed(seen, network, paths, 2.0 * max(seen.image_size))
+        begin = lambda problem: initial.encoded(problem, network, paths)  # noqa: E731
+    found, figures = tracker.track(model, seen, None, paths if "photometric" in method else None, begin)
     return found, figures, time.process_time() - start
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import roma
 import torch
-from flame_encoder import gaze, observations, photometric, points, tracker
+from flame_encoder import encoder, gaze, initial, observations, photometric, points, tracker
 from recon4d import head, synthetic
 from recon4d.color import linear_from_srgb
 from recon4d.files import InputError
@@ -169,6 +169,24 @@ def test_the_images_steady_a_noisy_track(clip):
     assert error(fine) < 0.5 * error(rough)
     assert figures["photometric_error"][-1] < figures["photometric_error"][0] and figures["found"][-1] > 0.5
     assert steps == sorted(set(steps)) and steps[-1] <= options.steps(photometric=True)
+
+
+def test_landmarks_that_the_encoder_contradicts_are_replaced(clip):
+    """One face's landmarks beside the face, one's mirrored, one's as wrong as landmarks are."""
+    wrong = clip.landmarks.copy()
+    wrong[2] += [0.3 * eye_distance(clip), 0]
+    wrong[7] = wrong[7].mean(0) + (wrong[7] - wrong[7].mean(0)) * [-1, 1]
+    wrong[5] += 0.03 * eye_distance(clip) * np.random.default_rng(0).normal(size=wrong[5].shape)
+    valid = np.ones(FRAMES, bool)
+    valid[4], wrong[4] = False, np.nan
+    irises = clip.landmarks[:, [42, 36]]
+    seen = observations.Observations(clip.truth.names, wrong.astype(np.float32), valid, irises, (SIZE, SIZE), 25.0)
+    found, count = initial.confirmed(seen, encoder.load(), clip.frames, 2.0 * SIZE)
+    replaced = np.flatnonzero((found.landmarks != seen.landmarks).any((1, 2)) & valid)
+    assert count == 2 and replaced.tolist() == [2, 7] and np.isnan(found.irises[replaced]).all()
+    errors = np.linalg.norm(found.landmarks - clip.landmarks, axis=2)[replaced].mean(1) / eye_distance(clip)
+    assert errors.max() < 0.1
+    assert np.isnan(found.landmarks[4]).all() and (seen.landmarks[2] == wrong[2].astype(np.float32)).all()
 
 
 def test_gaze_is_where_the_irises_are(clip):

@@ -49,7 +49,13 @@ def main() -> None:
 @click.option("--fps", type=float, help="Frames per second; from frames.jsonl when not given, else 30.")
 @click.option("--iterations", type=int, default=40, show_default=True, help="Solver steps at most.")
 @click.option("--photometric", is_flag=True, help="Refine on the images too.")
-@click.option("--init", type=click.Choice(["pnp", "encoder"]), default="pnp", show_default=True, help="Where to start.")
+@click.option(
+    "--init",
+    type=click.Choice(["pnp", "encoder"]),
+    default="pnp",
+    show_default=True,
+    help="Where to start; encoder replaces wrong landmarks too.",
+)
 @click.option("--encoder", type=click.Path(), help="--init encoder: weights of train; the shipped ones if not given.")
 @click.option("--stream", is_flag=True, help="Write each frame to stdout as it is tracked, a line of JSON each.")
 @click.option("--calibrate", type=int, default=45, show_default=True, help="--stream: frames that fix the identity.")
@@ -103,9 +109,15 @@ def track(frames, landmarks, out, head_model, landmark_embedding, preview, force
             from flame_encoder import encoder, initial
 
             network = encoder.load(options["encoder"], "cpu", head_model, landmark_embedding)
+            guess = focal or settings.focal_prior * max(seen.image_size)
+            seen, wrong = initial.confirmed(seen, network, paths, guess)
+            if wrong:
+                log(f"the encoder contradicts the landmarks of {wrong} frames; its own take their place there")
             start = lambda problem: initial.encoded(problem, network, paths)  # noqa: E731
         with progress_bar("track", settings.steps(options["photometric"])) as report:
             result, figures = tracker.track(model, seen, settings, images, start, report)
+        if options["init"] == "encoder":
+            figures["replaced"] = wrong
         points = seen.landmarks
     _write_track(out, result, figures)
     if preview:

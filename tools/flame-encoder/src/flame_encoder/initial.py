@@ -1,5 +1,7 @@
-"""Where the solver starts when an encoder has looked at the frames: with its identity, expression and jaw."""
+"""What an encoder sees in the frames: landmarks where the given ones are wrong, and where the solver starts."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,86 @@ from torch import Tensor
 from flame_encoder import encoder as encoders
 from flame_encoder import vector, view
 from flame_encoder.encoder import Encoder
+from flame_encoder.observations import Observations
 from flame_encoder.points import FACING
 from flame_encoder.samples import read_image
 from flame_encoder.tracker import Problem
 
 BATCH = 16
+CONTRADICTION = 0.15  # mean distance of landmarks that an encoder does not confirm, share of the inter-ocular distance
+
+
+@dataclass(frozen=True)
+class Seen:
+    """B encoded faces: head-to-camera poses R (B, 3, 3) and t (B, 3), the head's arguments, unposed landmarks."""
+
+    R: Tensor
+    t: Tensor
+    arguments: dict[str, Tensor]
+    faces: Tensor  # (B, 68, 3)
+
+    def pixels(self, K: Tensor) -> np.ndarray:
+        """(B, 68, 2) landmarks in the frames."""
+        points = (self.faces @ self.R.mT + self.t[:, None]) @ K.T
+        return (points[..., :2] / points[..., 2:].clamp_min(1e-3)).numpy()
+
+
+def _encoded(
+    encoder: Encoder, frames: list[Path], boxes: np.ndarray, rows: np.ndarray, K: Tensor
+) -> Iterator[tuple[np.ndarray, Seen]]:
+    """Batches of `rows`, and what the encoder sees in the boxes (N, 4) of those frames."""
+    head = encoder.head
+    for part in np.array_split(rows, -(-len(rows) // BATCH)):
+        images = torch.from_numpy(np.stack([read_image(frames[i]) for i in part])).permute(0, 3, 1, 2) / 255
+        found = encoders.encode(encoder, images, torch.from_numpy(boxes[part]))
+        R, t = encoders.head_pose(encoder, found, K)
+        arguments = vector.head_arguments(head, found)
+        unposed = {name: value for name, value in arguments.items() if name not in ("neck", "eyes")}
+        yield part, Seen(R, t, arguments, head.landmarks(head(**unposed)))
+
+
+def _boxes(seen: Observations) -> np.ndarray:
+    """(N, 4) boxes of the faces; of frames without landmarks between their neighbours'."""
+    rows = np.flatnonzero(seen.valid)
+    boxes = view.box_of(torch.from_numpy(seen.landmarks[rows])).numpy()
+    return np.stack([np.interp(np.arange(len(seen.valid)), rows, column) for column in boxes.T], 1).astype(np.float32)
+
+
+def _intrinsics(seen: Observations, focal: float) -> Tensor:
+    width, height = seen.image_size
+    return torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], dtype=torch.float32)
+
+
+def confirmed(seen: Observations, encoder: Encoder, frames: list[Path], focal: float) -> tuple[Observations, int]:
+    """Observations whose landmarks, where the encoder contradicts them, are the encoder's; and in how many frames.
+
+    Detectors of landmarks that know faces from the front put them anywhere on a turned head. The encoder looks twice:
+    a box around wrong landmarks is wrong too, the second one is around its own.
+
+    Args:
+        frames: the N image files. focal: pixels, about.
+    """
+    K = _intrinsics(seen, focal)
+    landmarks, irises, boxes = seen.landmarks.copy(), seen.irises.copy(), _boxes(seen)
+    doubted = []
+    for part, faces in _encoded(encoder, frames, boxes, np.flatnonzero(seen.valid), K):
+        pixels = faces.pixels(K)
+        boxes[part] = view.box_of(torch.from_numpy(pixels)).numpy()
+        doubted += part[~_agree(pixels, landmarks[part])].tolist()
+    wrong = 0
+    if doubted:
+        for part, faces in _encoded(encoder, frames, boxes, np.array(doubted), K):
+            pixels = faces.pixels(K)
+            off = ~_agree(pixels, landmarks[part])
+            landmarks[part[off]], irises[part[off]] = pixels[off], np.nan
+            wrong += int(off.sum())
+    return replace(seen, landmarks=landmarks, irises=irises), wrong
+
+
+def _agree(pixels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """(B,) whether landmarks (B, 68, 2) are near others; the outline, which slides, is not asked."""
+    unit = np.linalg.norm(pixels[:, 36] - pixels[:, 45], axis=-1)
+    return np.linalg.norm(pixels - landmarks, axis=-1)[:, 17:].mean(1) < CONTRADICTION * unit
 
 
 def encoded(problem: Problem, encoder: Encoder, frames: list[Path]) -> tuple[Tensor, Tensor]:
@@ -25,30 +102,22 @@ def encoded(problem: Problem, encoder: Encoder, frames: list[Path]) -> tuple[Ten
     and keeps the encoder's pose. The identity is the mean over the frames.
     """
     rig, seen = problem.rig, problem.seen
-    rows = np.flatnonzero(seen.valid)
-    boxes = view.box_of(torch.from_numpy(seen.landmarks[rows])).numpy()
-    boxes = np.stack([np.interp(np.arange(problem.n), rows, column) for column in boxes.T], 1).astype(np.float32)
-    K = torch.tensor([[problem.focal_guess, 0, 0], [0, problem.focal_guess, 0], [0, 0, 1]])
-    K[:2, 2] = problem.centre
     q = torch.zeros(problem.n, rig.layout.size, dtype=torch.float64)
     unknown = rig.layout.split(q)  # views of q
     shapes, faces = [], []
-    for part in np.array_split(np.arange(problem.n), -(-problem.n // BATCH)):
-        images = np.stack([read_image(frames[i]) for i in part])
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
-        found = encoders.encode(encoder, pixels, torch.from_numpy(boxes[part]))
-        R, t = encoders.head_pose(encoder, found, K)
-        arguments = vector.head_arguments(rig.head, found)
-        unknown["rotation"][part] = roma.rotmat_to_rotvec(R @ FACING.T).double()
+    K = _intrinsics(seen, problem.focal_guess)
+    for part, found in _encoded(encoder, frames, _boxes(seen), np.arange(problem.n), K):
+        t = found.t
+        unknown["rotation"][part] = roma.rotmat_to_rotvec(found.R @ FACING.T).double()
         unknown["place"][part] = torch.cat([t[:, :2] / t[:, 2:], t[:, 2:].clamp_min(1e-3).log()], 1).double()
-        unknown["jaw"][part] = roma.rotmat_to_rotvec(arguments["jaw"]).double()
-        for name in {"expression", "eyelids"} & set(arguments):
-            n = min(arguments[name].shape[1], unknown[name].shape[1])
-            unknown[name][part, :n] = arguments[name][:, :n].double()
-        shapes.append(arguments["shape"])
-        unposed = {name: value for name, value in arguments.items() if name not in ("neck", "eyes")}
-        faces.append(rig.head.landmarks(rig.head(**unposed)).double().numpy())
+        unknown["jaw"][part] = roma.rotmat_to_rotvec(found.arguments["jaw"]).double()
+        for name in {"expression", "eyelids"} & set(found.arguments):
+            n = min(found.arguments[name].shape[1], unknown[name].shape[1])
+            unknown[name][part, :n] = found.arguments[name][:, :n].double()
+        shapes.append(found.arguments["shape"])
+        faces.append(found.faces.double().numpy())
     g, posed = problem.start(np.concatenate(faces))
+    rows = np.flatnonzero(seen.valid)
     q[rows, :6] = posed[rows, :6]
     shape = torch.cat(shapes).mean(0).double()[: rig.layout.n_shape]
     g[: len(shape)] = shape
