@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import roma
 import torch
-from flame_encoder import contour, encoder, initial, observations, stream, tracker
+from flame_encoder import contour, encoder, initial, observations, photometric, stream, tracker
 from flame_encoder.points import FACING
 from gaussian_avatar.motion import from_track
 from gaussian_avatar.synth import random_parameters
@@ -165,11 +165,28 @@ def synthetic_rows(turns: tuple[float, ...], n: int, methods: tuple[str, ...], s
     return rows
 
 
+def photometric_error(model, frames: list[Path], found: Track, every: int = 6) -> float:
+    """Mean absolute difference, of 1, of the drawn head and the frame within the outline of the landmarks."""
+    surface, vertices = photometric.Surface(model), found.vertices(model)
+    windows = photometric.cut(frames, found, vertices)
+    looks = photometric.looks(surface, windows, found, vertices)
+    total = []
+    for i in range(0, len(frames), every):
+        drawing, mask = photometric.draw(surface, looks, windows, found, vertices, i)
+        points = model.landmarks(vertices[i : i + 1])[0] @ windows.K(found.K, i).T
+        hull = cv2.convexHull((points[:, :2] / points[:, 2:]).round().int().numpy())
+        face = cv2.fillConvexPoly(np.zeros(mask.shape, np.uint8), hull, 1).astype(bool) & mask
+        total.append(np.abs(drawing - windows.images[i] / 255.0)[face].mean())
+    return float(np.mean(total))
+
+
 def real_rows(clip: Path) -> list[dict]:
     model, rows = heads.load(), []
-    for method in ("landmarks", "photometric"):
-        _, figures, seconds = run(method, model, clip / "frames", clip / "landmarks")
-        rows.append({"method": method, "seconds": round(seconds, 1)} | figures)
+    for method in ("landmarks", "photometric", "encoder, photometric"):
+        found, figures, seconds = run(method, model, clip / "frames", clip / "landmarks")
+        error = photometric_error(model, observations.frame_paths(clip / "frames"), found)
+        rows.append({"method": method, "seconds": round(seconds, 1)} | figures | {"photometric_error": error})
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
 

@@ -25,8 +25,8 @@ CAMERA_AXES = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 
 
 def beam_elevations() -> np.ndarray:
-    """(64,) radians: the pattern of a Pandar64, dense between -6 and +2 degrees, from -25 to +15."""
-    return np.radians(np.concatenate([np.linspace(-25, -6, 14), np.linspace(-5.833, 2, 48), [8.0, 15.0]]))
+    """(64,) radians: those of a Pandar64, every sixth of a degree from -6 to +2, sparse above and below."""
+    return np.radians([-25, -19, *range(-14, -6), *np.linspace(-6, 2, 49), 3, 5, 8, 11, 15])
 
 
 def ego_pose(
