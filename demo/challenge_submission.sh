@@ -9,22 +9,10 @@
 set -euo pipefail
 
 out=${OUT:-out/challenge}
-here=$(cd "$(dirname "$0")" && pwd)
+source "$(dirname "$0")/steps.sh"
 
 if [ $# -gt 0 ]; then echo "error: this demo takes no arguments; set OUT, SYNTH_OPTIONS or EPOCHS" >&2; exit 2; fi
-if [ -e "$out" ] && [ -n "$(ls -A "$out")" ]; then
-  echo "error: $out exists; remove it or choose another folder with OUT=..." >&2; exit 2
-fi
-mkdir -p "$out"
-
-step() { # step NAME COMMAND...: show the command, run it, keep its JSON result and its seconds
-  local name=$1 from
-  shift
-  echo "+ $*" >&2
-  from=$(date +%s.%N)
-  "$@" > "$out/$name.json"
-  echo "$name $(date +%s.%N) $from" >> "$out/steps.txt"
-}
+prepare
 
 data=$out/data
 step synth feat-extract synth "$data" ${SYNTH_OPTIONS:-}

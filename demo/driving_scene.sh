@@ -10,23 +10,11 @@ set -euo pipefail
 
 out=${OUT:-out/driving}
 clip=${CLIP:-0}
-here=$(cd "$(dirname "$0")" && pwd)
+source "$(dirname "$0")/steps.sh"
 
 if [ $# -gt 1 ]; then echo "error: give one folder of scenes, or none for a synthetic one" >&2; exit 2; fi
 if [ $# -eq 1 ] && [ ! -d "$1" ]; then echo "error: $1 is not a folder; give the one of PandaSet's scenes" >&2; exit 2; fi
-if [ -e "$out" ] && [ -n "$(ls -A "$out")" ]; then
-  echo "error: $out exists; remove it or choose another folder with OUT=..." >&2; exit 2
-fi
-mkdir -p "$out"
-
-step() { # step NAME COMMAND...: show the command, run it, keep its JSON result and its seconds
-  local name=$1 from
-  shift
-  echo "+ $*" >&2
-  from=$(date +%s.%N)
-  "$@" > "$out/$name.json"
-  echo "$name $(date +%s.%N) $from" >> "$out/steps.txt"
-}
+prepare
 
 if [ $# -eq 1 ]; then
   root=$1
