@@ -267,16 +267,23 @@ def test_unseen_gaussians_take_after_those_around_them(head):
     avatar.log_scales.add_(0.7)
     avatar.mean_basis.fill_(1.0)
     hole = (points - points[len(points) // 2]).norm(dim=1) < 0.03
-    true = avatar.sh0[hole].clone()
+    true = avatar.sh0.clone()
     avatar.sh0[hole] = 99.0
     avatar.log_scales[hole] = 3.0
     avatar.seen[:] = ~hole
-    assert unseen.fill(avatar, head, base) == int(hole.sum()) > 20
-    assert avatar.seen.all() and not avatar.mean_basis[:, hole].any() and avatar.mean_basis[:, ~hole].all()
-    torch.testing.assert_close(avatar.log_scales, base + 0.7 + torch.zeros(1, 3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(avatar.sh0[~hole], 10 * points[~hole])
-    assert (avatar.sh0[hole] - true).abs().max() < 0.5 * (true.max(0).values - true.min(0).values).max()
-    assert unseen.fill(avatar, head, base) == 0
+    background = int(hole.nonzero()[0])  # training has found nothing there
+    avatar.opacity_logits[background] = -4
+    hole[background] = False
+    assert unseen.fill(avatar, head, base, 0.5) == int(hole.sum()) > 20
+    assert not avatar.seen[background] and avatar.opacity_logits[background] == -4
+    others = torch.arange(len(avatar)) != background
+    assert avatar.seen[others].all() and not avatar.mean_basis[:, hole].any() and avatar.mean_basis[:, ~hole].all()
+    torch.testing.assert_close(avatar.log_scales[others], (base + 0.7).expand(-1, 3)[others], atol=1e-4, rtol=0)
+    torch.testing.assert_close(avatar.sh0[~hole & others], 10 * points[~hole & others])
+    assert (avatar.sh0[hole] - true[hole]).abs().max() < 0.5 * (
+        true[hole].max(0).values - true[hole].min(0).values
+    ).max()
+    assert unseen.fill(avatar, head, base, 0.5) == 0
 
 
 def test_pose_correction_finds_a_pose_that_is_wrong(head, data_dir, tmp_path):

@@ -158,7 +158,7 @@ def finish(learner: Learner) -> int:
     """What is left to do for an avatar that has been trained; how many Gaussians were never seen."""
     count = int((~learner.avatar.seen).sum())
     if learner.config.model.fill_unseen:
-        unseen.fill(learner.avatar, learner.head, learner.init_log_scale)
+        unseen.fill(learner.avatar, learner.head, learner.init_log_scale, learner.config.model.init_opacity)
     return count
 
 
