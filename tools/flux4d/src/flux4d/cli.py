@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from recon4d import InputError
@@ -200,23 +201,30 @@ def inspect_voxels(
 
 
 def _run_training(
+    choose: Callable[[dict], list[dict]],
+    out: Path,
+    fabric_options: dict,
+    top: dict,
+    fixed_frame: int | None = None,
+    *,
     index_path: Path,
     data_root: str | None,
-    out: Path,
-    choose: Callable[[dict], list[dict]],
     config: str,
     overrides: tuple[str, ...],
-    top: dict,
+    num_sky_points: int | None,
+    max_gaussians: int | None,
     depth_dir: str | None,
+    iters: int | None,
     no_projected_depth: bool,
     resume: bool,
     resume_from: Path | None,
     resume_no_optim: bool,
     grad_accum_steps: int,
+    seed: int | None,
     force: bool,
-    fabric_options: dict,
-    fixed_frame: int | None = None,
 ) -> None:
+    """Train on the clips that `choose` takes from the index. top: settings of the command; the rest is as in
+    `training_options`."""
     import lightning_fabric as lightning
 
     from flux4d import clip as clips
@@ -226,10 +234,16 @@ def _run_training(
 
     if resume and (resume_from or force):
         raise InputError("--resume goes on in the output; leave --resume-from and --force away")
+    top = top | {
+        "lift__sky_points": num_sky_points,
+        "lift__max_gaussians": max_gaussians,
+        "train__iterations": iters,
+        "seed": seed,
+    }
     if depth_dir and not any(override.startswith("lift.points=") for override in overrides):
-        top = top | {"lift__points": "depth"}
+        top["lift__points"] = "depth"
     if no_projected_depth:
-        top = top | {"losses__depth": 0.0}
+        top["losses__depth"] = 0.0
     chosen = settings.load(config, overrides, data__depth_dir=depth_dir, **top)
     if resume:
         resume_from = out / training.LAST
@@ -290,43 +304,20 @@ def _fabric_options(device: str, processes: int = 1) -> dict:
 )
 @device_option
 def overfit(
-    clip_index: int,
-    camera: str,
-    index_path: Path,
-    data_root: str | None,
-    config: str,
-    overrides: tuple[str, ...],
-    num_sky_points: int | None,
-    max_gaussians: int | None,
-    depth_dir: str | None,
-    iters: int | None,
-    no_projected_depth: bool,
-    resume: bool,
-    resume_from: Path | None,
-    resume_no_optim: bool,
-    grad_accum_steps: int,
-    seed: int | None,
-    force: bool,
-    fixed_target_frame: int | None,
-    output_dir: Path,
-    device: str,
+    clip_index: int, camera: str, fixed_target_frame: int | None, output_dir: Path, device: str, **shared: Any
 ) -> None:
     """Train on one clip, to see whether every part does its work."""
     from flux4d import index as indices
 
-    top = {
-        "data__camera": camera,
-        "lift__sky_points": num_sky_points,
-        "lift__max_gaussians": max_gaussians,
-        "train__iterations": iters,
-        "train__batch_size": 1,
-        "seed": seed,
-    }
+    top = {"data__camera": camera, "train__batch_size": 1}
     _run_training(
-        index_path, data_root, output_dir, lambda found: [indices.choose(found, clip_index)], config, overrides, top,
-        depth_dir, no_projected_depth, resume, resume_from, resume_no_optim, grad_accum_steps, force,
-        _fabric_options(device), fixed_target_frame,
-    )  # fmt: skip
+        lambda found: [indices.choose(found, clip_index)],
+        output_dir,
+        _fabric_options(device),
+        top,
+        fixed_target_frame,
+        **shared,
+    )
 
 
 @main.command(cls=Command)
@@ -336,26 +327,7 @@ def overfit(
 )
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="On this machine; or torchrun.")
 @device_option
-def train(
-    index_path: Path,
-    data_root: str | None,
-    config: str,
-    overrides: tuple[str, ...],
-    num_sky_points: int | None,
-    max_gaussians: int | None,
-    depth_dir: str | None,
-    iters: int | None,
-    no_projected_depth: bool,
-    resume: bool,
-    resume_from: Path | None,
-    resume_no_optim: bool,
-    grad_accum_steps: int,
-    seed: int | None,
-    force: bool,
-    output_dir: Path,
-    processes: int,
-    device: str,
-) -> None:
+def train(index_path: Path, output_dir: Path, processes: int, device: str, **shared: Any) -> None:
     """Train on all clips of an index's train split."""
 
     def choose(found: dict) -> list[dict]:
@@ -364,17 +336,7 @@ def train(
             raise InputError(f"--index-path {index_path} has no clips to train on; see --val-scenes of flux4d index")
         return entries
 
-    top = {
-        "lift__sky_points": num_sky_points,
-        "lift__max_gaussians": max_gaussians,
-        "train__iterations": iters,
-        "seed": seed,
-    }
-    _run_training(
-        index_path, data_root, output_dir, choose, config, overrides, top,
-        depth_dir, no_projected_depth, resume, resume_from, resume_no_optim, grad_accum_steps, force,
-        _fabric_options(device, processes),
-    )  # fmt: skip
+    _run_training(choose, output_dir, _fabric_options(device, processes), {}, index_path=index_path, **shared)
 
 
 @main.command("eval", cls=Command)
