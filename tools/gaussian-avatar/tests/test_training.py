@@ -224,15 +224,18 @@ def test_loss_terms(head):
     assert float(terms["opaque"]) == pytest.approx(0.5)
     per_vector = float((1 / base.exp()).square().mean())
     assert float(terms["basis"]) == pytest.approx((1 + 4) / 3 * per_vector, rel=1e-3)
-    from skimage.metrics import structural_similarity
-
-    peer = [
-        structural_similarity(
-            a.numpy(), b.numpy(), win_size=11, data_range=1.0, channel_axis=2, use_sample_covariance=False
-        )
-        for a, b in zip(image, target)
+    boxes = [
+        np.lib.stride_tricks.sliding_window_view(x.double().numpy(), (12, 12), (1, 2))[:, ::4, ::4]
+        for x in (image, target)
     ]
-    assert float(terms["ssim"]) == pytest.approx(2 * (1 - np.mean(peer)), abs=1e-4)
+    (ma, mb), (va, vb) = ([x.mean((-1, -2)) for x in boxes], [x.var((-1, -2)) for x in boxes])
+    covariance = (boxes[0] * boxes[1]).mean((-1, -2)) - ma * mb
+    peer = (2 * ma * mb + 1e-4) * (2 * covariance + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
+    assert float(terms["ssim"]) == pytest.approx(2 * (1 - peer.mean()), abs=1e-4)
+    avatar.log_scales.copy_(base + torch.tensor([-2.0, 1.0, -3.0]))  # too short, long enough, thin
+    only = settings.Losses(cover=1.0)
+    terms = losses.loss_terms(avatar, weights, image, alpha, target, mask, only, 0, base, pairs)
+    assert set(terms) == {"l1", "cover"} and float(terms["cover"]) == pytest.approx(2.0)
 
 
 def test_neighbours_are_next_to_each_other(head):

@@ -71,6 +71,7 @@ class Losses(Section):
     orthogonality: Weight = 0.0
     offset: Weight = 0.0  # mean square distance from the surface, in units of the initial scale
     size: Weight = 0.0  # mean square of the log scale above four times the initial one
+    cover: Weight = 0.0  # mean square of what the log scales along the surface lack of the initial ones: no gaps
     smooth: Weight = 0.0  # mean square difference of neighbouring texels' attributes
     basis: Weight = 0.0  # mean square of the basis
     opaque: Weight = 0.0  # mean transparency: what is inside the head must not shine through

@@ -39,6 +39,9 @@ def loss_terms(
     if losses.size:
         excess = (avatar.log_scales - init_log_scale - np.log(4)).clamp_min(0)
         terms["size"] = losses.size * excess.square().mean()
+    if losses.cover:
+        lacking = (init_log_scale - avatar.log_scales[:, :2]).clamp_min(0)  # the third axis is along the normal
+        terms["cover"] = losses.cover * lacking.square().mean()
     if losses.smooth:
         relative = [avatar.log_scales - init_log_scale, avatar.means / init_log_scale.exp()]
         attributes = torch.cat([avatar.sh0, avatar.opacity_logits[:, None], *relative], 1)
@@ -55,14 +58,18 @@ def loss_terms(
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Mean structural similarity (Wang et al. 2004) of (B, C, H, W) images, with an 11-pixel box window.
+    """Mean structural similarity (Wang et al. 2004) of (B, C, H, W) images; `b` gets no gradient.
 
-    A box instead of the Gaussian window: average pooling is several times faster on a CPU, and as a loss it serves
-    the same; `recon4d.metrics.ssim` is what `metrics` reports.
+    In every fourth of the 12-pixel boxes along each side, instead of a Gaussian window around every pixel: means of
+    means of 4x4 pixels are some twenty times faster on a CPU, and as a loss they serve the same;
+    `recon4d.metrics.ssim` is what `metrics` reports.
     """
-    pool = torch.nn.functional.avg_pool2d
-    stacked = pool(torch.cat([a, b, a * a, b * b, a * b], 1), 11, 1)
-    mean_a, mean_b, aa, bb, ab = stacked.chunk(5, 1)
+
+    def mean(x: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(torch.nn.functional.avg_pool2d(x, 4), 3, 1)
+
+    a, b = a.contiguous(), b.detach().contiguous()
+    mean_a, mean_b, aa, bb, ab = mean(a), mean(b), mean(a * a), mean(b * b), mean(a * b)
     c1, c2 = 0.01**2, 0.03**2
     covariance = ab - mean_a * mean_b
     variances = aa - mean_a.square() + bb - mean_b.square()
