@@ -33,8 +33,9 @@ def test_loss_terms(sample, small):
     errors = []
     for row, frame in enumerate((1, 4)):
         pixels, depth = sample.depths[frame]
-        errors += (shown.depth[row].flatten()[pixels] - depth).abs().tolist()
-    assert values["depth"] == pytest.approx(0.01 * sum(errors) / len(errors), rel=1e-4)
+        seen = shown.depth[row].flatten()[pixels].detach()
+        errors += (0.01 * (seen - depth).abs() + 0.5 * (10 / seen - 10 / depth).abs()).tolist()
+    assert values["depth"] == pytest.approx(sum(errors) / len(errors), rel=1e-4)
     assert float(total) == pytest.approx(sum(values[k] for k in ("l1", "ssim", "depth", "velocity")), rel=1e-5)
     # pixels of moving things count more
     more, weighted = training.frame_loss(gaussians, sample, [1, 4], small.losses)
@@ -65,11 +66,42 @@ def test_rates_clips_and_frames(small, clip):
     rates = [training.rate(step, steps) for step in range(100)]
     assert rates[0] == pytest.approx(steps.train.rate / 10) and max(rates) == rates[9]
     assert rates[99] == pytest.approx(steps.train.final_rate, rel=0.03)
+    steps = config.resolve(steps.model_dump(), "test", ["train.narrow=0"])
     passes = [training.chosen_clips(step, steps, 5)[0] for step in range(20)]
     assert all(sorted(passes[i : i + 5]) == list(range(5)) for i in range(0, 20, 5)) and passes[:5] != passes[5:10]
     frames = [training.chosen_frames(step, 0, steps, clip, None) for step in range(60)]
     assert {f for chosen in frames for f in chosen} == set(range(11)) and {len(f) for f in frames} == {2}
     assert training.chosen_frames(7, 0, steps, clip, 3) == [3]
+
+
+def test_window(small, sample):
+    """First the neighbouring sweeps alone, at targets; then more; then all."""
+    steps = config.resolve(
+        small.model_dump(), "test", ["train.iterations=100", "train.narrow=0.4", "train.window=0.15"]
+    )
+    widths = [training.window(step, steps) for step in range(100)]
+    assert set(widths[:40]) == {0.15} and set(widths[71:]) == {math.inf} and widths == sorted(widths)
+    assert 1.0 < widths[69] < 1.2
+    clip = sample.clip
+    narrow = {f for step in range(40) for f in training.chosen_frames(step, 0, steps, clip, None)}
+    assert narrow == set(clip.target)  # the clip's targets lie between its inputs
+    everything = config.resolve(small.model_dump(), "test", ["train.narrow=0"])
+    assert training.window(0, everything) == math.inf
+    # what is drawn at a target is what a scene of the two sweeps beside it shows
+    gaussians, views = sample.given.gaussians, training.some_views(sample.views, [3])
+    near = ((gaussians.times - views.times[0]).abs() <= 0.15) | gaussians.sky
+    assert 0.2 < near.float().mean() < 0.6
+    fewer = type(gaussians)(**{name: value[near] for name, value in vars(gaussians).items()})
+    torch.testing.assert_close(render(gaussians, views, within=0.15).colour, render(fewer, views).colour)
+
+
+def test_nothing_moves_in_the_still_part(tmp_path, indexed, root, small):
+    still = config.resolve(small.model_dump(), "test", ["train.still=1", "train.iterations=2", "losses.velocity=1"])
+    run(still, indexed, root, tmp_path / "still")
+    assert "velocity 0.0000" in (tmp_path / "still" / "train.log").read_text()
+    moving = config.resolve(still.model_dump(), "test", ["train.still=0"])
+    run(moving, indexed, root, tmp_path / "moving")
+    assert "velocity 0.0000" not in (tmp_path / "moving" / "train.log").read_text()
 
 
 def test_resumed_run_is_the_uninterrupted_one(tmp_path, indexed, root, small, capsys):

@@ -243,7 +243,7 @@ def _run_training(
     if depth_dir and not any(override.startswith("lift.points=") for override in overrides):
         top["lift__points"] = "depth"
     if no_projected_depth:
-        top["losses__depth"] = 0.0
+        top |= {"losses__depth": 0.0, "losses__inverse_depth": 0.0}
     chosen = settings.load(config, overrides, data__depth_dir=depth_dir, **top)
     if resume:
         resume_from = out / training.LAST

@@ -13,6 +13,7 @@ PRESETS = ("paper", "cpu-quick")
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Length = Annotated[float, Field(gt=0)]
 
 
@@ -55,7 +56,8 @@ class Losses(Section):
 
     l1: Weight = 0.8
     ssim: Weight = 0.2
-    depth: Weight = 0.01
+    depth: Weight = 0.01  # of metres
+    inverse_depth: Weight = 0.0  # of 10 / metres: what is near counts, a gap to the sky no more than the rest
     velocity: Weight = 5e-3
     reweight: bool = True  # pixels count 1 + |image-plane velocity|
 
@@ -69,6 +71,9 @@ class Train(Section):
     rate: Length = 1e-3
     final_rate: Length = 1e-4
     warmup: Count = 1000
+    still: Share = 0.0  # of the run, in which nothing moves and appearance is learned
+    narrow: Share = 0.0  # of the run, in which a frame is drawn from the points seen within `window` of it
+    window: Length = 0.15  # seconds; it widens to the whole clip in the half of what follows
     clip_gradient: Length = 1.0
     checkpoint_every: Positive = 1000
     log_every: Positive = 100

@@ -1,5 +1,6 @@
 """Gaussians at a moment, and images of them: colour, depth and motion on the image."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -74,8 +75,12 @@ def image_velocity(means: Tensor, velocities: Tensor, views: Views) -> Tensor:
     return torch.where(near[..., None], 0.0, flow)
 
 
-def render(gaussians: Gaussians, views: Views, flow: bool = False) -> Rendering:
-    """Images of Gaussians at the views' times; with `flow` also their motion on the image, weighted as colour is."""
+def render(gaussians: Gaussians, views: Views, flow: bool = False, within: float = math.inf) -> Rendering:
+    """Images of Gaussians at the views' times; with `flow` also their motion on the image, weighted as colour is.
+
+    Args:
+        within: seconds; a view shows only the sky and what was seen so shortly before or after it.
+    """
     means = moved(gaussians, views.times)
     count = len(views.times)
 
@@ -86,11 +91,15 @@ def render(gaussians: Gaussians, views: Views, flow: bool = False) -> Rendering:
     if flow:
         motion = image_velocity(means.detach(), velocity_at(gaussians, views.times).detach(), views)
         colours = torch.cat([colours, motion], -1)
+    opacities = each(gaussians.opacities[:, 0].sigmoid())
+    if within < math.inf:
+        near = (gaussians.times - views.times[:, None]).abs() <= within
+        opacities = torch.where(near | gaussians.sky, opacities, 0.0)
     image, alpha, _ = splat.rasterize(
         means,
         each(gaussians.quats),
         each(scales(gaussians)),
-        each(gaussians.opacities[:, 0].sigmoid()),
+        opacities,
         colours,
         views.world_to_camera[:, None],
         views.K.expand(count, 1, 3, 3),

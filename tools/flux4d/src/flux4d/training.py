@@ -1,10 +1,11 @@
 """Training on clips, one or many: render at the frames' moments, compare with the images, no labels (Flux4D, 3.3)."""
 
+import math
 import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,27 +93,29 @@ def load_sample(entry: dict[str, Any], root: Path, config: Config, device: torch
 
 
 def frame_loss(
-    gaussians: Gaussians, sample: Sample, frames: list[int], losses: Losses
+    gaussians: Gaussians, sample: Sample, frames: list[int], losses: Losses, within: float = math.inf
 ) -> tuple[Tensor, dict[str, float]]:
     """Weighted sum of the loss terms on some frames, and their values with the PSNR.
 
     0.8 L1 + 0.2 (1 - SSIM) + 0.01 depth L1 at projected LiDAR points + 5e-3 mean speed; with `reweight` a pixel's L1
-    counts 1 + |v_r|, v_r the rendered image-plane motion (Flux4D, equations 5 to 7 and appendix A.1).
+    counts 1 + |v_r|, v_r the rendered image-plane motion (Flux4D, equations 5 to 7 and appendix A.1). within: as in
+    `render`.
     """
     images = sample.images[frames]
-    shown = render(gaussians, some_views(sample.views, frames), flow=losses.reweight)
+    shown = render(gaussians, some_views(sample.views, frames), flow=losses.reweight, within=within)
     difference = (shown.colour - images).abs()
     weight = 1 + shown.flow.detach().norm(dim=-1, keepdim=True) if losses.reweight else 1.0
     terms = {"l1": losses.l1 * (weight * difference).mean()}
     if losses.ssim:
         similarity = metrics.ssim(shown.colour.permute(0, 3, 1, 2), images.permute(0, 3, 1, 2)).mean()
         terms["ssim"] = losses.ssim * (1 - similarity)
-    if losses.depth:
-        errors = [
-            shown.depth[i].flatten()[pixels] - depth
-            for i, (pixels, depth) in enumerate(sample.depths[f] for f in frames)
-        ]
-        terms["depth"] = losses.depth * torch.cat(errors).abs().sum() / max(sum(len(e) for e in errors), 1)
+    if losses.depth or losses.inverse_depth:
+        found = torch.cat([shown.depth[i].flatten()[sample.depths[f][0]] for i, f in enumerate(frames)])
+        known = torch.cat([sample.depths[f][1] for f in frames])
+        error = losses.depth * (found - known).abs()
+        if losses.inverse_depth:
+            error = error + 10 * losses.inverse_depth * (1 / found.clamp_min(0.5) - 1 / known).abs()
+        terms["depth"] = error.sum() / max(len(known), 1)
     if losses.velocity:
         speed = velocity_at(gaussians, sample.views.times[frames]).norm(dim=-1)
         terms["velocity"] = losses.velocity * speed[:, ~gaussians.sky].mean()
@@ -154,11 +157,31 @@ def chosen_clips(step: int, config: Config, number: int, accumulate: int = 1) ->
     return [int(order[place // number][place % number]) for place in places]
 
 
+def window(step: int, config: Config) -> float:
+    """Seconds around a frame within which a point has to be seen to be drawn in it.
+
+    Points of neighbouring sweeps alone leave a hole, or a double, where something moves, at a distance that a small
+    change of velocity mends. All points of a second together show a streak, which fading mends sooner.
+    """
+    run = config.train
+    share = step / run.iterations
+    if share < run.narrow:
+        return run.window
+    gone = (share - run.narrow) / max(1 - run.narrow, 1e-9) if run.narrow else 1.0
+    return run.window + 2 * gone if gone < 0.5 else math.inf
+
+
 def chosen_frames(step: int, item: int, config: Config, clip: Clip, fixed: int | None) -> list[int]:
-    """Frames to render in a step: the fixed one, else a random choice of inputs and targets."""
+    """Frames to render in a step: the fixed one, else a random choice of inputs and targets.
+
+    With a narrow window only targets next to an input: an input's own points show it whatever their velocity.
+    """
     if fixed is not None:
         return [fixed]
     everything = sorted(clip.input + clip.target)
+    if step < config.train.narrow * config.train.iterations:
+        gaps = (clip.times[clip.target][:, None] - clip.times[clip.input]).abs().amin(1)
+        everything = [f for f, gap in zip(clip.target, gaps) if gap <= config.train.window] or everything
     rng = np.random.default_rng((config.seed, 4, step, item))
     return sorted(int(i) for i in rng.choice(everything, min(config.train.frames, len(everything)), replace=False))
 
@@ -238,7 +261,9 @@ def train(
                 frames = chosen_frames(step, item, config, sample.clip, fixed_frame)
                 with fabric.no_backward_sync(model, enabled=fabric.world_size > 1 and place + 1 < len(mine)):
                     found = reconstruct(model, sample, config)
-                    value, values = frame_loss(found, sample, frames, config.losses)
+                    if step < config.train.still * total:
+                        found = replace(found, velocities=0 * found.velocities)
+                    value, values = frame_loss(found, sample, frames, config.losses, window(step, config))
                     fabric.backward(value / len(mine))
                 loss, gaussians = float(value.detach()), len(found)
                 if main:
