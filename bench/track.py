@@ -31,7 +31,7 @@ from recon4d.formats.track import Track, join
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE, FPS, NOISE, MISSING = 256, 25.0, 0.01, 0.05
-METHODS = ("landmarks", "photometric", "encoder, photometric", "stream")
+METHODS = ("landmarks", "photometric", "encoder, photometric", "stream", "encoder, stream")
 COLUMNS = {
     "mm": "vertices, mm",
     "turn": "pose, degrees",
@@ -94,8 +94,11 @@ def run(method: str, model, frames: Path, landmarks: Path) -> tuple[Track, dict,
     """The track, its figures, and the seconds it took (CPU time of this process)."""
     seen = observations.read(frames, landmarks, FPS)
     start = time.process_time()
-    if method == "stream":
+    if method.endswith("stream"):
         views = stream.arrivals(frames, landmarks)
+        if method.startswith("encoder"):
+            network = encoder.load()
+            views = (initial.confirmed_view(view, network, frames, None) for view in views)
         first = min(45, len(seen.names) // 3)
         parts = [part for part, _ in stream.track(model, views, FPS, tracker.Options(), first)]
         return join(parts), {}, time.process_time() - start
@@ -193,7 +196,7 @@ def real_rows(clip: Path) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one short clip, nothing written")
-    parser.add_argument("--frames", type=int, default=75)
+    parser.add_argument("--frames", type=int, default=50)
     parser.add_argument("--clip", type=Path, help="folder with frames/ and landmarks/ of a real clip")
     arguments = parser.parse_args()
     if arguments.clip:

@@ -54,7 +54,6 @@ def test_the_encoders_pose_is_where_the_face_is(weights, tmp_path):
     ("more", "message"),
     [
         (("--encoder", "x.pth"), "--encoder is for --init encoder"),
-        (("--init", "encoder", "--stream"), "--init encoder starts whole clips"),
         (("--init", "encoder", "--encoder", "missing.pth"), "missing.pth does not exist"),
     ],
 )

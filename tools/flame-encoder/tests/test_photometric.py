@@ -186,6 +186,12 @@ def test_landmarks_that_the_encoder_contradicts_are_replaced(clip):
     assert count == 2 and replaced.tolist() == [2, 7] and np.isnan(found.irises[replaced]).all()
     errors = np.linalg.norm(found.landmarks - clip.landmarks, axis=2)[replaced].mean(1) / eye_distance(clip)
     assert errors.max() < 0.1
+    # An image with two faces, one of them wrong: a frame of a stream.
+    both = observations.View(clip.frames[2].name, wrong[[2, 2]].astype(np.float32), irises[[2, 2]], (SIZE, SIZE))
+    both.faces[1] = clip.landmarks[2]
+    again = initial.confirmed_view(both, encoder.load(), clip.frames[2].parent, None)
+    assert (again.faces[1] == both.faces[1]).all()
+    assert np.linalg.norm(again.faces[0] - clip.landmarks[2], axis=1).mean() < 0.1 * eye_distance(clip)
     assert np.isnan(found.landmarks[4]).all() and (seen.landmarks[2] == wrong[2].astype(np.float32)).all()
 
 

@@ -82,8 +82,6 @@ def track(frames, landmarks, out, head_model, landmark_embedding, preview, force
             raise InputError(f"--{name} {options[name]} must be at least 1")
     if options["stream"] and options["photometric"]:
         raise InputError("--photometric looks at the whole clip, which --stream does not have; leave one of them out")
-    if options["stream"] and options["init"] == "encoder":
-        raise InputError("--init encoder starts whole clips; leave it or --stream out")
     if options["encoder"] and options["init"] != "encoder":
         raise InputError("--encoder is for --init encoder; add it")
     if options["follow"] and not options["stream"]:
@@ -92,8 +90,15 @@ def track(frames, landmarks, out, head_model, landmark_embedding, preview, force
     model = heads.load(head_model, landmark_embedding)
     model.landmarks(model())  # says so when the model has none
     settings = tracker.Options(focal=focal, iterations=iterations)
+    network = None
+    if options["init"] == "encoder":
+        from flame_encoder import encoder, initial
+
+        network = encoder.load(options["encoder"], "cpu", head_model, landmark_embedding)
     if options["stream"]:
         views = _arriving(frames, landmarks, options)
+        if network is not None:
+            views = (initial.confirmed_view(view, network, frames, focal) for view in views)
         rate = fps or observations.frame_rate(frames) or 30.0
         result, figures = _stream(model, views, rate, settings, options["calibrate"], person)
         points = np.full((len(result), 68, 2), np.nan)
@@ -105,10 +110,7 @@ def track(frames, landmarks, out, head_model, landmark_embedding, preview, force
         paths = observations.frame_paths(frames)
         images = paths if options["photometric"] else None
         start = None
-        if options["init"] == "encoder":
-            from flame_encoder import encoder, initial
-
-            network = encoder.load(options["encoder"], "cpu", head_model, landmark_embedding)
+        if network is not None:
             guess = focal or settings.focal_prior * max(seen.image_size)
             seen, wrong = initial.confirmed(seen, network, paths, guess)
             if wrong:
@@ -116,7 +118,7 @@ def track(frames, landmarks, out, head_model, landmark_embedding, preview, force
             start = lambda problem: initial.encoded(problem, network, paths)  # noqa: E731
         with progress_bar("track", settings.steps(options["photometric"])) as report:
             result, figures = tracker.track(model, seen, settings, images, start, report)
-        if options["init"] == "encoder":
+        if network is not None:
             figures["replaced"] = wrong
         points = seen.landmarks
     _write_track(out, result, figures)

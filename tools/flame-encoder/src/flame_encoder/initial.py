@@ -12,10 +12,10 @@ from torch import Tensor
 from flame_encoder import encoder as encoders
 from flame_encoder import vector, view
 from flame_encoder.encoder import Encoder
-from flame_encoder.observations import Observations
+from flame_encoder.observations import Observations, View
 from flame_encoder.points import FACING
 from flame_encoder.samples import read_image
-from flame_encoder.tracker import Problem
+from flame_encoder.tracker import Options, Problem
 
 BATCH = 16
 CONTRADICTION = 0.15  # mean distance of landmarks that an encoder does not confirm, share of the inter-ocular distance
@@ -53,7 +53,7 @@ def _encoded(
 def _boxes(seen: Observations) -> np.ndarray:
     """(N, 4) boxes of the faces; of frames without landmarks between their neighbours'."""
     rows = np.flatnonzero(seen.valid)
-    boxes = view.box_of(torch.from_numpy(seen.landmarks[rows])).numpy()
+    boxes = view.box_of(torch.from_numpy(seen.landmarks[rows]).float()).numpy()
     return np.stack([np.interp(np.arange(len(seen.valid)), rows, column) for column in boxes.T], 1).astype(np.float32)
 
 
@@ -86,6 +86,16 @@ def confirmed(seen: Observations, encoder: Encoder, frames: list[Path], focal: f
             landmarks[part[off]], irises[part[off]] = pixels[off], np.nan
             wrong += int(off.sum())
     return replace(seen, landmarks=landmarks, irises=irises), wrong
+
+
+def confirmed_view(seen: View, encoder: Encoder, frames: Path, focal: float | None) -> View:
+    """The same for all faces of one image in the folder `frames`; `focal` is guessed where it is None."""
+    n = len(seen.faces)
+    if not n:
+        return seen
+    faces = Observations(np.repeat(seen.name, n), seen.faces, np.ones(n, bool), seen.irises, seen.size, 0.0)
+    found, _ = confirmed(faces, encoder, [frames / seen.name] * n, focal or Options().focal_prior * max(seen.size))
+    return replace(seen, faces=found.landmarks, irises=found.irises)
 
 
 def _agree(pixels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
