@@ -34,7 +34,7 @@ step unwrap    eyeball-relight export --config-path "$data/config_wo-hybrid.yaml
                  --save-visual-dir "$out/first/export" ${EXPORT_OPTIONS:-}
 step eyes      eyeball-relight eyeball-landmarks --data-root "$data" --asset "$out/first/export" \
                  --landmarks "$data/landmarks" --write "$data/config.yaml"
-step masks     eyeball-relight render-eye-mask --data-root "$data" --mesh-uv-path "$out/first/export/mesh_uv.obj"
+step masks     eyeball-relight render-eye-mask --data-root "$data" --mesh-uv-path "$out/first/export/mesh_uv.obj" --snap
 
 # Step 2: face and eyeballs
 step train     eyeball-relight train --config-path "$data/config.yaml" --workspace "$out/second" ${TRAIN_OPTIONS:-}

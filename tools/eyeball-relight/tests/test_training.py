@@ -157,14 +157,16 @@ def test_eyes_are_placed_behind_their_masks(data):
     loaded = capture.read(data, print)
     settings = config.load(data / "config.yaml", "cpu-quick")
     field = training.new_field(settings, len(loaded))
-    training.place_eyes(field, loaded)
+    said = []
+    training.place_eyes(field, loaded, torch.ones(3), said.append)
+    assert "too small to fit spheres to" in said[0]
     truth = json.loads((data / "truth" / "truth.json").read_text())["eyes"]
     for k, side in enumerate(("left", "right")):
         away = field.eye_centres[k].detach() * settings.data.bound - torch.tensor(truth[f"{side}_centre"])
         assert away.norm() < 0.008
     blind = capture.Capture(**(vars(loaded) | {"left": torch.zeros_like(loaded.left)}))
     with pytest.raises(InputError, match="the left eye has no landmarks"):
-        training.place_eyes(field, blind)
+        training.place_eyes(field, blind, torch.ones(3), print)
 
 
 def test_a_light_off_the_camera_is_noticed(head, tmp_path):

@@ -202,8 +202,11 @@ def export(
 @click.option("--mesh-uv-path", type=FOLDER, required=True, help="mesh_uv.obj of the first step's export.")
 @click.option("--left", type=FOLDER, help="Painted map.  [default: diffuse_leye_mask.png in the capture]")
 @click.option("--right", type=FOLDER, help="Painted map.  [default: diffuse_reye_mask.png in the capture]")
+@click.option("--snap", is_flag=True, help="Move the masks' outlines to where the pictures change colour.")
 @force_option
-def render_eye_mask(data_root: Path, mesh_uv_path: Path, left: Path | None, right: Path | None, force: bool) -> None:
+def render_eye_mask(
+    data_root: Path, mesh_uv_path: Path, left: Path | None, right: Path | None, snap: bool, force: bool
+) -> None:
     """Render the eyes painted white on the diffuse map into every view: leye_mask/ and reye_mask/."""
     from eyeball_relight import eyes
 
@@ -213,7 +216,7 @@ def render_eye_mask(data_root: Path, mesh_uv_path: Path, left: Path | None, righ
         "left": left or data_root / "diffuse_leye_mask.png",
         "right": right or data_root / "diffuse_reye_mask.png",
     }
-    print_result(eyes.write_masks(data_root, mesh_uv_path, maps))
+    print_result(eyes.write_masks(data_root, mesh_uv_path, maps, snap))
 
 
 @main.command(cls=Command)

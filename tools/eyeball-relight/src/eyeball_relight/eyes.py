@@ -170,26 +170,77 @@ def from_outline(outline: np.ndarray, coord: np.ndarray, mask: np.ndarray) -> tu
     return painted, points[chosen][picked]
 
 
-def write_masks(capture_folder: Path, mesh_path: Path, maps: dict[str, Path]) -> dict:
+SURE, REACH, AROUND, MAGNIFIED = 1, 2, 6, 2  # pixels; the last is a factor
+
+
+def snap(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Masks (N, H, W) of one eye whose outlines follow the colours of pictures (N, H, W, 3), of uint8.
+
+    Pixels up to REACH outside an outline and SURE inside are decided by GrabCut (Rother et al. 2004), with the
+    colour models of all views together.
+    """
+    boxes = []
+    for i in np.flatnonzero(masks.any((1, 2))):
+        rows, columns = np.nonzero(masks[i])
+        if len(rows) > 5:
+            box = (slice(max(0, x.min() - AROUND), x.max() + AROUND + 1) for x in (rows, columns))
+            boxes.append((i, *box))
+    if not boxes:
+        return masks
+    height, width = (max(masks[b].shape[axis] for b in boxes) for axis in (0, 1))
+
+    def tile(picture: np.ndarray, how: int) -> np.ndarray:
+        grow = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), *[(0, 0)] * (picture.ndim - 2))
+        return cv2.resize(np.pad(picture, grow, mode="edge"), None, fx=MAGNIFIED, fy=MAGNIFIED, interpolation=how)
+
+    labels = []
+    for b in boxes:
+        inner = masks[b].astype(np.uint8)
+        label = np.full(inner.shape, cv2.GC_BGD, np.uint8)
+        label[cv2.dilate(inner, np.ones((2 * REACH + 1,) * 2)) > 0] = cv2.GC_PR_BGD
+        label[inner > 0] = cv2.GC_PR_FGD
+        label[cv2.erode(inner, np.ones((2 * SURE + 1,) * 2)) > 0] = cv2.GC_FGD
+        labels.append(tile(label, cv2.INTER_NEAREST))
+    label = np.concatenate(labels)
+    picture = np.concatenate([tile(image[b], cv2.INTER_CUBIC) for b in boxes])
+    if not (label == cv2.GC_FGD).any():
+        return masks
+    cv2.setRNGSeed(0)
+    cv2.grabCut(picture, label, None, np.zeros((1, 65)), np.zeros((1, 65)), 4, cv2.GC_INIT_WITH_MASK)
+    out = np.zeros_like(masks)
+    for b, part in zip(boxes, np.split(label, len(boxes))):
+        eye = np.isin(part, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
+        rows, columns = out[b].shape
+        out[b] = cv2.resize(eye, (width, height), interpolation=cv2.INTER_AREA)[:rows, :columns] > 0.5
+    return out
+
+
+def write_masks(capture_folder: Path, mesh_path: Path, maps: dict[str, Path], snapped: bool = False) -> dict:
     """Render painted eye maps into `leye_mask/` and `reye_mask/` of a capture; returns how many pixels each eye has.
 
     Args:
+        snapped: move the outlines to where the pictures change colour.
         maps: picture of each side of SIDES, over the texture coordinates of `mesh_path`; white is the eye.
     """
     files, camera = captures.read_poses(capture_folder)
     surface = objfile.read(mesh_path)
     painted = torch.cat([torch.from_numpy(images.read(maps[side], 1)) for side in SIDES], -1)
-    counts = torch.zeros(2, dtype=torch.long)
-    for i, file in enumerate(progress(files, "rendering masks")):
+    masks = []
+    for i in progress(range(len(files)), "rendering masks", len(files)):
         view = Camera(camera.K, camera.world_to_camera[i], camera.width, camera.height)
-        seen = render_map(surface, painted, view) > 0.5
-        seen[..., 1] &= ~seen[..., 0]
-        counts += seen.sum((0, 1))
-        for k, folder in enumerate(("leye_mask", "reye_mask")):
-            images.write(capture_folder / folder / f"{Path(file).stem}.png", seen[..., k].float().numpy())
+        masks.append((render_map(surface, painted, view) > 0.5).numpy())
+    found = np.stack(masks)
+    if snapped:
+        picture = captures.read(capture_folder, lambda _: None).image.numpy()
+        found = np.stack([snap(picture, found[..., k]) for k in range(2)], -1)
+    found[..., 1] &= ~found[..., 0]
+    counts = found.sum((0, 1, 2))
     if int(counts.min()) == 0:
         empty = SIDES[int(counts.argmin())]
         raise InputError(f"no view sees the white of {maps[empty]}; paint the {empty} eye white on the diffuse map")
+    for i, file in enumerate(files):
+        for k, folder in enumerate(("leye_mask", "reye_mask")):
+            images.write(capture_folder / folder / f"{Path(file).stem}.png", found[i, ..., k].astype(np.float32))
     return {"views": len(files), "left_pixels": int(counts[0]), "right_pixels": int(counts[1])}
 
 

@@ -13,6 +13,7 @@ from eyeball_relight import hashgrid
 from eyeball_relight.config import Config
 
 FEATURES = 15  # beside the distance
+LEVEL = 2.0  # widths of the density
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,15 @@ class Field(nn.Module):
         ceiling = max(model.beta, model.beta_max_final) ** (1 - share) * model.beta_max_final**share
         beta = model.beta_min + self.beta.abs()
         return beta - (beta - ceiling).detach().clamp(min=0)  # the gradient goes on where the maximum holds
+
+    @property
+    def level(self) -> float:
+        """The distance, in bounds, at which the surface is extracted.
+
+        A ray that grazes the head stays long in the density's tail and is half opaque about three widths outside the
+        zero level; one that meets it head-on is so a little inside. The extracted level is between.
+        """
+        return LEVEL * float(self.width(self.config.train.mesh_render_iter).detach())
 
     def active(self, step: int) -> list[int]:
         """Resolutions of the hash grid's levels that are on after so many steps."""

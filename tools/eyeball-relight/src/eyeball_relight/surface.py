@@ -20,8 +20,9 @@ COARSE = 4  # fine cells per coarse one
 CHUNK = 16384
 
 
-def extract(field: Field, active: list[int], resolution: int) -> tuple[Tensor, Tensor]:
-    """The face's zero level by marching cubes: vertices (V, 3) in the capture's unit, faces (F, 3), outward.
+def extract(field: Field, active: list[int], resolution: int, level: float = 0.0) -> tuple[Tensor, Tensor]:
+    """A level of the face's distance, in bounds, by marching cubes: vertices (V, 3) in the capture's unit and
+    faces (F, 3), outward.
 
     A grid of a quarter of the resolution is evaluated first, and the fine one only where the surface may be.
 
@@ -47,7 +48,7 @@ def extract(field: Field, active: list[int], resolution: int) -> tuple[Tensor, T
     index = np.argwhere(wanted)
     at = torch.from_numpy(index * (2 / fine) - 1).float()
     values[tuple(index.T)] = marching.face_distances(field, at, active).numpy()
-    vertices, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="descent")
+    vertices, faces, _, _ = marching_cubes(values, level, gradient_direction="descent")
     vertices = (vertices * (2 / fine) - 1) * field.config.data.bound
     return torch.from_numpy(vertices.astype(np.float32)), torch.from_numpy(faces.astype(np.int64))
 
@@ -186,7 +187,7 @@ def build(
     Returns:
         vertices (V, 3) in the capture's unit, faces (F, 3).
     """
-    vertices, faces = extract(field, active, resolution)
+    vertices, faces = extract(field, active, resolution, field.level)
     whole = len(faces)
     vertices, faces = simplify(vertices, faces, min(whole // 2, most_faces))
     kept = grown(seen(vertices, faces, eyes, capture), faces, 2)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d, normalize
 
 from eyeball_relight import asset as assets
-from eyeball_relight import brdf, config, marching, surface, volume
+from eyeball_relight import brdf, config, marching, spheres, surface, volume
 from eyeball_relight.capture import Capture
 from eyeball_relight.config import Config
 from eyeball_relight.field import Field
@@ -96,13 +96,15 @@ def flash_intensity(settings: Config, capture: Capture) -> Tensor:
     return colour * float(linear) * float(square) * np.pi / 0.4
 
 
-def place_eyes(field: Field, capture: Capture) -> None:
+def place_eyes(field: Field, capture: Capture, intensity: Tensor, log: Callable[[str], None]) -> None:
     """Set the eyeballs behind their landmarks, or behind the middle of their masks, in place.
+
+    Where the masks have enough pixels, centres and radius are then those that explain the pictures best.
 
     Raises InputError when there is neither.
     """
     bound, radius = field.config.data.bound, field.eye_radius.detach()
-    middle = capture.camera.center.mean(0) / bound
+    middle, fronts = capture.camera.center.mean(0) / bound, []
     for k, (points, masks, side) in enumerate(
         (
             (field.config.data.left_eye_ldm, capture.left, "left"),
@@ -113,8 +115,28 @@ def place_eyes(field: Field, capture: Capture) -> None:
             front = torch.tensor(points).mean(0) / bound
         else:
             front = _mask_centre(capture, masks, side) / bound
+        fronts.append(front)
         with torch.no_grad():
             field.eye_centres[k] = front - radius * normalize(middle - front, dim=0)
+    masks = (capture.left, capture.right)
+    if min(int((m[capture.trained] > 127).sum()) for m in masks) < spheres.FEWEST_PIXELS:
+        log("the eye masks are too small to fit spheres to; the eyeballs begin behind their middles")
+        return
+    low, high = field.config.eyes.radius
+    centres, fitted = spheres.fit(
+        capture.camera,
+        capture.image,
+        masks,
+        capture.trained,
+        torch.stack(fronts) * bound,
+        (low, high),
+        float(intensity.mean()),
+    )
+    log(f"eyeballs: radius {fitted:.4g}, centres " + ", ".join(str([round(x, 4) for x in c]) for c in centres.tolist()))
+    share = min(max((fitted - low) / (high - low), 0.02), 0.98)
+    with torch.no_grad():
+        field.eye_centres[:] = centres / bound
+        field.eye_radius_logit.fill_(float(np.log(share / (1 - share))))
 
 
 def _mask_centre(capture: Capture, masks: Tensor, side: str) -> Tensor:
@@ -295,8 +317,9 @@ def train(settings: Config, capture: Capture, output: Path, log: Callable[[str],
     optimizer = adam(field)
     grid = torch.zeros((plan.grid + 1,) * 3)
     n_rays, first, seconds = plan.samples // plan.per_ray, 0, 0.0
-    if settings.eyes.enabled:
-        place_eyes(field, capture)
+    intensity = flash_intensity(settings, capture)
+    if settings.eyes.enabled and not resume:
+        place_eyes(field, capture, intensity, log)
     if resume:
         state = read_checkpoint(output / CHECKPOINT)
         fill(field, state, output / CHECKPOINT)
@@ -304,7 +327,6 @@ def train(settings: Config, capture: Capture, output: Path, log: Callable[[str],
         grid, n_rays, first, seconds = state["grid"], state["n_rays"], state["step"], state["seconds"]
         log(f"resumed at step {first}")
     pool, directions = pool_of(capture), Directions(capture, settings.data.bound)
-    intensity = flash_intensity(settings, capture)
     loss, views, rays_seen = torch.zeros(()), None, 0
 
     def keep(step: int) -> None:
@@ -412,7 +434,7 @@ def eyeballs(field: Field) -> assets.Asset:
 
 def surface_views(field: Field, active: list[int], capture: Capture) -> list[SurfaceView]:
     """The extracted surface as each training view sees it."""
-    vertices, faces = surface.extract(field, active, field.config.train.mesh_resolution)
+    vertices, faces = surface.extract(field, active, field.config.train.mesh_resolution, field.level)
     flat = torch.zeros(2, 2, 1)
     everything = eyeballs(field) | {
         "face": assets.Surface(
