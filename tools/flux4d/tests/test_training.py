@@ -1,6 +1,7 @@
 """Losses, schedules, resuming, and two processes that do what one does."""
 
 import math
+from dataclasses import replace
 
 import lightning_fabric as lightning
 import pytest
@@ -85,6 +86,10 @@ def test_window(small, sample):
     clip = sample.clip
     narrow = {f for step in range(40) for f in training.chosen_frames(step, 0, steps, clip, None)}
     assert narrow == set(clip.target)  # the clip's targets lie between its inputs
+    # frames long after the last input come when the window reaches them
+    future = replace(clip, input=[0, 2, 4], target=[1, 3, 5, 6, 7, 8, 9, 10])
+    reached = [{f for i in range(60) for f in training.chosen_frames(at, i, steps, future, None)} for at in (5, 50, 80)]
+    assert reached == [{1, 3, 5}, set(range(9)), set(range(11))]
     everything = config.resolve(small.model_dump(), "test", ["train.narrow=0"])
     assert training.window(0, everything) == math.inf
     # what is drawn at a target is what a scene of the two sweeps beside it shows

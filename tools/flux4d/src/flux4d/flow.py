@@ -34,8 +34,7 @@ def steps_of(cuboids: list[Cuboids]) -> list[dict[str, tuple[np.ndarray, bool]]]
     """Per frame, by uuid: the motion (4, 4) of a box to the next frame, in the world, and whether it moves.
 
     A box moves when it does in most of the frames before, at and after this one; of two, this one decides.
-    The last frame takes the motion of
-    the one before.
+    The last frame takes the motion of the one before.
     """
     steps: list[dict[str, np.ndarray]] = []
     for here, there in pairwise(cuboids):

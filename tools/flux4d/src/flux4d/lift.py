@@ -134,7 +134,6 @@ def lift(
         kept = torch.randperm(len(mean), generator=generator)[: settings.max_gaussians].sort().values
         grow = math.sqrt(len(mean) / settings.max_gaussians)
         mean, colour, time, scale = mean[kept], colour[kept], time[kept], scale[kept] * grow
-    # wider than the gaps by a third: between the beams a surface must not shine through
     scale = (settings.scale * scale).clamp(0.01, settings.max_scale)
 
     length = float((mean.max(0).values - mean.min(0).values).max())

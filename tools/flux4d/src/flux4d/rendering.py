@@ -54,7 +54,7 @@ def velocity_at(gaussians: Gaussians, times: Tensor) -> Tensor:
 
 
 def scales(gaussians: Gaussians) -> Tensor:
-    """(N, 3) standard deviations: softplus, at most 1 m, and for the sky at most twice what it began with."""
+    """(N, 3) standard deviations: softplus, at most 1 m, and for the sky 100 m."""
     grown = torch.nn.functional.softplus(gaussians.scales)
     return torch.where(gaussians.sky[:, None], grown.clamp(max=100.0), grown.clamp(max=1.0))
 

@@ -174,14 +174,15 @@ def window(step: int, config: Config) -> float:
 def chosen_frames(step: int, item: int, config: Config, clip: Clip, fixed: int | None) -> list[int]:
     """Frames to render in a step: the fixed one, else a random choice of inputs and targets.
 
-    With a narrow window only targets next to an input: an input's own points show it whatever their velocity.
+    A frame without an input in the window has nothing to show. With a narrow one only targets are chosen: an input's
+    own points show it whatever their velocity.
     """
     if fixed is not None:
         return [fixed]
-    everything = sorted(clip.input + clip.target)
-    if step < config.train.narrow * config.train.iterations:
-        gaps = (clip.times[clip.target][:, None] - clip.times[clip.input]).abs().amin(1)
-        everything = [f for f, gap in zip(clip.target, gaps) if gap <= config.train.window] or everything
+    narrow = step < config.train.narrow * config.train.iterations
+    wanted = clip.target if narrow else sorted(clip.input + clip.target)
+    gaps = (clip.times[wanted][:, None] - clip.times[clip.input]).abs().amin(1)
+    everything = [f for f, gap in zip(wanted, gaps) if gap <= window(step, config)] or wanted
     rng = np.random.default_rng((config.seed, 4, step, item))
     return sorted(int(i) for i in rng.choice(everything, min(config.train.frames, len(everything)), replace=False))
 
