@@ -45,22 +45,38 @@ def test_left_and_right_are_not_swapped(trained, data):
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(trained, tmp_path, monkeypatch):
-    """Stopped at its checkpoint in the volume phase and resumed, it has the same parameters to the bit."""
+    """Stopped in the volume phase and again in the mesh phase, it ends with the same parameters to the bit."""
     loaded, settings, out, _ = trained
+    material = training.surface_terms
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "surface_views", stop)
-    with pytest.raises(KeyboardInterrupt):
-        training.train(settings, loaded, tmp_path, print)
-    monkeypatch.undo()
-    assert training.read_checkpoint(tmp_path / training.CHECKPOINT)["step"] == 40
+    def stop_later(*arguments):
+        return stop() if arguments[3] == 85 else material(*arguments)
+
     said = []
+    for place, stand_in, kept in (("surface_views", stop, 40), ("surface_terms", stop_later, 80)):
+        monkeypatch.setattr(training, place, stand_in)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(settings, loaded, tmp_path, said.append, resume=bool(said))
+        monkeypatch.undo()
+        assert training.read_checkpoint(tmp_path / training.CHECKPOINT)["step"] == kept
     training.train(settings, loaded, tmp_path, said.append, resume=True)
-    assert said[0] == "resumed at step 40"
+    assert {"resumed at step 40", "resumed at step 80"} <= set(said)
     ours, theirs = (training.read_checkpoint(p / training.CHECKPOINT)["field"] for p in (tmp_path, out))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_the_full_preset_runs(data, tmp_path):
+    """All its levels, in both phases; only lengths and grids are cut."""
+    short = ["train.iterations=4", "train.mesh_render_iter=3", "train.milestones=[2]", "train.samples=4096"]
+    short += ["train.mesh_resolution=64", "train.grid=32", "model.init_level=16"]
+    settings = config.load(data / "config.yaml", "full", short)
+    result = training.train(settings, capture.read(data, print), tmp_path, print)
+    field, _, step = training.open_field(tmp_path / training.CHECKPOINT)
+    assert step == 4 and np.isfinite(result.loss) and field.active(step)[-1] == 1024
+    assert all(p.isfinite().all() for p in field.parameters())
 
 
 def test_without_eyes(trained, tmp_path):

@@ -170,7 +170,8 @@ def from_outline(outline: np.ndarray, coord: np.ndarray, mask: np.ndarray) -> tu
     return painted, points[chosen][picked]
 
 
-SURE, REACH, AROUND, MAGNIFIED = 1, 2, 6, 2  # pixels; the last is a factor
+SURE, REACH, AROUND = 2, 2, 6  # pixels of an eye of EYE pixels
+EYE, MAGNIFIED = 100, 2
 
 
 def snap(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -179,11 +180,15 @@ def snap(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
     Pixels up to REACH outside an outline and SURE inside are decided by GrabCut (Rother et al. 2004), with the
     colour models of all views together.
     """
-    boxes = []
-    for i in np.flatnonzero(masks.any((1, 2))):
+    boxes, shown = [], np.flatnonzero(masks.any((1, 2)))
+    if len(shown) == 0:
+        return masks
+    scale = max(1.0, float(np.sqrt(np.median(masks[shown].sum((1, 2))) / EYE)))
+    sure, reach, margin = (round(scale * pixels) for pixels in (SURE, REACH, AROUND))
+    for i in shown:
         rows, columns = np.nonzero(masks[i])
         if len(rows) > 5:
-            box = (slice(max(0, x.min() - AROUND), x.max() + AROUND + 1) for x in (rows, columns))
+            box = (slice(max(0, x.min() - margin), x.max() + margin + 1) for x in (rows, columns))
             boxes.append((i, *box))
     if not boxes:
         return masks
@@ -197,9 +202,9 @@ def snap(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
     for b in boxes:
         inner = masks[b].astype(np.uint8)
         label = np.full(inner.shape, cv2.GC_BGD, np.uint8)
-        label[cv2.dilate(inner, np.ones((2 * REACH + 1,) * 2)) > 0] = cv2.GC_PR_BGD
+        label[cv2.dilate(inner, np.ones((2 * reach + 1,) * 2)) > 0] = cv2.GC_PR_BGD
         label[inner > 0] = cv2.GC_PR_FGD
-        label[cv2.erode(inner, np.ones((2 * SURE + 1,) * 2)) > 0] = cv2.GC_FGD
+        label[cv2.erode(inner, np.ones((2 * sure + 1,) * 2)) > 0] = cv2.GC_FGD
         labels.append(tile(label, cv2.INTER_NEAREST))
     label = np.concatenate(labels)
     picture = np.concatenate([tile(image[b], cv2.INTER_CUBIC) for b in boxes])
