@@ -45,10 +45,10 @@ ABLATIONS = {
     "with pose correction in training": ["train.refine_pose=true"],
     "unseen Gaussians hidden": ["model.fill_unseen=false"],
     "both sides drawn": ["model.one_sided=false"],
-    "SSIM in the loss, weight 0.2": ["train.losses.ssim=0.2"],
+    "without SSIM in the loss": ["train.losses.ssim=0"],
     "mask in the loss, weight 0.2": ["train.losses.alpha=0.2"],
     "basis held back ten times more": ["train.losses.basis=0.03"],
-    "without priors": [f"train.losses.{name}=0" for name in ("offset", "size", "smooth", "basis")],
+    "without priors": [f"train.losses.{name}=0" for name in ("offset", "size", "cover", "smooth", "basis")],
 }
 
 

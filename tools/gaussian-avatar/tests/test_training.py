@@ -250,6 +250,11 @@ def test_neighbours_are_next_to_each_other(head):
     assert pairs.unique().numel() > 0.95 * len(face_id)
 
 
+def test_images_too_small_for_the_structural_similarity(head, data_dir, tmp_path):
+    with pytest.raises(InputError, match=r"train\.losses\.ssim needs images of 12 pixels a side, not 8x8"):
+        run_training(head, data_dir, tmp_path, small_config("data.image_size=8"))
+
+
 def test_too_much_memory_says_what_fits(head, data_dir):
     config = small_config("model.tex_size=60000")
     capture = captures.open_capture(data_dir / "one", None, lambda _: None)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gaussian_avatar import avatar as avatars
 from gaussian_avatar import capture as captures
-from gaussian_avatar.avatar import View, rasterize
+from gaussian_avatar.avatar import Splats, View, rasterize
 from gaussian_avatar.capture import Capture
 from gaussian_avatar.learner import corrected
 from gaussian_avatar.run import Run
@@ -25,24 +25,28 @@ METRICS = ("l1_error", "l2_error", "psnr", "ssim", "lpips")
 ERROR_GAIN = 4  # the error row of the contact sheet shows this many times the absolute difference
 
 
-def render_frames(run: Run, frames: np.ndarray, background: Tensor, view: View | None = None) -> tuple[Tensor, Tensor]:
+def render_frames(run: Run, frames: np.ndarray, background: Tensor) -> tuple[Tensor, Tensor]:
     """Images (n, H, W, 3) in [0, 1] and opacities (n, H, W, 1) of the training clip's frames on a background (3,)."""
-    device = run.avatar.means.device
-    motion = run.motion
-    if view is None:
-        view = View(motion.world_to_camera.to(device), motion.K.to(device), motion.width, motion.height)
-    head = run.head.to(device)
+    splats, view = _posed(run, frames)
     with torch.no_grad():
-        splats, _ = avatars.deform(
-            run.avatar,
-            head,
-            motion.vertices[frames].to(device),
-            motion.inputs[frames].to(device),
-            view.world_to_camera,
-            one_sided=run.config.model.one_sided,
-        )
-        image, alpha = rasterize(splats, view, background.to(device).expand(len(frames), 3))
+        image, alpha = rasterize(splats, view, background.to(splats.means.device).expand(len(frames), 3))
     return image.clamp(0, 1), alpha
+
+
+@torch.no_grad()
+def _posed(run: Run, frames: np.ndarray) -> tuple[Splats, View]:
+    """The Gaussians of the training clip's frames, and its camera, on the avatar's device."""
+    device, motion = run.avatar.means.device, run.motion
+    view = View(motion.world_to_camera.to(device), motion.K.to(device), motion.width, motion.height)
+    splats, _ = avatars.deform(
+        run.avatar,
+        run.head.to(device),
+        motion.vertices[frames].to(device),
+        motion.inputs[frames].to(device),
+        view.world_to_camera,
+        one_sided=run.config.model.one_sided,
+    )
+    return splats, view
 
 
 def measure(
@@ -91,18 +95,9 @@ def measure(
 
 def refined(run: Run, frames: np.ndarray, target: Tensor) -> Tensor:
     """Renders (n, H, W, 3) on black, each with a rigid correction of its pose that brings it nearest to its target."""
-    device, motion = run.avatar.means.device, run.motion
-    view = View(motion.world_to_camera.to(device), motion.K.to(device), motion.width, motion.height)
-    vertices = motion.vertices[frames].to(device)
-    with torch.no_grad():
-        splats, _ = avatars.deform(
-            run.avatar,
-            run.head.to(device),
-            vertices,
-            motion.inputs[frames].to(device),
-            view.world_to_camera,
-            one_sided=run.config.model.one_sided,
-        )
+    device = run.avatar.means.device
+    splats, view = _posed(run, frames)
+    vertices = run.motion.vertices[frames].to(device)
     black = torch.zeros(len(frames), 3, device=device)
     corrections = torch.zeros(len(frames), 6, device=device, requires_grad=True)
     optimizer = torch.optim.Adam([corrections], lr=0.0)

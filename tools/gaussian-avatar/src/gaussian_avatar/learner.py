@@ -59,7 +59,12 @@ class Batch:
 def new(
     config: Config, head: HeadModel, view: View, n_inputs: int, n_corrections: int, device: torch.device
 ) -> Learner:
-    """A learner before its first step."""
+    """A learner before its first step. Raises InputError for images too small for the structural similarity."""
+    if config.train.losses.ssim and min(view.width, view.height) < losses.SSIM_PIXELS:
+        raise InputError(
+            f"train.losses.ssim needs images of {losses.SSIM_PIXELS} pixels a side, not {view.width}x{view.height}; "
+            "set it to 0 or give a larger data.image_size"
+        )
     avatar = avatars.new(
         head,
         config.model.tex_size,

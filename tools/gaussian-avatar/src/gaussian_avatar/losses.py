@@ -7,6 +7,8 @@ from torch import Tensor
 from gaussian_avatar.avatar import Avatar
 from gaussian_avatar.config import Losses
 
+SSIM_PIXELS = 12  # side of the boxes that structural similarity is taken in
+
 
 def loss_terms(
     avatar: Avatar,
@@ -60,13 +62,13 @@ def loss_terms(
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Mean structural similarity (Wang et al. 2004) of (B, C, H, W) images; `b` gets no gradient.
 
-    In every fourth of the 12-pixel boxes along each side, instead of a Gaussian window around every pixel: means of
-    means of 4x4 pixels are some twenty times faster on a CPU, and as a loss they serve the same;
+    In every fourth of the boxes of `SSIM_PIXELS` along each side, instead of a Gaussian window around every pixel:
+    means of means of 4x4 pixels are some twenty times faster on a CPU, and as a loss they serve the same;
     `recon4d.metrics.ssim` is what `metrics` reports.
     """
 
     def mean(x: Tensor) -> Tensor:
-        return torch.nn.functional.avg_pool2d(torch.nn.functional.avg_pool2d(x, 4), 3, 1)
+        return torch.nn.functional.avg_pool2d(torch.nn.functional.avg_pool2d(x, 4), SSIM_PIXELS // 4, 1)
 
     a, b = a.contiguous(), b.detach().contiguous()
     mean_a, mean_b, aa, bb, ab = mean(a), mean(b), mean(a * a), mean(b * b), mean(a * b)
