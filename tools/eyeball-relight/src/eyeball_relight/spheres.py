@@ -27,6 +27,7 @@ SATURATED = 0.98
 RIPPLE = 1e-3  # weight of differences between neighbouring texels
 STEP = 2e-3  # of finite differences, as a share of the radius
 ITERATIONS = 30
+REACH = 0.5  # radii along each axis that an eyeball may lie from where it is looked for
 NOISE = 0.02  # of pixels; larger residuals count less (soft L1)
 ODD = 0.06  # linear; pixels farther from the map than this hardly shape it
 
@@ -171,8 +172,8 @@ def fit(
         return np.concatenate(out)
 
     start = np.array([*np.zeros(6), 1.0, 0.05])
-    low = np.array([*np.full(6, -1.0), limits[0] / unit, 0.0])
-    high = np.array([*np.full(6, 1.0), limits[1] / unit, 1.0])
+    low = np.array([*np.full(6, -REACH), limits[0] / unit, 0.0])
+    high = np.array([*np.full(6, REACH), limits[1] / unit, 1.0])
     found = least_squares(
         both, start, slopes, (low, high), loss="soft_l1", f_scale=NOISE, max_nfev=ITERATIONS, xtol=1e-4, ftol=1e-5
     )
