@@ -83,7 +83,7 @@ def schedule(images: int) -> list[str]:
 
 def ablations(options: argparse.Namespace, scratch: Path) -> None:
     data, name = subject(options, scratch)
-    size = [f"data.image_size={options.size}"]
+    size = [f"data.image_size={options.size}", *options.set]
     print(f"\n{options.images} images of {options.size} pixels each, cpu-quick, held-out frames inside the mask.\n")
     print("| variant | PSNR | SSIM | whole image PSNR |\n| --- | ---: | ---: | ---: |", flush=True)
     for i, (variant, overrides) in enumerate(ABLATIONS.items()):
@@ -100,7 +100,7 @@ def online_and_offline(options: argparse.Namespace, scratch: Path) -> None:
     images per second that it learns from, divided by the images per frame.
     """
     data, name = subject(options, scratch, "--motion", "frontal-then-turn", "--frames", 160)
-    size = [f"data.image_size={options.size}"]
+    size = [f"data.image_size={options.size}", *options.set]
     frames = command("import", data / name)["frames"]
     arriving = frames - max(1, round(0.15 * frames))
     pace = options.images / arriving
@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a subject's folder; default: a synthetic capture")
     parser.add_argument("--images", type=int, default=10000, help="images to learn from")
     parser.add_argument("--size", type=int, default=256, help="longer side of the images, pixels")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE for all rows of ablations and online")
     parser.add_argument("--repetitions", type=int, default=30, help="of a step, for speed")
     parser.add_argument("--minutes", type=float, default=30, help="of soak")
     parser.add_argument("--fps", type=float, default=25, help="of soak's stream")
