@@ -1,7 +1,7 @@
 """The hash grid of eyeball-relight beside the same in plain torch, in one run.
 
-    python bench/relight.py            writes docs/benchmarks-relight.md
-    python bench/relight.py --quick    fewer points, prints only
+    python bench/relight.py            prints the table of docs/benchmarks-relight.md
+    python bench/relight.py --quick    fewer points
 
 Times are the best of several runs, so that other work on the machine shows as little as possible; read the ratios.
 """
@@ -12,12 +12,9 @@ import platform
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from eyeball_relight import hashgrid
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def best(run: Callable[[], object], runs: int) -> float:
@@ -53,18 +50,7 @@ def main() -> None:
         )
         rows.append(f"| {points} | {1000 * ours:.1f} | {1000 * theirs:.1f} | {theirs / ours:.1f} |")
     table_text = "| points | kernels, ms | plain torch, ms | ratio |\n| ---: | ---: | ---: | ---: |\n" + "\n".join(rows)
-    print(table_text)
-    if not quick:
-        page = f"""# Relightable faces
-
-`python bench/relight.py` on {platform.machine()} with {os.cpu_count()} cores, {torch.get_num_threads()} torch threads.
-
-Eight levels of the hash grid: values, the gradient by position, and the gradient of an eikonal loss by the table, in
-Numba kernels and in plain torch.
-
-{table_text}
-"""
-        (ROOT / "docs" / "benchmarks-relight.md").write_text(page)
+    print(f"{platform.machine()} with {os.cpu_count()} cores, {torch.get_num_threads()} torch threads\n\n{table_text}")
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: dict, o
             )
         )
     if out is not None:
-        images.write(out / "truth.png", torch.cat(rows[:8], 1).numpy())
+        images.write(out / "truth.png", torch.cat(rows[: 2 * (len(truth["relight"]) + 2)], 1).numpy())
     face = asset["face"]
     seen = torch.from_numpy(read_npz(capture.folder / "truth" / "seen.npz")["faces"])
     true = objfile.read(capture.folder / "truth" / "face.obj")

@@ -27,7 +27,7 @@ INTENSITY = 1.15 * math.pi * DISTANCE**2  # a white surface that faces the camer
 SUPERSAMPLING = 4
 EYE_SIZE = 256  # texels per side of an eyeball's map
 IRIS, PUPIL, LIMBUS = 0.36, 0.14, 0.05  # radians from the line of sight; width of the dark rim
-RELIGHT = ((-0.25, 0.15, 0.35), (0.3, 0.25, 0.3))  # light positions, metres, of the truth for relighting
+RELIGHT = ((-0.25, 0.15, 0.35), (0.3, 0.25, 0.3), (0.0, -0.3, 0.35))  # light positions, metres, for relighting
 
 
 def head_asset(head: HeadModel, seed: int) -> tuple[Asset, dict]:
