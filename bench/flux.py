@@ -3,8 +3,9 @@
 uv run --all-packages python bench/flux.py                # hours on two cores
 uv run --all-packages python bench/flux.py --quick        # minutes, nothing written
 
-One network per variant is trained on twelve scenes and measured on four others: constant velocity alone, then with
-refinement, with polynomial motion, with velocity reweighting, each on top of the one before. One more network sees one
+One network per variant is trained on twelve scenes and measured on four others: constant velocity alone, without and
+with the preset's schedule of motion; then with refinement, with polynomial motion, with velocity reweighting, each on
+top of the one before. One more network sees one
 clip only. The convolution's peer is torch's dense conv3d on the volume that holds the same voxels.
 """
 
@@ -21,8 +22,10 @@ import torch
 from flux4d import sparse
 
 ROOT = Path(__file__).resolve().parents[1]
+PLAIN = ["model.polynomial=0", "model.refinements=0", "losses.reweight=false"]
 VARIANTS = {
-    "base": ["model.polynomial=0", "model.refinements=0", "losses.reweight=false"],
+    "base, all points from the start": [*PLAIN, "train.still=0", "train.narrow=0"],
+    "base": PLAIN,
     "+ refinement": ["model.polynomial=0", "model.refinements=1", "losses.reweight=false"],
     "+ polynomial motion": ["model.polynomial=1", "model.refinements=1", "losses.reweight=false"],
     "+ reweighting": ["model.polynomial=1", "model.refinements=1", "losses.reweight=true"],

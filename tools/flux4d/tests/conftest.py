@@ -39,8 +39,11 @@ def small():
         [
             "lift.max_gaussians=3000",
             "lift.sky_points=8000",
+            "model.voxel=0.4",
             "model.channels=[8,12]",
             "model.hidden=16",
+            "model.refinements=1",
+            "model.refine_frames=2",
             "train.iterations=6",
             "train.frames=2",
             "train.warmup=2",
