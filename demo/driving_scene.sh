@@ -27,7 +27,7 @@ index=$out/clips.json
 step index       flux4d index --data-root "$root" --out-full "$index"
 step vis-lift    flux4d vis-lift --index-path "$index" --clip-index "$clip" --out-dir "$out/lift"
 step overfit     flux4d overfit --index-path "$index" --clip-index "$clip" --output-dir "$out/overfit" \
-                   --iters 600 --set model.refinements=2 --set model.refine_frames=3 \
+                   --iters 800 --set model.refinements=2 --set model.refine_frames=3 \
                    --set train.rate=6e-3 --set train.still=0 --set train.narrow=0 ${OVERFIT_OPTIONS:-}
 ckpt=$out/overfit/ckpt_last.pt
 step eval        flux4d eval --index-path "$index" --clip-index "$clip" --ckpt "$ckpt" --out-dir "$out/eval" --save-renders
