@@ -262,7 +262,7 @@ def served(folder):
         printed = "".join(iter(process.stdout.readline, "}\n")) + "}"
         yield json.loads(printed)["page"], folder / "one/w"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=120) == 0
         assert process.stdout.read() == ""  # the result is all there is on stdout
     finally:
         process.kill()
