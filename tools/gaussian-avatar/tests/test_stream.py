@@ -39,6 +39,17 @@ def test_paced_items_are_not_early():
     assert all(at >= i / 50 for i, at in enumerate(times))
 
 
+def test_a_stream_begins_when_its_taker_is_ready():
+    items = iter(range(9))
+    arrivals = streams.as_they_come(streams.paced(items, 50.0))
+    assert next(arrivals) == [0]
+    time.sleep(0.1)
+    assert next(items) == 1  # nothing was read ahead
+    started = time.monotonic()
+    taken = list(chain(*arrivals))
+    assert taken == list(range(2, 9)) and time.monotonic() - started >= 7 / 50
+
+
 def test_what_goes_wrong_in_the_thread_is_raised_where_it_is_taken():
     def items():
         yield 1
@@ -65,6 +76,7 @@ def test_the_thread_ends_with_its_taker():
             yield 0
 
     arrivals = streams.as_they_come(endless())
+    next(arrivals)
     next(arrivals)
     arrivals.close()
     for thread in threading.enumerate():

@@ -20,7 +20,10 @@ from gaussian_avatar.config import Config
 from gaussian_avatar.learner import CHECKPOINT, Batch, Learner
 from gaussian_avatar.sampling import Frame, Pools
 from gaussian_avatar.stream import Stream
-from gaussian_avatar.training import COLOUR_STEPS, log_scalars, tensorboard_writer
+from gaussian_avatar.training import log_scalars, tensorboard_writer
+
+FIRST_STEPS = 4  # each of which initialises colours
+COLOUR_STEPS = 10  # after them every so many do: what comes into view stays for longer
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def train(
         started = previewed = time.perf_counter()
         for step, (batch, post) in enumerate(batches):
             fresh = torch.tensor([not frame.used for frame in batch])
-            unpainted = slice(None) if step % COLOUR_STEPS == 0 else fresh if fresh.any() else None
+            unpainted = slice(None) if step < FIRST_STEPS or step % COLOUR_STEPS == 0 else None
             terms = learners.step(learner, _stack(batch, config.seed, done, device), done, post, unpainted)
             used += int(fresh.sum())
             for frame in batch:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -15,6 +16,7 @@ from recon4d.formats import track as track_format
 from recon4d.formats import track_stream
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
+from torch import Tensor
 
 from gaussian_avatar import capture as captures
 from gaussian_avatar import memory
@@ -53,6 +55,8 @@ def from_folder(
 ) -> Stream:
     """The chosen split of a subject's folder, frame after frame, the whole `repeat` times.
 
+    With `data.preload` its pictures are read here, before the stream begins: a camera's need no decoding.
+
     Raises InputError as `capture.open_capture` does, or when its frames would not fit into memory.
     """
     capture = captures.open_capture(folder, config.data.image_size, log)
@@ -61,7 +65,9 @@ def from_folder(
     kept = min(len(chosen) * repeat, config.online.local_pool + config.online.global_pool)
     memory.check_memory(config, head, kept, capture.width, capture.height, device)
     tracks = (capture.track.take([i]) for _ in range(repeat) for i in chosen)
-    frames = _frames(tracks, head, config, folder / "images", None, capture.track.t[0])
+    pictures = captures.preload(capture, chosen) if config.data.preload else []
+    ready = {str(capture.track.names[i]): picture for i, picture in zip(chosen, pictures)}
+    frames = _frames(tracks, head, config, folder / "images", None, capture.track.t[0], ready)
     return Stream(frames, lambda: capture.track, repeat * len(chosen), str(folder))
 
 
@@ -84,7 +90,7 @@ def from_pipe(lines: TextIO, folder: Path, head: HeadModel, config: Config) -> S
             seen.setdefault(str(track.names[0]), track)
             yield track
 
-    frames = _frames(tracks(), head, config, images, masks, None)
+    frames = _frames(tracks(), head, config, images, masks, None, {})
     return Stream(frames, lambda: track_format.join(list(seen.values())), 0, lines.name)
 
 
@@ -95,11 +101,13 @@ def _frames(
     images: Path,
     masks: Path | None,
     origin: np.ndarray | None,
+    ready: dict[str, Tensor],
 ) -> Iterator[tuple[View, Frame]]:
     """Frames of tracks of one frame each, posed and with their pictures; those that are not valid are passed over.
 
     Args:
         origin: (3,) the camera's translation; None takes the first track's.
+        ready: pictures by frame name; others are read from `images`.
     """
     index = 0
     for track in tracks:
@@ -111,11 +119,11 @@ def _frames(
         size = (int(track.image_size[0]), int(track.image_size[1]))
         width, height = captures.reduced_size(*size, config.data.image_size)
         motion = motions.resized(motions.from_track(track, head, origin=origin), width, height)
-        pixels = torch.from_numpy(
-            np.ascontiguousarray(
-                _await_image(captures.png(images, name), masks, width, height, size, config.online.image_wait)
-            )
-        )
+        pixels = ready.get(name)
+        if pixels is None:
+            path = captures.png(images, name)
+            image = _await_image(path, masks, width, height, size, config.online.image_wait)
+            pixels = torch.from_numpy(np.ascontiguousarray(image))
         view = View(motion.world_to_camera, motion.K, width, height)
         yield view, Frame(index, name, motion.vertices[0], motion.inputs[0], pixels)
         index += 1
@@ -133,19 +141,27 @@ def _await_image(
 
 
 def paced(items: Iterable, fps: float) -> Iterator:
-    """The items, none of them before its time: item i at i / fps seconds."""
-    started = time.monotonic()
+    """The items, none of them before its time: item i comes i / fps seconds after the second is asked for."""
+    started = None
     for i, item in enumerate(items):
-        time.sleep(max(0.0, started + i / fps - time.monotonic()))
+        if started is not None:
+            time.sleep(max(0.0, started + i / fps - time.monotonic()))
         yield item
+        started = time.monotonic() if started is None else started
 
 
 def as_they_come(items: Iterable) -> Iterator[list]:
     """What has arrived since the last time, again and again until the items end: an empty list where nothing has.
 
-    The items are made in a thread of their own, so that whoever takes them can work meanwhile. None is lost: where
-    `WAITING` of them have not been taken, the thread waits. An exception in it is raised here.
+    The first item comes alone, and nothing is read ahead before the second list is asked for: who takes them can get
+    ready with it. Then the items are made in a thread of their own, so that work can go on meanwhile. None is lost:
+    where `WAITING` of them have not been taken, the thread waits. An exception in it is raised here.
     """
+    items = iter(items)
+    first = list(islice(items, 1))
+    if not first:
+        return
+    yield first
     arrived: queue.Queue = queue.Queue(WAITING)
     stopped = threading.Event()
     end = object()
@@ -170,7 +186,7 @@ def as_they_come(items: Iterable) -> Iterator[list]:
 
     thread = threading.Thread(target=read, name="frames", daemon=True)
     thread.start()
-    taken: list = [arrived.get()]  # nothing can be done before the first
+    taken: list = []
     try:
         while True:
             while not arrived.empty():
