@@ -25,7 +25,7 @@ root_option = click.option("--data-root", help="Where the scenes are now.  [defa
 clip_option = click.option("--clip-index", type=int, default=0, show_default=True, help="Number of a clip.")
 camera_option = click.option("--camera", default="front_camera", show_default=True, help="Whose images.")
 config_option = click.option(
-    "--config", default="cpu-quick", show_default=True, help="A YAML file, or: paper, cpu-quick."
+    "--config", default="cpu-quick", show_default=True, help="A YAML file, or: paper, cpu-quick, cpu-scenes."
 )
 set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a setting.")
 checkpoint_option = click.option("--ckpt", required=True, type=click.Path(path_type=Path), help="Of overfit or train.")

@@ -8,7 +8,7 @@ from recon4d import InputError, settings
 from recon4d.settings import Section
 from recon4d.settings import write as write
 
-PRESETS = ("paper", "cpu-quick")
+PRESETS = ("paper", "cpu-quick", "cpu-scenes")
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -59,6 +59,7 @@ class Losses(Section):
     depth: Weight = 0.01  # of metres
     inverse_depth: Weight = 0.0  # of 10 / metres: what is near counts, a gap to the sky no more than the rest
     velocity: Weight = 5e-3
+    final_velocity: Weight | None = None  # at the end of the run: from half way on the weight moves there; null stays
     reweight: bool = True  # pixels count 1 + |image-plane velocity|
 
 

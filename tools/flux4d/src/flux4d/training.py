@@ -147,6 +147,14 @@ def rate(step: int, config: Config) -> float:
     return run.rate * (run.final_rate / run.rate) ** share * min((step + 1) / max(run.warmup, 1), 1.0)
 
 
+def weights(step: int, config: Config) -> Losses:
+    """The loss's weights in a step: that of the velocity goes to its final one in the second half."""
+    losses, share = config.losses, max(2 * step / config.train.iterations - 1, 0.0)
+    if losses.final_velocity is None:
+        return losses
+    return losses.model_copy(update={"velocity": losses.velocity + share * (losses.final_velocity - losses.velocity)})
+
+
 def chosen_clips(step: int, config: Config, number: int, accumulate: int = 1) -> list[int]:
     """The clips of a step: a place in the endless sequence of shuffled passes, so that a resumed run goes on in it."""
     size = config.train.batch_size * accumulate
@@ -264,7 +272,7 @@ def train(
                     found = reconstruct(model, sample, config)
                     if step < config.train.still * total:
                         found = replace(found, velocities=0 * found.velocities)
-                    value, values = frame_loss(found, sample, frames, config.losses, window(step, config))
+                    value, values = frame_loss(found, sample, frames, weights(step, config), window(step, config))
                     fabric.backward(value / len(mine))
                 loss, gaussians = float(value.detach()), len(found)
                 if main:
