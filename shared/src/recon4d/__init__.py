@@ -7,6 +7,6 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-from recon4d.files import InputError  # noqa: E402
+from recon4d.files import InputError
 
 __all__ = ["InputError"]

@@ -75,6 +75,16 @@ def test_rates_clips_and_frames(small, clip):
     assert training.chosen_frames(7, 0, steps, clip, 3) == [3]
 
 
+def test_weight_of_the_velocity(small):
+    """It stays in the first half of a run and goes to its final value in the second; the rest stays."""
+    given = ["train.iterations=100", "losses.velocity=0.01", "losses.final_velocity=0.03"]
+    run = config.resolve(small.model_dump(), "test", given)
+    found = [training.weights(step, run).velocity for step in (0, 49, 50, 75, 100)]
+    assert found == pytest.approx([0.01, 0.01, 0.01, 0.02, 0.03])
+    assert training.weights(75, run).model_copy(update={"velocity": 0.01}) == run.losses
+    assert training.weights(99, small) == small.losses
+
+
 def test_window(small, sample):
     """First the neighbouring sweeps alone, at targets; then more; then all."""
     steps = config.resolve(

@@ -90,9 +90,11 @@ def test_pace_by_work():
     assert list(streams.in_step("abcde", 0.5)) == [["a", "b"], ["c", "d"], ["e"]]
 
 
-def test_a_folder_streams_its_split(head, data_dir):
+@pytest.mark.parametrize("preload", [True, False])
+def test_a_folder_streams_its_split(head, data_dir, preload):
     notes = []
-    stream = streams.from_folder(data_dir / "one", head, CONFIG, torch.device("cpu"), 2, notes.append)
+    config = settings.load("cpu-online", [f"data.preload={str(preload).lower()}"])
+    stream = streams.from_folder(data_dir / "one", head, config, torch.device("cpu"), 2, notes.append)
     items = list(stream.frames)
     assert stream.count == len(items) == 40 and len(stream.track()) == 24  # 20 of 24 frames, twice
     assert [frame.index for _, frame in items] == list(range(40))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from gaussian_avatar import avatar as avatars
+from gaussian_avatar import box_means, learner, losses, memory, model_file, training, unseen
 from gaussian_avatar import capture as captures
 from gaussian_avatar import config as settings
-from gaussian_avatar import learner, losses, memory, model_file, training, unseen
 from gaussian_avatar import motion as motions
 from plyfile import PlyData
 from recon4d import InputError, metrics
@@ -236,6 +236,20 @@ def test_loss_terms(head):
     only = settings.Losses(cover=1.0)
     terms = losses.loss_terms(avatar, weights, image, alpha, target, mask, only, 0, base, pairs)
     assert set(terms) == {"l1", "cover"} and float(terms["cover"]) == pytest.approx(2.0)
+
+
+def test_box_means_in_one_pass():
+    generator = torch.Generator().manual_seed(3)
+    a, b = torch.rand(2, 3, 21, 30, 3, generator=generator)  # neither side is a multiple of the boxes'
+    slopes = torch.rand(3, 5, 7, 5, 3, generator=generator)
+    found, peer = (x.clone().requires_grad_(True) for x in (a, a))
+    means, expected = box_means.box_means(found, b), box_means.torch_box_means(peer, b)
+    torch.testing.assert_close(means, expected)
+    torch.testing.assert_close(means[1, 2, 3, 4], (a * b)[1, 8:12, 12:16].mean((0, 1)))
+    (means * slopes).sum().backward()
+    (expected * slopes).sum().backward()
+    torch.testing.assert_close(found.grad, peer.grad)
+    assert found.grad[:, 20:].abs().max() == 0
 
 
 def test_neighbours_are_next_to_each_other(head):
