@@ -204,11 +204,11 @@ def soak(options: argparse.Namespace, scratch: Path) -> None:
 
     def counted() -> Iterator:
         started = time.monotonic()
-        items = takewhile(lambda _: time.monotonic() < until, stream.frames)
+        items = takewhile(lambda _: time.monotonic() < until, stream.arrivals)
         if options.images_per_frame is None:
-            arrivals = streams.as_they_come(streams.paced(items, options.fps))
+            arrivals = streams.as_they_come(streams.paced(items, options.fps), stream.pose)
         else:
-            arrivals = streams.in_step(items, options.images_per_frame / config.train.batch_size)
+            arrivals = streams.in_step(map(stream.pose, items), options.images_per_frame / config.train.batch_size)
         for batch in arrivals:
             arrived.extend(frame.index for _, frame in batch)
             minute = (time.monotonic() - started) / 60

@@ -229,12 +229,11 @@ def train_online(
         source = streams.from_folder(folder, head, chosen, torch_device, repeat, log)
     else:
         source = streams.from_pipe(stream, folder, head, chosen)
-    frames = streams.paced(source.frames, video_fps) if stream is None and images_per_frame is None else source.frames
-    arrivals = (
-        streams.as_they_come(frames)
-        if images_per_frame is None
-        else streams.in_step(frames, images_per_frame / chosen.train.batch_size)
-    )
+    if images_per_frame is not None:
+        arrivals = streams.in_step(source.frames, images_per_frame / chosen.train.batch_size)
+    else:
+        paced = streams.paced(source.arrivals, video_fps) if stream is None else source.arrivals
+        arrivals = streams.as_they_come(paced, source.pose)
     if force and out.exists():
         shutil.rmtree(out)
     settings.write(out / "config.yaml", chosen)

@@ -5,9 +5,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -33,16 +33,23 @@ class Stream:
     """Where frames come from.
 
     Attributes:
-        frames: each with its camera, which is the same for all; made as they are asked for.
+        arrivals: frames that are valid, as they are asked for: a track of one frame, and its picture (H, W, 4) uint8.
+        pose: an arrival's camera, which is the same for all, and its frame; to be called in the order of arrival.
         track: the track of all that have come so far, or, of a folder, of the whole clip.
         count: how many frames will come; 0 where nobody knows.
         name: what to call it in errors.
     """
 
-    frames: Iterator[tuple[View, Frame]]
+    arrivals: Iterator[tuple[Track, Tensor]]
+    pose: Callable[[tuple[Track, Tensor]], tuple[View, Frame]]
     track: Callable[[], Track]
     count: int
     name: str
+
+    @property
+    def frames(self) -> Iterator[tuple[View, Frame]]:
+        """The arrivals, posed."""
+        return map(self.pose, self.arrivals)
 
 
 def from_folder(
@@ -67,8 +74,10 @@ def from_folder(
     tracks = (capture.track.take([i]) for _ in range(repeat) for i in chosen)
     pictures = captures.preload(capture, chosen) if config.data.preload else []
     ready = {str(capture.track.names[i]): picture for i, picture in zip(chosen, pictures)}
-    frames = _frames(tracks, head, config, folder / "images", None, capture.track.t[0], ready)
-    return Stream(frames, lambda: capture.track, repeat * len(chosen), str(folder))
+    arrivals = _arrivals(tracks, head, config, folder / "images", None, ready)
+    return Stream(
+        arrivals, _poser(head, lambda: capture.track.t[0]), lambda: capture.track, repeat * len(chosen), str(folder)
+    )
 
 
 def from_pipe(lines: TextIO, folder: Path, head: HeadModel, config: Config) -> Stream:
@@ -90,43 +99,56 @@ def from_pipe(lines: TextIO, folder: Path, head: HeadModel, config: Config) -> S
             seen.setdefault(str(track.names[0]), track)
             yield track
 
-    frames = _frames(tracks(), head, config, images, masks, None, {})
-    return Stream(frames, lambda: track_format.join(list(seen.values())), 0, lines.name)
+    arrivals = _arrivals(tracks(), head, config, images, masks, {})
+    return Stream(
+        arrivals,
+        _poser(head, lambda: next(iter(seen.values())).t[0]),
+        lambda: track_format.join(list(seen.values())),
+        0,
+        lines.name,
+    )
 
 
-def _frames(
+def _arrivals(
     tracks: Iterable[Track],
     head: HeadModel,
     config: Config,
     images: Path,
     masks: Path | None,
-    origin: np.ndarray | None,
     ready: dict[str, Tensor],
-) -> Iterator[tuple[View, Frame]]:
-    """Frames of tracks of one frame each, posed and with their pictures; those that are not valid are passed over.
+) -> Iterator[tuple[Track, Tensor]]:
+    """Tracks of one frame each with their pictures; those that are not valid are passed over.
 
     Args:
-        origin: (3,) the camera's translation; None takes the first track's.
         ready: pictures by frame name; others are read from `images`.
     """
-    index = 0
     for track in tracks:
-        origin = track.t[0] if origin is None else origin
         if not track.valid[0]:
             continue
         name = str(track.names[0])
         motions.check_track(track, head, "the track stream")
-        size = (int(track.image_size[0]), int(track.image_size[1]))
-        width, height = captures.reduced_size(*size, config.data.image_size)
-        motion = motions.resized(motions.from_track(track, head, origin=origin), width, height)
         pixels = ready.get(name)
         if pixels is None:
+            size = (int(track.image_size[0]), int(track.image_size[1]))
+            width, height = captures.reduced_size(*size, config.data.image_size)
             path = captures.png(images, name)
             image = _await_image(path, masks, width, height, size, config.online.image_wait)
             pixels = torch.from_numpy(np.ascontiguousarray(image))
+        yield track, pixels
+
+
+def _poser(head: HeadModel, origin: Callable[[], np.ndarray]) -> Callable[[tuple[Track, Tensor]], tuple[View, Frame]]:
+    """A stream's `pose`. origin: (3,) the camera's translation, that of the first track, valid or not."""
+    indices = count()
+
+    def pose(arrival: tuple[Track, Tensor]) -> tuple[View, Frame]:
+        track, pixels = arrival
+        height, width = pixels.shape[:2]
+        motion = motions.resized(motions.from_track(track, head, origin=origin()), width, height)
         view = View(motion.world_to_camera, motion.K, width, height)
-        yield view, Frame(index, name, motion.vertices[0], motion.inputs[0], pixels)
-        index += 1
+        return view, Frame(next(indices), str(track.names[0]), motion.vertices[0], motion.inputs[0], pixels)
+
+    return pose
 
 
 def _await_image(
@@ -150,15 +172,18 @@ def paced(items: Iterable, fps: float) -> Iterator:
         started = time.monotonic() if started is None else started
 
 
-def as_they_come(items: Iterable) -> Iterator[list]:
+def as_they_come(items: Iterable, then: Callable[[Any], Any] = lambda item: item) -> Iterator[list]:
     """What has arrived since the last time, again and again until the items end: an empty list where nothing has.
 
     The first item comes alone, and nothing is read ahead before the second list is asked for: who takes them can get
     ready with it. Then the items are made in a thread of their own, so that work can go on meanwhile. None is lost:
     where `WAITING` of them have not been taken, the thread waits. An exception in it is raised here.
+
+    Args:
+        then: what becomes of an item when it is taken, in the taker's thread.
     """
     items = iter(items)
-    first = list(islice(items, 1))
+    first = list(map(then, islice(items, 1)))
     if not first:
         return
     yield first
@@ -193,10 +218,10 @@ def as_they_come(items: Iterable) -> Iterator[list]:
                 taken.append(arrived.get())
             ended = taken and (taken[-1] is end or isinstance(taken[-1], BaseException))
             if not ended:
-                yield taken
+                yield list(map(then, taken))
             else:
                 if len(taken) > 1:
-                    yield taken[:-1]
+                    yield list(map(then, taken[:-1]))
                 if isinstance(taken[-1], BaseException):
                     raise taken[-1]
                 return
