@@ -21,6 +21,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
+import recon4d  # noqa: F401 (before torch, whose threads it tames)
 import torch
 from gaussian_avatar import avatar as avatars
 from gaussian_avatar import capture as captures
