@@ -169,10 +169,11 @@ def test_resume_and_fixed_frame(work):
     common = ["overfit", "--index-path", work / "clips.json", "--output-dir", out, *SMALL, "--num-sky-points", 4000]
     call(*common, "--iters", 2, "--fixed-target-frame", 1, "--no-projected-depth", "--grad-accum-steps", 2)
     assert "depth" not in (out / "train.log").read_text()
-    more = call(*common, "--iters", 4, "--resume")
+    more = call(*common[:5], "--iters", 4, "--resume")  # with the run's own settings
     assert more["steps"] == 4 and (out / "ckpt_step_000004.pt").is_file() and (out / "ckpt_step_000002.pt").is_file()
     _, settings = training.load_model(out / "ckpt_last.pt", torch.device("cpu"))
     assert settings.lift.sky_points == 4000 and settings.train.iterations == 4
+    assert settings.losses.depth == 0 and settings.model.channels == [8, 12]
 
 
 def test_shipped_settings_and_bad_ones(tmp_path):

@@ -57,7 +57,10 @@ def training_options(command: Callable) -> Callable:
             "--num-sky-points", type=click.IntRange(0), help="On the half sphere.  [default: from the config]"
         ),
         set_option,
-        config_option,
+        click.option(
+            "--config",
+            help="A YAML file, or: paper, cpu-quick, cpu-scenes.  [default: cpu-quick; with --resume the run's own]",
+        ),
         root_option,
         index_option,
     ):
@@ -209,7 +212,7 @@ def _run_training(
     *,
     index_path: Path,
     data_root: str | None,
-    config: str,
+    config: str | None,
     overrides: tuple[str, ...],
     num_sky_points: int | None,
     max_gaussians: int | None,
@@ -244,9 +247,11 @@ def _run_training(
         top["lift__points"] = "depth"
     if no_projected_depth:
         top |= {"losses__depth": 0.0, "losses__inverse_depth": 0.0}
-    chosen = settings.load(config, overrides, data__depth_dir=depth_dir, **top)
+    source = config or (out / "config.yaml" if resume else "cpu-quick")
     if resume:
         resume_from = out / training.LAST
+        training.read_checkpoint(resume_from)
+    chosen = settings.load(source, overrides, data__depth_dir=depth_dir, **top)
     found = indices.read(index_path)
     entries, root = choose(found), clips.file_root(found, data_root)
     if fixed_frame is not None and not all(0 <= fixed_frame < len(entry["frames"]) for entry in entries):
@@ -256,7 +261,7 @@ def _run_training(
     fabric = lightning.Fabric(**fabric_options)
     fabric.launch()
     if fabric.is_global_zero:
-        if resume_from:
+        if resume_from and not resume:
             training.read_checkpoint(resume_from)
         if not resume:
             claim_output(out, force)
