@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from gaussian_avatar import avatar as avatars
 from gaussian_avatar import config as settings
 from gaussian_avatar import online
 from gaussian_avatar import run as runs
@@ -51,6 +52,35 @@ def held_out_psnr(folder, output):
 def steps_of(output):
     sample = [[int(word) for word in line.split()] for line in (output / "sample.txt").read_text().splitlines()]
     return sample, [int(line) for line in (output / "step2frame.txt").read_text().splitlines()]
+
+
+def test_what_is_written_is_a_mean_over_steps(head, data_dir, tmp_path):
+    """Learning is the same with and without it."""
+    found = {}
+    for average in (0.0, 0.9):
+        output = tmp_path / str(average)
+        stream_training(head, data_dir / "one", output, 25, f"online.average={average}")
+        state = torch.load(output / "checkpoint.pt", weights_only=True)
+        means = runs.open_run(output, CPU).avatar.means[state["seen"]]
+        found[average] = (state, means, held_out_psnr(data_dir / "one", output))
+    (raw, last, before), (same, mean, after) = found.values()
+    assert all(torch.equal(value, same["attributes"][name]) for name, value in raw["attributes"].items())
+    torch.testing.assert_close(last, raw["attributes"]["means"][raw["seen"]])
+    assert not torch.allclose(mean, last, atol=1e-5) and min(before, after) > 24
+
+
+def test_following_an_avatar(head):
+    generator = torch.Generator().manual_seed(0)
+    shown, avatar = (avatars.new(head, 24, 8, 2, 8, None, 0.5, generator) for _ in range(2))
+    avatar.means.fill_(1.0)
+    avatar.sh0.fill_(2.0)
+    avatar.seen[:3] = True
+    shown.seen[:2] = True
+    weights = [x.detach().clone() for x in (shown.mlp[0].weight, avatar.mlp[0].weight)]
+    online.follow(shown, avatar, 0.25)
+    assert (shown.means == 0.25).all() and shown.sh0[:, 0].tolist()[:4] == [0.5, 0.5, 2.0, 0.5]
+    assert torch.equal(shown.seen, avatar.seen)
+    torch.testing.assert_close(shown.mlp[0].weight.detach(), 0.75 * weights[0] + 0.25 * weights[1])
 
 
 def test_it_learns_while_frames_arrive(head, data_dir, tmp_path):

@@ -102,6 +102,7 @@ class Online(Section):
     force_opt_current: bool = False  # the newest frame is in every batch
     force_local: bool = False  # nothing but the local pool
     force_global: bool = False  # nothing but the reservoir, once there is one
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0  # what is kept of the avatar's mean over steps; see online.py
     post_steps: Annotated[int, Field(ge=0)] = 0  # after the stream, on all frames kept
     image_wait: Annotated[float, Field(ge=0)] = 10.0  # seconds that a picture may come later than its frame in a pipe
     images: str | None = None  # pictures of a pipe's frames; null is the subject's images folder

@@ -1,8 +1,9 @@
 """Online training: the avatar grows while its frames arrive (RGBAvatar, section 3.4 and online.yaml)."""
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -12,18 +13,22 @@ from recon4d import InputError
 from recon4d.cli import progress_bar
 from recon4d.files import write_text
 from recon4d.head import HeadModel
+from torch import Tensor
 
 from gaussian_avatar import learner as learners
 from gaussian_avatar import model_file, sampling
-from gaussian_avatar.avatar import View
+from gaussian_avatar.avatar import Avatar, View
 from gaussian_avatar.config import Config
-from gaussian_avatar.learner import CHECKPOINT, Batch, Learner
+from gaussian_avatar.learner import CHECKPOINT, Batch
 from gaussian_avatar.sampling import Frame, Pools
 from gaussian_avatar.stream import Stream
 from gaussian_avatar.training import log_scalars, tensorboard_writer
 
 FIRST_STEPS = 4  # each of which initialises colours
 COLOUR_STEPS = 10  # after them every so many do: what comes into view stays for longer
+
+
+SOON = 0.05  # of the steps so far: the most that the mean reaches back, so that a young avatar is not held back
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ def train(
 ) -> Result:
     """Learn beside a stream until it ends, then for `online.post_steps` more.
 
+    A stream's end is not known, so rates cannot fall towards it. Instead, what is written is a running mean of the
+    avatar over its last steps, about 1 / (1 - `online.average`) of them (Polyak and Juditsky 1992).
+
     Writes `model.ply` and `track.npz` (every `train.preview_seconds` too), `checkpoint.pt`, `speed.txt`; `sample.txt`
     has a line for each step with the indices of its frames, `step2frame.txt` the index of the newest one then.
 
@@ -79,6 +87,7 @@ def train(
     if resume:
         before, seconds = learners.load_checkpoint(output / CHECKPOINT, learner)
         log(f"resumed after {before} images")
+    shown = _copy(learner.avatar) if config.online.average else learner.avatar
     every, preview = config.train.checkpoint_every, config.train.preview_seconds
     done, used, streamed, stream_seconds = before, 0, before, 0.0
     writer = tensorboard_writer(output) if tensorboard else None
@@ -93,6 +102,8 @@ def train(
             fresh = torch.tensor([not frame.used for frame in batch])
             unpainted = slice(None) if step < FIRST_STEPS or step % COLOUR_STEPS == 0 else None
             terms = learners.step(learner, _stack(batch, config.seed, done, device), done, post, unpainted)
+            if config.online.average:
+                follow(shown, learner.avatar, max(1 - config.online.average, 1 / (1 + SOON * step)))
             used += int(fresh.sum())
             for frame in batch:
                 frame.used = True
@@ -112,7 +123,7 @@ def train(
                 loss = float(sum(terms.values()))
                 log(f"{pools.arrived} frames, {done} images: loss {loss:.4f}, {speed:.0f} images/s")
             if preview and now - previewed > preview:
-                _publish(output, learner, stream)
+                _publish(output, shown, stream)
                 previewed = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -120,8 +131,8 @@ def train(
     if writer is not None:
         writer.close()
     learners.save_checkpoint(output / CHECKPOINT, learner, done, seconds + elapsed)
-    unseen = learners.finish(learner)
-    _publish(output, learner, stream)
+    unseen = learners.finish(replace(learner, avatar=shown))
+    _publish(output, shown, stream)
     speed = (done - before) / max(elapsed, 1e-9)
     write_text(output / "speed.txt", f"Training FPS: {speed:.2f}\n")
     return Result(
@@ -138,10 +149,31 @@ def train(
     )
 
 
-def _publish(output: Path, learner: Learner, stream: Stream) -> None:
+def _publish(output: Path, avatar: Avatar, stream: Stream) -> None:
     """What `view`, `metrics` and `render` read, the track first: the avatar is never newer than its frames."""
     stream.track().write(output / "track.npz")
-    model_file.write_ply(output / "model.ply", learner.avatar)
+    model_file.write_ply(output / "model.ply", avatar)
+
+
+def _trained(avatar: Avatar) -> list[Tensor]:
+    return [
+        *(getattr(avatar, name).detach() for name in learners.TRAINED),
+        *(x.detach() for x in avatar.mlp.parameters()),
+    ]
+
+
+def _copy(avatar: Avatar) -> Avatar:
+    tensors = {name: getattr(avatar, name).detach().clone() for name in (*learners.TRAINED, "seen")}
+    return replace(avatar, mlp=copy.deepcopy(avatar.mlp), **tensors)
+
+
+def follow(shown: Avatar, avatar: Avatar, share: float) -> None:
+    """Move what is shown this share of the way to the avatar; what has been seen for the first time is taken over."""
+    with torch.no_grad():
+        torch._foreach_lerp_(_trained(shown), _trained(avatar), share)
+        fresh = avatar.seen & ~shown.seen
+        shown.sh0[fresh] = avatar.sh0[fresh]
+        shown.seen.copy_(avatar.seen)
 
 
 def _batches(
