@@ -40,7 +40,9 @@ def check_memory(config: Config, head: HeadModel, n_images: int, width: int, hei
         fits = int(fits * 0.95)
     if fits >= 16:
         raise InputError(f"model.tex_size {size} {wanted}; {fits} fits (--set model.tex_size={fits})")
-    raise InputError(f"the training {wanted}; use --no-preload, a smaller data.image_size or train.batch_size")
+    raise InputError(
+        f"the training {wanted}; use --set data.preload=false, a smaller data.image_size or train.batch_size"
+    )
 
 
 def memory_needed(

@@ -70,10 +70,13 @@ def from_folder(
     motions.check_track(capture.track, head, str(folder))
     chosen = captures.choose_frames(capture, config, config.split, log)
     kept = min(len(chosen) * repeat, config.online.local_pool + config.online.global_pool)
+    kept = max(kept, len(chosen)) if config.data.preload else kept
     memory.check_memory(config, head, kept, capture.width, capture.height, device)
+    ready = {}
+    if config.data.preload:
+        log(f"reading {len(chosen)} pictures")
+        ready = dict(zip(map(str, capture.track.names[chosen]), captures.preload(capture, chosen)))
     tracks = (capture.track.take([i]) for _ in range(repeat) for i in chosen)
-    pictures = captures.preload(capture, chosen) if config.data.preload else []
-    ready = {str(capture.track.names[i]): picture for i, picture in zip(chosen, pictures)}
     arrivals = _arrivals(tracks, head, config, folder / "images", None, ready)
     return Stream(
         arrivals, _poser(head, lambda: capture.track.t[0]), lambda: capture.track, repeat * len(chosen), str(folder)
