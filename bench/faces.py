@@ -20,7 +20,8 @@ import numpy as np
 import skimage.data
 import torch
 from prep_faces.crop import CropConfig, place, steady_places
-from prep_faces.faces import DETECTORS, Faces, detect, prepare
+from prep_faces.detectors import DETECTORS, detect, prepare
+from prep_faces.faces import Faces
 from prep_faces.images import write_png
 from prep_faces.landmarks import choose_face, overlap
 from prep_faces.video import decode

@@ -9,7 +9,7 @@ import pytest
 import skimage.data
 import torch
 from prep_faces.detection import write_faces
-from prep_faces.faces import detect
+from prep_faces.detectors import detect
 from prep_faces.images import write_png
 from prep_faces.landmarks import overlap
 from prep_faces.mtcnn import crop_and_resize, load_networks, propose, read_weights

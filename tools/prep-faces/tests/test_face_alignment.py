@@ -13,7 +13,8 @@ from face_alignment.detection.sfd.net_s3fd import s3fd
 from face_alignment.detection.sfd.sfd_detector import models_urls as detector_urls
 from face_alignment.models import FAN, ResNetDepth
 from prep_faces.cli import main
-from prep_faces.faces import detect, five_points
+from prep_faces.detectors import detect
+from prep_faces.faces import five_points
 from prep_faces.fan_faces import load_aligner
 from prep_faces.images import write_png
 from recon4d import InputError

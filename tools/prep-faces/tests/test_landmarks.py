@@ -6,8 +6,9 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from prep_faces.detectors import detect
 from prep_faces.dlib_faces import find_faces
-from prep_faces.faces import Faces, detect
+from prep_faces.faces import Faces
 from prep_faces.images import write_png
 from prep_faces.landmarks import choose_face, overlap, write_landmarks
 from recon4d import InputError

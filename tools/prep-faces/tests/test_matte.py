@@ -158,6 +158,18 @@ def test_resumes_with_the_same_result(clip, tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
+def test_what_others_are_writing_is_left_alone(clip, tmp_path):
+    """A command clears what it left half-written itself, not what another one is writing into the same folder."""
+    out = tmp_path / "m"
+    mine = [out / ".00000.x8_yz012.png", out / ".matte.abcd0123.jsonl"]
+    theirs = [out / ".other.x8_yz012.png", out / "frames" / ".00000.x8_yz012.png", out / ".landmarks.abcd0123.json"]
+    (out / "frames").mkdir(parents=True)
+    for path in (*mine, *theirs):
+        path.write_bytes(b"half")
+    write_mattes([clip / "frames" / "00000.png"], out, track=clip / "track.npz")
+    assert not any(path.exists() for path in mine) and all(path.exists() for path in theirs)
+
+
 def test_a_lower_resolution_than_the_track(clip, capture, tmp_path):
     for i, image in enumerate(capture.images[:2]):
         write_png(tmp_path / "f" / f"{i:05d}.png", cv2.resize(image, (160, 160), interpolation=cv2.INTER_AREA))

@@ -20,7 +20,7 @@ def refine(image: np.ndarray, cut: Cut, face_width: float) -> np.ndarray:
     low = np.floor(-cut.to_small[:, 2] / scales).astype(int)
     size = np.rint(np.array(cut.matte.shape[::-1]) / scales).astype(int)
     part = np.s_[low[1] : min(low[1] + size[1], height), low[0] : min(low[0] + size[0], width)]
-    guide = image[part].astype(np.float32) / 255
+    guide: np.ndarray = image[part].astype(np.float32) / 255
     rows, columns = guide.shape[:2]
     coarse = cv2.resize(cut.matte, (columns, rows), interpolation=cv2.INTER_LINEAR)
     # At most twice the resolution of the cut is filtered (He and Sun 2015, Fast guided filter, would go lower).

@@ -9,7 +9,7 @@ import click
 from recon4d import InputError
 from recon4d.cli import Group, device_option, force_option, log, pick_device, print_result, progress
 
-from prep_faces.faces import DETECTORS, POINTS
+from prep_faces.detectors import DETECTORS, POINTS
 from prep_faces.parallel import ENGINES
 
 FINDS = "What finds faces; with mtcnn, dlib finds the points."
@@ -63,7 +63,8 @@ def frames(
     """Write the frames of VIDEO as OUT/frames/00000.png ... and OUT/frames.jsonl."""
     from prep_faces.video import extract_frames
 
-    result = _run("frames", extract_frames, video, out, fps, size, sharpest, max_frames, force)
+    options = {"fps": fps, "size": size, "sharpest": sharpest, "max_frames": max_frames, "force": force}
+    result = _run("frames", extract_frames, video, out, **options)
     for problem in result["errors"]:
         log(f"warning: {problem}")
     print_result({**result, "out": str(out / "frames")})
@@ -97,8 +98,8 @@ def detect(
     """Write all faces in PATHS (boxes, five points, scores) to OUT/faces.jsonl."""
     from prep_faces.detection import write_faces
 
-    where = _device(device, detector)
-    result = _run("detect", write_faces, list(paths), out, detector, where, threshold, batch, workers, engine, force)
+    where = {"detector": detector, "device": _device(device, detector), "workers": workers, "engine": engine}
+    result = _run("detect", write_faces, paths, out, **where, threshold=threshold, batch=batch, force=force)
     _finish(result, out / "faces.jsonl", strict)
 
 
@@ -132,10 +133,9 @@ def landmarks(
     """Write 68 points per image of PATHS as OUT/landmarks/NAME.npy and OUT/landmarks.jsonl."""
     from prep_faces.landmarks import write_landmarks
 
-    where = _device(device, detector)
-    result = _run(
-        "landmarks", write_landmarks, list(paths), out, detector, where, photos, points, batch, workers, engine, force
-    )
+    where = {"detector": detector, "device": _device(device, detector), "workers": workers, "engine": engine}
+    what = {"photos": photos, "points": points, "batch": batch, "force": force}
+    result = _run("landmarks", write_landmarks, paths, out, **where, **what)
     _finish(result, out / "landmarks.jsonl", strict)
 
 
@@ -165,7 +165,8 @@ def matte(
     """Write each image of PATHS as OUT/NAME.png, RGBA with the head (hair and neck) as alpha."""
     from prep_faces.matte import write_mattes
 
-    result = _run("matte", write_mattes, list(paths), out, landmarks, track, head_model, model, photos, workers, force)
+    seeds = {"landmarks": landmarks, "track": track, "head_model": head_model, "model": model}
+    result = _run("matte", write_mattes, paths, out, **seeds, photos=photos, workers=workers, force=force)
     _finish(result, out / "matte.jsonl", strict)
 
 
@@ -180,7 +181,8 @@ def crop(config: Path, device: str, workers: int | None, strict: bool, force: bo
     from prep_faces.crop import read_config, write_crops
 
     dataset, options = read_config(config)
-    result = _run("crop", write_crops, dataset, options, _device(device, options.detector), workers, force)
+    where = _device(device, options.detector)
+    result = _run("crop", write_crops, dataset, options, device=where, workers=workers, force=force)
     _finish(result, dataset / options.output / "crops.jsonl", strict)
 
 
@@ -213,8 +215,8 @@ def ffhq(
     """
     from prep_faces.ffhq import write_ffhq
 
-    where = _device(device, detector)
-    result = _run("ffhq", write_ffhq, source, out, split, limit, size, detector, where, workers, force)
+    where = {"detector": detector, "device": _device(device, detector), "workers": workers}
+    result = _run("ffhq", write_ffhq, source, out, **where, split=split, limit=limit, size=size, force=force)
     _finish(result, out / "ffhq.jsonl", strict)
 
 
@@ -223,7 +225,7 @@ def _device(name: str, detector: str) -> str:
     return "cpu" if detector == "dlib" and name in ("auto", "cpu") else str(pick_device(name))
 
 
-def _run(what: str, function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+def _run(what: str, function: Callable[..., dict[str, Any]], *arguments: Any, **options: Any) -> dict[str, Any]:
     """`function`'s result, with a progress bar while it works, and its speed from the first image to the last."""
     start: float | None = None
 
@@ -232,7 +234,7 @@ def _run(what: str, function: Callable[..., dict[str, Any]], *arguments: Any) ->
         start = start or time.perf_counter()
         return progress(items, what, total)
 
-    result = function(*arguments, watch)
+    result = function(*arguments, **options, watch=watch)
     seconds = time.perf_counter() - (start or time.perf_counter())
     images = result.get("images", result.get("frames"))
     new = images - result["kept"]

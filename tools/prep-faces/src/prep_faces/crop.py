@@ -1,7 +1,7 @@
 """Face crops of fixed size from sequences of frames, steady along each sequence."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,12 @@ from recon4d import InputError
 from scipy.ndimage import gaussian_filter1d
 
 from prep_faces.affine import invert, warp
-from prep_faces.detection import Found, find_faces
-from prep_faces.faces import DETECTORS, prepare
+from prep_faces.detection import Found, detect_files
+from prep_faces.detectors import Detector, prepare
 from prep_faces.images import ImageFile, clashes, find_images, read_image, write_png
 from prep_faces.landmarks import choose_face
 from prep_faces.parallel import cores, ordered_map
-from prep_faces.records import append_record, claim_run, finish_run, read_records, up_to_date, write_records
+from prep_faces.records import Record, Watch, counts, resumable, temporaries, unwatched, up_to_date
 
 EYES, MOUTH = 0.36, 0.74  # heights of eyes and mouth in an aligned crop at `margin` 0, shares of its side
 
@@ -34,7 +34,7 @@ class CropConfig(BaseModel):
     mode: Literal["align", "box"] = "align"  # turn the eyes level, or only cut a square
     margin: float = Field(0.15, ge=0, le=2)  # around the face, shares of its size
     smooth: float = Field(2.0, ge=0)  # standard deviation in frames; 0 for none
-    detector: Literal[DETECTORS] = "dlib"
+    detector: Detector = "dlib"
 
 
 def read_config(path: str | Path) -> tuple[Path, CropConfig]:
@@ -72,65 +72,62 @@ def write_crops(
     device: str = "cpu",
     workers: int | None = None,
     force: bool = False,
-    watch: Callable[[Iterator, int], Iterator] = lambda items, total: items,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Crop every frame of dataset/input/<sequence>/ into dataset/output/<sequence>/<frame>.png.
 
     output/crops.jsonl holds per frame the 2x3 matrices from image to crop pixels and back (centres at +0.5). Frames
     without a face get the position between their neighbours'; a sequence without any face is recorded as failed.
-    Whole sequences that an earlier run finished are kept. Returns a summary.
+    Whole sequences that an earlier run finished are kept. Returns a summary. Raises InputError when there is no image,
+    or the output holds a run with other options.
     """
     source, out = Path(dataset) / config.input, Path(dataset) / config.output
     files = find_images([source])
     prepare(config.detector, device)
-    table = out / "crops.jsonl"
-    if not claim_run(out / "crops.json", "crop", config.model_dump(), force, out):
-        table.unlink(missing_ok=True)
-    known = {record.get("file"): record for record in read_records(table)}
     sequences: dict[str, list[ImageFile]] = {}
-    clashing: dict[str, InputError] = {}
-    for file, clash in zip(files, clashes(files)):
+    for file in files:
         sequences.setdefault(str(Path(file.file).parent), []).append(file)
-        if clash is not None:
-            clashing[file.file] = clash
-    # A sequence is done as a whole: where one crop lies depends on its neighbours.
-    todo = {
-        name: [file for file in members if file.file not in clashing]
-        for name, members in sequences.items()
-        if not all(up_to_date(known.get(file.file), out / f"{file.name}.png", [file.path]) for file in members)
-    }
-    fresh = [file for members in todo.values() for file in members]
-    found = find_faces(fresh, config.detector, device, None, workers=workers)
-    jobs = (job for members in todo.values() for job in place_sequence(members, found, out, config))
-    crops = ordered_map(_write_crop, jobs, len(fresh), workers or cores())
 
-    records: list[dict[str, Any]] = []
-    ordered = [file for members in sequences.values() for file in members]
-    for file in watch(iter(ordered), len(ordered)):
-        if file.file in clashing:
-            records.append({"file": file.file, "error": str(clashing[file.file])})
-        elif str(Path(file.file).parent) not in todo:
-            records.append(known[file.file])
-            continue
-        else:
-            answer = next(crops)
-            answer = {"error": str(answer)} if isinstance(answer, InputError) else answer
-            records.append({"file": file.file, **answer})
-        append_record(table, records[-1])
-    write_records(table, records)
-    failed = sum("error" in record for record in records)
-    result = {
-        "images": len(records),
-        "written": len(records) - failed,
-        "failed": failed,
-        "sequences": len(sequences),
-    }
-    finish_run(out / "crops.json", result)
-    kept = sum(len(members) for name, members in sequences.items() if name not in todo)
-    return {**result, "kept": kept, "out": str(out)}
+    def work(known: dict[str, Record]) -> Iterator[Record]:
+        clashing = {file.file: clash for file, clash in zip(files, clashes(files)) if clash is not None}
+        # A sequence is done as a whole: where one crop lies depends on its neighbours.
+        todo = {
+            name: [file for file in members if file.file not in clashing]
+            for name, members in sequences.items()
+            if not all(up_to_date(known.get(file.file), out / f"{file.name}.png", [file.path]) for file in members)
+        }
+        fresh = [file for members in todo.values() for file in members]
+        found = detect_files(fresh, config.detector, device, None, workers=workers)
+        jobs = (job for members in todo.values() for job in place_sequence(members, found, out, config))
+        crops = ordered_map(_write_crop, jobs, len(fresh), workers or cores())
+        for name, members in sequences.items():
+            for file in members:
+                if file.file in clashing:
+                    yield {"file": file.file, "error": str(clashing[file.file])}
+                elif name not in todo:
+                    yield known[file.file]
+                else:
+                    answer = next(crops)
+                    yield {"file": file.file, **({"error": str(answer)} if isinstance(answer, InputError) else answer)}
+
+    def summary(records: list[Record]) -> dict[str, Any]:
+        return {**counts(records), "sequences": len(sequences)}
+
+    result = resumable(
+        out / "crops.jsonl",
+        "crop",
+        config.model_dump(),
+        work,
+        summary,
+        total=len(files),
+        force=force,
+        halves=temporaries(out / f"{file.name}.png" for file in files),
+        watch=watch,
+    )
+    return {**result, "out": str(out)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One crop to write: the 2x3 matrix from image to crop, or why there is none; whether a face was found here."""
 
@@ -163,7 +160,8 @@ def place_sequence(files: list[ImageFile], faces: Iterator[Found], out: Path, co
         if isinstance(item, InputError):
             matrix = item
         elif seen:
-            matrix = crop_matrix(*next(steady), config.size)
+            x, y, log_side, turn = next(steady)
+            matrix = crop_matrix(x, y, log_side, turn, config.size)
         else:
             matrix = InputError("no face found in the whole sequence")
         face = not isinstance(item, InputError) and bool(np.isfinite(item).all())
@@ -198,7 +196,7 @@ def place(points: np.ndarray, box: np.ndarray, config: CropConfig) -> np.ndarray
     across = points[1] - points[0]
     down = mouth - eyes
     turned = across + np.array([down[1], -down[0]])
-    side = max(np.linalg.norm(down), np.linalg.norm(across)) / (MOUTH - EYES)
+    side = float(max(np.linalg.norm(down), np.linalg.norm(across))) / (MOUTH - EYES)
     center = eyes + (0.5 - EYES) / (MOUTH - EYES) * down
     return np.array([*center, np.log(max(side * grow, 1.0)), np.arctan2(turned[1], turned[0])])
 

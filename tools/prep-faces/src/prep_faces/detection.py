@@ -1,8 +1,8 @@
-"""Boxes and five points of all faces in many images."""
+"""All faces in many image files: boxes, five points, scores."""
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,16 @@ import cv2
 import numpy as np
 from recon4d import InputError
 
-from prep_faces.faces import Faces, detect, prepare
+from prep_faces.detectors import detect, prepare
+from prep_faces.faces import Faces
 from prep_faces.images import ImageFile, find_images, read_image
 from prep_faces.parallel import cores, ordered_map, ray_map
-from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
+from prep_faces.records import Record, Watch, counts, resumable, unwatched
 
 Found = tuple[tuple[int, int], Faces] | InputError  # (height, width) and the faces of an image, or why not
 
 
-def find_faces(
+def detect_files(
     files: list[ImageFile],
     detector: str,
     device: str = "cpu",
@@ -32,13 +33,17 @@ def find_faces(
     """The faces of each file, in order; files are read, and faces looked for, ahead of who takes the answers.
 
     dlib runs in `workers` processes; networks in this one, `batch` images at a time, while threads read the next
-    ones; with engine `ray` either runs as Ray tasks. Detector, device, threshold and points: see faces.detect.
+    ones; with engine `ray` either runs as Ray tasks. Detector, device, threshold and points: see detectors.detect.
     """
-    options = {"detector": detector, "device": device, "threshold": threshold, "points": points}
     workers = workers or cores()
+    gpu = engine == "ray" and device.startswith("cuda")
+    options: dict[str, Any] = {
+        "detector": detector,
+        "device": "cuda" if gpu else device,  # a task of Ray sees its own GPU only
+        "threshold": threshold,
+        "points": points,
+    }
     if engine == "ray":
-        gpu = device.startswith("cuda")
-        options["device"] = "cuda" if gpu else device  # a task sees its own GPU only
         yield from ray_map(functools.partial(_find_batch, **options), files, batch, workers, gpu)
     elif detector == "dlib":
         yield from ordered_map(functools.partial(_find_one, **options), files, len(files), workers)
@@ -79,7 +84,7 @@ def _read(file: ImageFile) -> np.ndarray | InputError:
 
 
 def write_faces(
-    paths: list[str],
+    paths: Sequence[str | Path],
     out: str | Path,
     detector: str = "mtcnn",
     device: str = "cpu",
@@ -88,45 +93,38 @@ def write_faces(
     workers: int | None = None,
     engine: str = "local",
     force: bool = False,
-    watch: Callable[[Iterator, int], Iterator] = lambda items, total: items,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Write out/faces.jsonl: per image its size and its faces, best first, each with box, score and five points.
 
     Records of an earlier run with the same options are kept where the image has the same number of bytes. Returns a
     summary. Raises InputError when there is no image, or `out` holds a run with other options.
     """
-    out = Path(out)
+    table = Path(out) / "faces.jsonl"
     files = find_images(paths)
     prepare(detector, device)
-    table = out / "faces.jsonl"
-    if not claim_run(out / "faces.json", "detect", {"detector": detector, "threshold": threshold}, force):
-        table.unlink(missing_ok=True)
-    known = {record.get("file"): record for record in read_records(table)}
-    sizes = [file.path.stat().st_size if file.path.exists() else None for file in files]
-    kept = [
-        file.file in known and "error" not in known[file.file] and known[file.file].get("bytes") == size
-        for file, size in zip(files, sizes)
-    ]
-    todo = [file for file, keep in zip(files, kept) if not keep]
-    found = find_faces(todo, detector, device, threshold, "five", batch, workers, engine)
-    records: list[dict[str, Any]] = []
-    for file, size, keep in watch(zip(files, sizes, kept), len(files)):
-        if keep:
-            records.append(known[file.file])
-            continue
-        records.append({"file": file.file, "bytes": size, "detector": detector, **_describe(next(found))})
-        append_record(table, records[-1])
-    write_records(table, records)
-    failed = sum("error" in record for record in records)
-    result = {
-        "images": len(records),
-        "written": len(records) - failed,
-        "failed": failed,
-        "faces": sum(len(record.get("faces", ())) for record in records),
-        "detector": detector,
-    }
-    finish_run(out / "faces.json", result)
-    return {**result, "kept": sum(kept), "out": str(table)}
+
+    def work(known: dict[str, Record]) -> Iterator[Record]:
+        sizes = [file.path.stat().st_size if file.path.exists() else None for file in files]
+        kept = [
+            file.file in known and "error" not in known[file.file] and known[file.file].get("bytes") == size
+            for file, size in zip(files, sizes)
+        ]
+        todo = [file for file, keep in zip(files, kept) if not keep]
+        found = detect_files(todo, detector, device, threshold, "five", batch, workers, engine)
+        for file, size, keep in zip(files, sizes, kept):
+            if keep:
+                yield known[file.file]
+            else:
+                yield {"file": file.file, "bytes": size, "detector": detector, **_describe(next(found))}
+
+    def summary(records: list[Record]) -> dict[str, Any]:
+        faces = sum(len(record.get("faces", ())) for record in records)
+        return {**counts(records), "faces": faces, "detector": detector}
+
+    options = {"detector": detector, "threshold": threshold}
+    result = resumable(table, "detect", options, work, summary, total=len(files), force=force, watch=watch)
+    return {**result, "out": str(table)}
 
 
 def _describe(answer: Found) -> dict[str, Any]:

@@ -70,8 +70,9 @@ def find_boxes(image: np.ndarray, threshold: float = 0.0) -> tuple[np.ndarray, n
         if len(rectangles) and max(scores) > 0:
             break
     # dlib's rectangles hold their last pixel, hence right + 1.
-    boxes = np.array([(r.left(), r.top(), r.right() + 1, r.bottom() + 1) for r in rectangles], np.float32)
-    boxes = boxes.reshape(-1, 4) / np.float32([width, height] * 2) * np.float32(image.shape[1::-1] * 2)
+    boxes: np.ndarray = np.array([(r.left(), r.top(), r.right() + 1, r.bottom() + 1) for r in rectangles], np.float32)
+    boxes = boxes.reshape(-1, 4) / np.array([width, height] * 2, np.float32)
+    boxes = boxes * np.array(image.shape[1::-1] * 2, np.float32)
     order = np.argsort(-np.asarray(scores), kind="stable")
     return boxes[order], np.asarray(scores, np.float32)[order]
 

@@ -55,7 +55,7 @@ def _load_depth(device: str, url: str) -> Any:
 
     # A training checkpoint: beside the weights it may hold NumPy numbers (a best loss).
     scalar = np.float64(0).__reduce__()[0]
-    numbers = [
+    numbers: list[Any] = [
         np.dtype,
         np.dtypes.Float64DType,
         np.dtypes.Float32DType,

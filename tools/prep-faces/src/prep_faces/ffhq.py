@@ -1,7 +1,7 @@
 """An image dataset as numbered thumbnails with landmarks, the layout that encoders are trained from."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from recon4d import InputError
 
 from prep_faces.images import find_images, natural_key, read_image, resize, write_png
 from prep_faces.landmarks import write_landmarks
-from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
+from prep_faces.records import Record, Watch, resumable, unwatched
 
 Item = tuple[str, bytes | None]  # a name, and the encoded image, or None where the name is a path
 
@@ -91,7 +91,7 @@ def write_ffhq(
     device: str = "cpu",
     workers: int | None = None,
     force: bool = False,
-    watch: Callable[[Iterator, int | None], Iterator] = lambda items, total: items,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Write out/thumbnails/thumb_00000.png ... and out/landmarks/thumb_00000.npy, (68, 2) pixels.
 
@@ -107,37 +107,46 @@ def write_ffhq(
     first = next(items, None)
     if first is None:
         raise InputError(f"{source} holds no image; give another")
-    table = out / "ffhq.jsonl"
+    table, thumbnails = out / "ffhq.jsonl", out / "thumbnails"
+
+    def work(known: dict[str, Record]) -> Iterator[Record]:
+        for number, (label, data) in enumerate(itertools.islice(itertools.chain([first], items), limit)):
+            name = f"thumb_{number:05d}"
+            target = thumbnails / f"{name}.png"
+            if name in known and "error" not in known[name] and target.exists():
+                yield known[name]
+                continue
+            record: Record = {"name": name, "source": Path(label).name}
+            try:
+                write_png(target, _scaled(read_image(label, data), size))
+            except InputError as error:
+                record["error"] = str(error)
+            yield record
+
+    def summary(records: list[Record]) -> dict[str, Any]:
+        unreadable = sum("error" in record for record in records)
+        if unreadable == len(records):
+            raise InputError(f"none of the {unreadable} images of {source} can be read; {table} has the reasons")
+        return {"images": len(records), "unreadable": unreadable}
+
     options = {"source": Path(source).name, "split": split, "limit": limit, "size": size}
-    if not claim_run(out / "ffhq.json", "ffhq", options, force, out / "thumbnails"):
-        table.unlink(missing_ok=True)
-        for stale in (out / "thumbnails").glob("thumb_*.png"):
-            stale.unlink()
-    known = {record.get("name"): record for record in read_records(table)}
-    records: list[dict[str, Any]] = []
-    for number, (label, data) in enumerate(watch(itertools.islice(itertools.chain([first], items), limit), limit)):
-        name = f"thumb_{number:05d}"
-        target = out / "thumbnails" / f"{name}.png"
-        if name in known and "error" not in known[name] and target.exists():
-            records.append(known[name])
-            continue
-        record: dict[str, Any] = {"name": name, "source": Path(label).name}
-        try:
-            write_png(target, _scaled(read_image(label, data), size))
-        except InputError as error:
-            record["error"] = str(error)
-        records.append(record)
-        append_record(table, record)
-    write_records(table, records)
-    unreadable = sum("error" in record for record in records)
-    result = {"images": len(records), "unreadable": unreadable}
-    if unreadable == len(records):
-        raise InputError(f"none of the {unreadable} images of {source} can be read; {table} has the reasons")
-    points = write_landmarks(
-        [str(out / "thumbnails")], out, detector, device, photos=True, workers=workers, force=force, watch=watch
+    result = resumable(
+        table,
+        "ffhq",
+        options,
+        work,
+        summary,
+        key="name",
+        total=limit,
+        force=force,
+        replaced=thumbnails.glob("thumb_*.png"),
+        halves=thumbnails.glob(".thumb_*.png"),
+        watch=watch,
     )
-    finish_run(out / "ffhq.json", result)
-    failed = unreadable + points["failed"]
+    points = write_landmarks(
+        [thumbnails], out, detector, device, photos=True, workers=workers, force=force, watch=watch
+    )
+    failed = result["unreadable"] + points["failed"]
     return {**result, "written": points["written"], "failed": failed, "kept": points["kept"], "out": str(out)}
 
 

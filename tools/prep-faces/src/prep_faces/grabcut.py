@@ -17,7 +17,7 @@ BESIDE = 2.5  # and from the neck, below the chin, this many times the margin of
 BORDER = 0.30  # of sure background around that
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cut:
     """A soft matte of part of an image, at reduced size."""
 
@@ -137,7 +137,7 @@ def cut(image: np.ndarray, shape: HeadShape) -> Cut:
     if all((labels == sure).any() for sure in (cv2.GC_BGD, cv2.GC_FGD)):
         cv2.setRNGSeed(0)  # GrabCut starts its colour clusters at random
         models = np.zeros((2, 1, 65))
-        cv2.grabCut(picture, labels, None, models[0], models[1], 2, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(picture, labels, (0, 0, 0, 0), models[0], models[1], 2, cv2.GC_INIT_WITH_MASK)
     head = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.uint8)
     return Cut(tidy(head, given == cv2.GC_FGD).astype(np.float32), to_small)
 

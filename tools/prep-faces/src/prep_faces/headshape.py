@@ -9,7 +9,7 @@ from recon4d import InputError
 STEADY = [*range(0, 3), *range(14, 48)]  # points that the mouth does not move
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeadShape:
     """The outline of skull, face and neck without hair, in pixels of the full image, centres at +0.5."""
 

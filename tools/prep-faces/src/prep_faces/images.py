@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def natural_key(text: str) -> list:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
-def find_images(paths: tuple[str | Path, ...] | list[str | Path]) -> list[ImageFile]:
+def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
     """The image files that `paths` name; folders are walked, hidden files left out, in natural order.
 
     A file named by itself is taken whatever its suffix (reading it will tell). Raises InputError when a path is

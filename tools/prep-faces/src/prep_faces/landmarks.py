@@ -1,6 +1,6 @@
 """The 68 points of one person in each image of a sequence or a heap of photos."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,11 @@ import numpy as np
 from recon4d import InputError
 from recon4d.files import atomic_path
 
-from prep_faces.detection import Found, find_faces
-from prep_faces.faces import Faces, prepare
+from prep_faces.detection import Found, detect_files
+from prep_faces.detectors import prepare
+from prep_faces.faces import Faces
 from prep_faces.images import clashes, find_images
-from prep_faces.records import append_record, claim_run, finish_run, read_records, up_to_date, write_records
+from prep_faces.records import Record, Watch, counts, resumable, temporaries, unwatched, up_to_date
 
 SURE = 0.0  # dlib score of a face that stands by itself
 FAINT = -0.6  # dlib score that is believed where the frame before had a face
@@ -44,7 +45,7 @@ def choose_face(faces: Faces, previous: np.ndarray | None, sure: float) -> int |
 
 
 def write_landmarks(
-    paths: list[str],
+    paths: Sequence[str | Path],
     out: str | Path,
     detector: str = "dlib",
     device: str = "cpu",
@@ -54,62 +55,54 @@ def write_landmarks(
     workers: int | None = None,
     engine: str = "local",
     force: bool = False,
-    watch: Callable[[Iterator, int], Iterator] = lambda items, total: items,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Write out/landmarks/<name>.npy (68, 2) float32 pixels for each image, and out/landmarks.jsonl.
 
     With `points` 3d they are (68, 3): the third is the depth that face-alignment gives, scaled to pixels. In a
     sequence (the default) the same person is followed from file to file; `photos` treats each on its own. Points
-    that are up to date are kept. Detector, batch, workers, engine: see detection.find_faces. Returns a summary;
+    that are up to date are kept. Detector, batch, workers, engine: see detection.detect_files. Returns a summary;
     files that fail are recorded, not raised. Raises InputError when there is no image, or `out` holds a run with
     other options.
     """
     out = Path(out)
     files = find_images(paths)
     prepare(detector, device, points)
-    options = {"detector": detector, "points": points, "photos": photos}
-    table = out / "landmarks.jsonl"
-    if not claim_run(out / "landmarks.json", "landmarks", options, force, out / "landmarks"):
-        table.unlink(missing_ok=True)
-    known = {record.get("file"): record for record in read_records(table)}
     targets = [out / "landmarks" / f"{file.name}.npy" for file in files]
-    fresh = [force or not up_to_date(known.get(file.file), target, [file.path]) for file, target in zip(files, targets)]
-    clashing = clashes(files)
-    todo = [file for file, is_fresh, clash in zip(files, fresh, clashing) if is_fresh and clash is None]
-    threshold = None if detector != "dlib" else SURE if photos else FAINT
-    found = find_faces(todo, detector, device, threshold, points, batch, workers, engine)
 
-    records: list[dict[str, Any]] = []
-    previous: np.ndarray | None = None
-    lost = 0
-    for file, target, is_fresh, clash in watch(zip(files, targets, fresh, clashing), len(files)):
-        if clash is not None:
-            record = {"file": file.file, "error": str(clash)}
-        elif not is_fresh:
-            record = known[file.file]
-        else:
-            record = {"file": file.file, **_settle(next(found), target, previous, detector)}
-            append_record(table, record)
-        records.append(record)
-        if photos:
-            continue
-        lost = lost + 1 if "error" in record else 0
-        if "box" in record:
-            previous = np.array(record["box"], np.float32)
-        elif lost >= MEMORY:
-            previous = None
-    write_records(table, records)
-    failed = [record for record in records if "error" in record]
-    result = {
-        "images": len(records),
-        "written": len(records) - len(failed),
-        "failed": len(failed),
-        "kept": len(files) - sum(fresh),
-        "detector": detector,
-        "out": str(out / "landmarks"),
-    }
-    finish_run(out / "landmarks.json", {key: value for key, value in result.items() if key not in ("out", "kept")})
-    return result
+    def work(known: dict[str, Record]) -> Iterator[Record]:
+        clashing = clashes(files)
+        fresh = [not up_to_date(known.get(file.file), target, [file.path]) for file, target in zip(files, targets)]
+        todo = [file for file, is_fresh, clash in zip(files, fresh, clashing) if is_fresh and clash is None]
+        threshold = None if detector != "dlib" else SURE if photos else FAINT
+        found = detect_files(todo, detector, device, threshold, points, batch, workers, engine)
+        previous: np.ndarray | None = None
+        lost = 0
+        for file, target, is_fresh, clash in zip(files, targets, fresh, clashing):
+            if clash is not None:
+                record: Record = {"file": file.file, "error": str(clash)}
+            elif not is_fresh:
+                record = known[file.file]
+            else:
+                record = {"file": file.file, **_settle(next(found), target, previous, detector)}
+            yield record
+            if photos:
+                continue
+            lost = lost + 1 if "error" in record else 0
+            if "box" in record:
+                previous = np.array(record["box"], np.float32)
+            elif lost >= MEMORY:
+                previous = None
+
+    def summary(records: list[Record]) -> dict[str, Any]:
+        return {**counts(records), "detector": detector}
+
+    options = {"detector": detector, "points": points, "photos": photos}
+    table, halves = out / "landmarks.jsonl", temporaries(targets)
+    result = resumable(
+        table, "landmarks", options, work, summary, total=len(files), force=force, halves=halves, watch=watch
+    )
+    return {**result, "out": str(out / "landmarks")}
 
 
 def _settle(

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from prep_faces.headshape import HeadShape, shape_from_landmarks
 from prep_faces.images import ImageFile, clashes, find_images, read_image, write_png
 from prep_faces.landmarks import MEMORY, write_landmarks
 from prep_faces.parallel import cores, ordered_map
-from prep_faces.records import append_record, claim_run, finish_run, read_records, up_to_date, write_records
+from prep_faces.records import Record, Watch, counts, read_records, resumable, temporaries, unwatched, up_to_date
 
 REACH = 2  # frames before and after that vote on a cut
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One image to matte: its head's shape; `model` a TorchScript file, or None for GrabCut."""
 
@@ -50,7 +50,7 @@ def steady(cuts: list[Cut], motions: list[np.ndarray], current: int) -> Cut:
 
 
 def write_mattes(
-    paths: list[str],
+    paths: Sequence[str | Path],
     out: str | Path,
     landmarks: str | Path | None = None,
     track: str | Path | None = None,
@@ -59,7 +59,7 @@ def write_mattes(
     photos: bool = False,
     workers: int | None = None,
     force: bool = False,
-    watch: Callable[[Iterator, int], Iterator] = lambda items, total: items,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Write out/<name>.png, RGBA with the head as alpha, for each image, and out/matte.jsonl.
 
@@ -84,10 +84,8 @@ def write_mattes(
         from prep_faces.mattemodel import load_model
 
         load_model(str(model))
-    seeded = "track" if track is not None else "landmarks" if landmarks is not None else "dlib"
-    options = {"seeded_by": seeded, "model": None if model is None else Path(model).name, "photos": photos}
-    table = out / "matte.jsonl"
-    shapes: list[HeadShape | InputError]
+    targets = [out / f"{file.name}.png" for file in files]
+    shapes: list[HeadShape | InputError] | None = None
     if track is not None:
         from prep_faces.trackshape import shapes_from_track
 
@@ -96,20 +94,44 @@ def write_mattes(
         shapes = shapes_from_landmarks(Path(landmarks), files, photos)
         if all(isinstance(shape, InputError) for shape in shapes):
             raise InputError(f"{landmarks} holds no points for these images; run prep-faces landmarks on them first")
-    if not claim_run(out / "matte.json", "matte", options, force, out):
-        table.unlink(missing_ok=True)
-    if seeded == "dlib":
-        write_landmarks(paths, out, photos=photos, workers=workers, force=force, watch=watch)
-        landmarks = out / "landmarks"
-        landmarks.mkdir(exist_ok=True)  # there is none where no face was found
-        shapes = shapes_from_landmarks(landmarks, files, photos)
+
+    def work(known: dict[str, Record]) -> Iterator[Record]:
+        folder, found = landmarks, shapes
+        if found is None:
+            write_landmarks(paths, out, photos=photos, workers=workers, force=force, watch=watch)
+            folder = out / "landmarks"
+            folder.mkdir(exist_ok=True)  # there is none where no face was found
+            found = shapes_from_landmarks(folder, files, photos)
+        sources = [_sources(file, folder, track, model) for file in files]
+        return _matte(files, found, targets, sources, known, model, photos, workers)
+
+    def summary(records: list[Record]) -> dict[str, Any]:
+        return {**counts(records), **options}
+
+    seeded = "track" if track is not None else "landmarks" if landmarks is not None else "dlib"
+    options = {"seeded_by": seeded, "model": None if model is None else Path(model).name, "photos": photos}
+    table, halves = out / "matte.jsonl", temporaries(targets)
+    result = resumable(
+        table, "matte", options, work, summary, total=len(files), force=force, halves=halves, watch=watch
+    )
+    return {**result, "out": str(out)}
+
+
+def _matte(
+    files: list[ImageFile],
+    shapes: list[HeadShape | InputError],
+    targets: list[Path],
+    sources: list[list[Path]],
+    known: dict[str, Record],
+    model: str | Path | None,
+    photos: bool,
+    workers: int | None,
+) -> Iterator[Record]:
+    """Cut, steady and write each file that is not up to date with its `sources`; the record of each."""
     shapes = [clash or shape for clash, shape in zip(clashes(files), shapes)]
-    known = {record.get("file"): record for record in read_records(table)}
-    targets = [out / f"{file.name}.png" for file in files]
-    sources = [_sources(file, landmarks, track, model) for file in files]
     fresh = [
-        force or not up_to_date(known.get(file.file), target, source)
-        for file, target, source in zip(files, targets, sources)
+        not up_to_date(known.get(file.file), target, deciding)
+        for file, target, deciding in zip(files, targets, sources)
     ]
     reach = 0 if photos else REACH
     # Images that vote on one that is wanted are cut as well.
@@ -131,24 +153,16 @@ def write_mattes(
         if is_fresh
     )
     finished = ordered_map(finish_file, tasks, sum(fresh), workers)
-
-    records: list[dict[str, Any]] = []
-    for file, target, is_fresh, shape in watch(zip(files, targets, fresh, shapes), len(files)):
+    for file, target, is_fresh, shape in zip(files, targets, fresh, shapes):
         if not is_fresh:
-            records.append(known[file.file])
+            yield known[file.file]
             continue
         answer = next(finished)
         if isinstance(answer, InputError):
             answer = {"error": str(answer)}
             if not isinstance(shape, InputError):
                 target.unlink(missing_ok=True)  # of an earlier run
-        records.append({"file": file.file, **answer})
-        append_record(table, records[-1])
-    write_records(table, records)
-    failed = sum("error" in record for record in records)
-    result = {"images": len(records), "written": len(records) - failed, "failed": failed, **options}
-    finish_run(out / "matte.json", result)
-    return {**result, "kept": len(files) - sum(fresh), "out": str(out)}
+        yield {"file": file.file, **answer}
 
 
 def _sources(
@@ -170,12 +184,12 @@ def shapes_from_landmarks(folder: Path, files: list[ImageFile], photos: bool) ->
     records = {record.get("file"): record for record in read_records(folder.parent / "landmarks.jsonl")}
     points = [_read_points(folder / f"{file.name}.npy", records.get(file.file, {})) for file in files]
     if not photos:
-        known = [i for i, item in enumerate(points) if not isinstance(item, InputError)]
-        for before, after in itertools.pairwise(known):
+        known = [(i, item) for i, item in enumerate(points) if not isinstance(item, InputError)]
+        for (before, left), (after, right) in itertools.pairwise(known):
             if 1 < after - before <= MEMORY:
                 for i in range(before + 1, after):
                     share = (i - before) / (after - before)
-                    points[i] = (1 - share) * points[before] + share * points[after]
+                    points[i] = (1 - share) * left + share * right
     shapes: list[HeadShape | InputError] = []
     for file, item in zip(files, points):
         record = records.get(file.file, {})
@@ -239,7 +253,7 @@ def steadied(cuts: Iterator[Answer], reach: int) -> Iterator[Answer]:
             window.popleft()
 
 
-def finish_file(task: tuple[Path, Path, Answer]) -> dict[str, Any]:
+def finish_file(task: tuple[Path, Path, Answer]) -> Record:
     """Refine the cut of one image and write its RGBA PNG; what to record. Raises InputError for a failed cut."""
     path, target, answer = task
     if not isinstance(answer, tuple):

@@ -57,7 +57,7 @@ def cut_with_model(image: np.ndarray, shape: HeadShape, path: str) -> Cut:
 
     The network sees the head and its surroundings at about twice the resolution of GrabCut.
     """
-    to_small, height, width = reduced_frame(shape, *image.shape[:2], detail=2.0)
+    to_small, height, width = reduced_frame(shape, image.shape[0], image.shape[1], detail=2.0)
     alpha = run_model(load_model(path), warp(image, to_small, height, width), path)
     labels, _, _ = seeds(shape, to_small, height, width)
     alpha = np.where(labels == cv2.GC_BGD, 0, alpha)

@@ -172,7 +172,7 @@ def find_faces(images: Sequence[np.ndarray], device: str = "cpu", threshold: flo
     faces = []
     for i, image in enumerate(images):
         mine = np.flatnonzero(owner == i)
-        limit = np.float32(image.shape[1::-1] * 2)
+        limit = np.array(image.shape[1::-1] * 2, np.float32)
         faces.append(
             Faces(
                 np.clip(joined[mine, :4], 0, limit).astype(np.float32),
@@ -271,9 +271,9 @@ def _keep(boxes: np.ndarray, owner: np.ndarray, least: float, overlap: float, me
 
 
 def _suppress(boxes: np.ndarray, overlap: float, method: str) -> np.ndarray:
-    """Indices of the boxes (N, 5) that no better one covers by more than `overlap`, best first.
+    """Non-maximum suppression: indices of the boxes (N, 5) that no better one covers by more than `overlap`.
 
-    Covers: intersection over union, or over the smaller box (`min`).
+    Best first. Covers: intersection over union, or over the smaller box (`min`).
     """
     order = np.argsort(-boxes[:, 4], kind="stable")
     sorted_boxes = boxes[order]

@@ -1,8 +1,9 @@
 """Video to frames: decoding upright RGB, choosing frames by rate and by sharpness."""
 
 import contextlib
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from recon4d import InputError
 
 from prep_faces.dlib_faces import find_boxes
 from prep_faces.images import resize, write_png
-from prep_faces.records import append_record, claim_run, finish_run, read_records, write_records
+from prep_faces.records import Record, Watch, resumable, unwatched
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def extract_frames(
     sharpest: int = 1,
     max_frames: int | None = None,
     force: bool = False,
-    watch: Callable[[Iterator, int], Iterator] = lambda items, total: items,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Write the frames of `video` as out/frames/00000.png ... and out/frames.jsonl, out/frames.json.
 
@@ -201,76 +202,73 @@ def extract_frames(
         "sharpest": sharpest,
         "max_frames": max_frames,
     }
-    table = out / "frames.jsonl"
-    resuming = claim_run(out / "frames.json", "frames", options, force, out / "frames")
-    if not resuming:
-        for stale in (out / "frames").glob("[0-9]*.png"):
-            stale.unlink()
-        table.unlink(missing_ok=True)
-    earlier = {record["index"]: record for record in read_records(table) if "index" in record}
-    records: list[dict[str, Any]] = []
-    problems: list[str] = []
-    kept = 0
+    folder = out / "frames"
 
-    def keep(index: int, time: float, image: np.ndarray, score: float | None, face: bool) -> dict[str, Any]:
-        name = f"{index:05d}.png"
-        path = out / "frames" / name
-        known = earlier.get(index)
-        if known and path.exists():
-            return known
-        if score is None:
-            score, face = sharpness(image)
-        write_png(path, image)
+    def work(known: dict[int, Record]) -> Iterator[Record]:
+        def keep(index: int, time: float, image: np.ndarray, score: float | None, face: bool) -> Record:
+            name = f"{index:05d}.png"
+            path = folder / name
+            if index in known and path.exists():
+                return known[index]
+            if score is None:
+                score, face = sharpness(image)
+            write_png(path, image)
+            return {
+                "index": index,
+                "name": name,
+                "time": round(time, 6),
+                "sharpness": round(score, 3),
+                "face": face,
+                "width": image.shape[1],
+                "height": image.shape[0],
+            }
+
+        problem: InputError | None = None
+        pending: deque[Future] = deque()
+        # Decoding, scoring and PNG compression release the interpreter lock in part, so threads overlap them.
+        with ThreadPoolExecutor(2) as pool:
+            for index, item in enumerate(itertools.islice(_chosen(video, fps, size, sharpest), max_frames)):
+                if isinstance(item, InputError):
+                    problem = item
+                    break
+                pending.append(pool.submit(keep, index, *item))
+                if len(pending) > 8:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        if problem is not None:
+            if index == 0:
+                raise problem
+            yield {"error": str(problem)}
+
+    def summary(records: list[Record]) -> dict[str, Any]:
+        frames = [record for record in records if "error" not in record]
+        if not frames:
+            raise InputError(f"{video} holds no frame; give another video")
         return {
-            "index": index,
-            "name": name,
-            "time": round(time, 6),
-            "sharpness": round(score, 3),
-            "face": face,
-            "width": image.shape[1],
-            "height": image.shape[0],
+            "video": video.name,
+            "fps": info.fps / sharpest if fps is None else fps / sharpest,
+            "source_fps": info.fps,
+            "width": frames[0]["width"],
+            "height": frames[0]["height"],
+            "frames": len(frames),
+            "seconds": frames[-1]["time"],
+            "errors": [record["error"] for record in records if "error" in record],
         }
 
-    def settle(pending: deque[Future], limit: int) -> None:
-        nonlocal kept
-        while len(pending) > limit:
-            record = pending.popleft().result()
-            if record is earlier.get(record["index"]):
-                kept += 1
-            else:
-                append_record(table, record)
-            records.append(record)
-
-    expected = _expected(info, fps, sharpest, max_frames)
-    pending: deque[Future] = deque()
-    index = 0
-    # Decoding, scoring and PNG compression release the interpreter lock in part, so threads overlap them.
-    with ThreadPoolExecutor(2) as pool:
-        for item in watch(_chosen(video, fps, size, sharpest), expected):
-            if isinstance(item, InputError):
-                problems.append(str(item))
-                break
-            pending.append(pool.submit(keep, index, *item))
-            settle(pending, 8)
-            index += 1
-            if max_frames is not None and index >= max_frames:
-                break
-        settle(pending, 0)
-    if not records:
-        raise InputError(problems[0] if problems else f"{video} holds no frame; give another video")
-    write_records(table, [*records, *({"error": problem} for problem in problems)])
-    result = {
-        "video": video.name,
-        "fps": info.fps / sharpest if fps is None else fps / sharpest,
-        "source_fps": info.fps,
-        "width": records[0]["width"],
-        "height": records[0]["height"],
-        "frames": len(records),
-        "seconds": records[-1]["time"],
-        "errors": problems,
-    }
-    finish_run(out / "frames.json", result)
-    return {**result, "kept": kept}
+    return resumable(
+        out / "frames.jsonl",
+        "frames",
+        options,
+        work,
+        summary,
+        key="index",
+        total=_expected(info, fps, sharpest, max_frames),
+        force=force,
+        replaced=folder.glob("[0-9]*.png"),
+        halves=folder.glob(".[0-9]*.png"),
+        watch=watch,
+    )
 
 
 def _expected(info: VideoInfo, fps: float | None, sharpest: int, max_frames: int | None) -> int | None:
