@@ -10,7 +10,7 @@ import pytest
 import roma
 import scipy.spatial.transform as st
 import torch
-from recon4d import InputError
+from recon4d import InputError, rotations
 from recon4d.formats import insta, track, track_stream
 
 
@@ -106,11 +106,11 @@ def test_frames_hold_what_metrical_tracker_writes(capture):
 
 def test_6d_rows_round_trip_and_orthonormalise():
     R = torch.from_numpy(st.Rotation.random(50, rng=np.random.default_rng(0)).as_matrix())
-    torch.testing.assert_close(insta.rotation_from_6d(insta.rotation_to_6d(R)), R)
-    noisy = insta.rotation_to_6d(R) * 1.7 + 0.05
+    torch.testing.assert_close(rotations.from_6d(rotations.to_6d(R)), R)
+    noisy = rotations.to_6d(R) * 1.7 + 0.05
     import pytorch3d.transforms as p3d
 
-    torch.testing.assert_close(insta.rotation_from_6d(noisy), p3d.rotation_6d_to_matrix(noisy))
+    torch.testing.assert_close(rotations.from_6d(noisy), p3d.rotation_6d_to_matrix(noisy))
 
 
 def test_identity_that_varies_is_averaged_and_said(capture):

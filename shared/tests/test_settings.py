@@ -52,7 +52,7 @@ def test_what_is_wrong_is_named(values, message):
         ("seed", "--set seed must be key=value"),
         ("=1", "must be key=value"),
         ("seed.x=1", "--set seed.x=1: seed is a value"),
-        ("train.steps=[", "is not a YAML value"),
+        ("train.steps=[", "is not readable YAML"),
     ],
 )
 def test_wrong_overrides(text, message):

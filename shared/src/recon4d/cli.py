@@ -1,6 +1,7 @@
 """The Click pieces that every tool shares: common options, progress on stderr, errors to exit codes, JSON to stdout."""
 
 import json
+import math
 import os
 import socket
 import sys
@@ -18,23 +19,64 @@ T = TypeVar("T")
 device_option = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: CUDA where there is one."
 )
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random numbers.")
-force_option = click.option("--force", is_flag=True, help="Replace an output that exists.")
+
+
+class Real(click.FloatRange):
+    """A finite number, within bounds where they are given: `nan` and `inf` are refused. Else as click.FloatRange."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+seed_type = click.IntRange(0, 2**31 - 1)
+seed_option = click.option("--seed", type=seed_type, default=0, show_default=True, help="Seed of all random numbers.")
+force_option = click.option("--force", is_flag=True, help="Replace what an earlier run of this command wrote.")
 
 
 class Group(click.Group):
-    """A Click group that prints InputError without a traceback and exits 2, and exits 130 on Ctrl-C."""
+    """A Click group whose errors are one line on stderr, `error: ...`, without a traceback.
 
-    def invoke(self, ctx: click.Context) -> Any:
+    What a user can cause exits 2: InputError, wrong options, files that cannot be read or written, too little memory.
+    Ctrl-C exits 130.
+    """
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
         try:
-            return super().invoke(ctx)
-        except InputError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(2)
+            answer = super().main(*args, standalone_mode=False, **extra)
+        except click.Abort:
+            log("stopped")
+            sys.exit(130)
         except BrokenPipeError:
             # Point stdout elsewhere, so that the interpreter's own flush at exit does not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(1)
+            sys.exit(1)
+        except Exception as error:
+            said = _said(error)
+            if said is None:
+                raise
+            log("error: " + " ".join(said.split()))
+            sys.exit(2)
+        sys.exit(answer if isinstance(answer, int) else 0)
+
+
+def _said(error: Exception) -> str | None:
+    """What to tell a user who caused an error; None where it is no user's."""
+    if isinstance(error, click.ClickException):
+        return error.format_message().removesuffix(".")
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "there is not enough memory for this input; give a smaller one"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)} cannot be used ({error.strerror})"
+    return None
 
 
 class Command(click.Command):
@@ -126,9 +168,17 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
 
 def log(message: str) -> None:
     """One line to stderr."""
-    click.echo(message, err=True)
+    click.echo(message.encode(errors="backslashreplace").decode(), err=True)  # names need not be UTF-8
 
 
 def print_result(result: dict) -> None:
-    """Machine-readable result as one JSON object on stdout."""
-    click.echo(json.dumps(result, indent=2))
+    """Machine-readable result as one JSON object on stdout. NaN and infinity, which JSON lacks, become null."""
+    click.echo(json.dumps(_finite(result), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

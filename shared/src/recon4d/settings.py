@@ -1,6 +1,7 @@
 """Settings of a run: YAML checked by pydantic; an unknown key or a wrong type is named with its file."""
 
-import contextlib
+import re
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from recon4d.files import InputError, write_text
 
 M = TypeVar("M", bound=BaseModel)
+MOST_VALUES = 100_000
 
 
 class Section(BaseModel):
     """What settings are made of: no key that is not declared, no change afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def preset(package: str, name: str) -> Any:
@@ -27,12 +29,27 @@ def preset(package: str, name: str) -> Any:
 def read(path: str | Path) -> Any:
     """The content of a YAML file; {} of an empty one. Raises InputError for a missing file or bad YAML."""
     try:
-        content = yaml.safe_load(Path(path).read_text(errors="replace"))
+        content = Path(path).read_text(errors="replace")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a YAML file") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not readable YAML ({' '.join(str(error).split())[:200]})") from error
-    return {} if content is None else content
+    parsed = parse(content, path)
+    return {} if parsed is None else parsed
+
+
+def parse(text: str, source: str | Path) -> Any:
+    """The content of YAML text. Raises InputError for what is none, is too deep, or unfolds to over 100,000 values."""
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates and numbers that are none
+        raise InputError(f"{source} is not readable YAML ({' '.join(str(error).split())[:200]})") from error
+    count, waiting = 0, [content]
+    while waiting:  # references may unfold without end
+        value = waiting.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise InputError(f"{source} holds more than {MOST_VALUES} values; it is no config")
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return content
 
 
 def preset_or_file(source: str | Path, package: str, presets: tuple[str, ...]) -> Any:
@@ -60,21 +77,18 @@ def override(values: dict, text: str) -> None:
     key, equals, value_text = text.partition("=")
     if not equals or not key:
         raise InputError(f"--set {text} must be key=value, for example seed=1 or section.key=1e-3")
-    try:
-        value = yaml.safe_load(value_text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {text}: {value_text} is not a YAML value") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        with contextlib.suppress(ValueError):
-            value = float(value)
+    value = parse(value_text, f"--set {text}")
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):  # YAML 1.1 reads 1e-3 as text
+        value = float(value)
     place(values, key, value, f"--set {text}")
 
 
-def check(model: type[M], values: Any, source: str | Path, known: str) -> M:
+def check(model: type[M], values: Any, source: str | Path, known: str, overrides: Iterable[str] = ()) -> M:
     """Settings of parsed YAML.
 
     Args:
         source: names where they come from. known: where a reader finds the keys that there are.
+        overrides: texts of --set options that have been applied; one is named where its key is wrong.
 
     Raises:
         InputError: no dictionary, an unknown key, a wrong type; the message names source and key.
@@ -86,9 +100,12 @@ def check(model: type[M], values: Any, source: str | Path, known: str) -> M:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "settings"
+        for text in overrides:
+            if f"{key}.".startswith(f"{text.partition('=')[0]}."):
+                source = f"--set {text}"
         if first["type"] == "extra_forbidden":
             raise InputError(f"{source}: the key {key} is not known; see {known}") from error
-        raise InputError(f"{source}: {key}: {first['msg']}, not {first['input']!r}") from error
+        raise InputError(f"{source}: {key}: {first['msg']}, not {repr(first['input'])[:80]}") from error
 
 
 def write(path: str | Path, config: BaseModel) -> None:

@@ -7,13 +7,15 @@ from pathlib import Path
 import av
 import numpy as np
 
-from recon4d.files import atomic_path
+from recon4d.files import InputError, atomic_path
 
 
 def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float, quality: int = 16) -> int:
     """Write RGB uint8 frames (H, W, 3) as H.264, atomically; the number of frames.
 
     Odd sizes lose their last row or column: 4:2:0 colour needs even ones.
+
+    Raises InputError, and writes nothing, when there is no frame.
 
     Args:
         quality: the constant rate factor; 0 is lossless, 16 looks lossless, 23 is usual.
@@ -30,5 +32,7 @@ def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float, qualit
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
             container.mux(stream.encode(picture))
             count += 1
+        if count == 0:
+            raise InputError(f"{path} would have no frames")
         container.mux(stream.encode(None))
     return count

@@ -1,35 +1,16 @@
 """The INSTA folder: `images/00000.png` (RGBA, alpha = head) and `checkpoint/00000.frame` of metrical-tracker.
 
-`.frame` files are torch zip archives of NumPy arrays. They are read with torch's weights-only unpickler, which
-refuses every class that is not on its list. Described in docs/formats.md.
+`.frame` files are torch zip archives of NumPy arrays, read by `recon4d.pickles`. Described in docs/formats.md.
 """
 
-import pickle
 from pathlib import Path
 
 import numpy as np
-import roma
 import torch
-from torch import Tensor
 
-from recon4d.files import InputError, atomic_path, numpy_globals
+from recon4d import pickles, rotations
+from recon4d.files import InputError, write_torch
 from recon4d.formats.track import Track
-
-
-def rotation_to_6d(R: Tensor) -> Tensor:
-    """(..., 3, 3) to (..., 6): the first two rows (Zhou et al. 2019, as PyTorch3D and metrical-tracker have it)."""
-    return R[..., :2, :].reshape(*R.shape[:-2], 6)
-
-
-def rotation_from_6d(d6: Tensor) -> Tensor:
-    """(..., 6) to (..., 3, 3): Gram-Schmidt of the two rows; roma's works on columns, hence the transposes."""
-    rows = d6.reshape(*d6.shape[:-1], 2, 3)
-    return roma.special_gramschmidt(rows.transpose(-1, -2)).transpose(-1, -2)
-
-
-def _safe_globals() -> list:
-    listed = [(value, f"{module}.{name}") for (module, name), value in numpy_globals().items() if "scipy" not in module]
-    return listed + [getattr(np.dtypes, name) for name in np.dtypes.__all__]
 
 
 def read_frame(path: str | Path) -> dict[str, np.ndarray]:
@@ -38,19 +19,7 @@ def read_frame(path: str | Path) -> dict[str, np.ndarray]:
     Raises InputError for a broken file, a forbidden class, or a missing key.
     """
     path = Path(path)
-    try:
-        with torch.serialization.safe_globals(_safe_globals()):
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except pickle.UnpicklingError as error:
-        # torch's message names the class it refused in its first sentence.
-        reason = next(
-            (s for s in str(error).split("\n") if "GLOBAL" in s or "Unsupported" in s), str(error).split("\n")[0]
-        )
-        raise InputError(f"{path} is not a readable tracker frame ({reason.strip()})") from error
-    except Exception as error:  # truncated archives raise RuntimeError, EOFError, zipfile errors, KeyError
-        raise InputError(f"{path} is not a readable tracker frame ({type(error).__name__}: {error})") from error
+    data = pickles.read_torch(path)
 
     def get(group: str, key: str, size: int | None = None) -> np.ndarray:
         try:
@@ -108,7 +77,7 @@ def read(folder: str | Path, name: str = "flame") -> tuple[Track, list[str]]:
     n = len(frames)
 
     def matrix(d6: np.ndarray) -> np.ndarray:
-        return rotation_from_6d(torch.from_numpy(d6)).numpy()
+        return rotations.from_6d(torch.from_numpy(d6)).numpy()
 
     track = Track(
         head_model=name,
@@ -143,8 +112,8 @@ def write(folder: str | Path, track: Track) -> None:
     """
     if np.abs(track.neck - np.eye(3)).max() > 1e-5:
         raise InputError(".frame files cannot hold a neck rotation; this track has one, use its track.npz")
-    jaw = rotation_to_6d(torch.from_numpy(track.jaw)).numpy()
-    eyes = rotation_to_6d(torch.from_numpy(track.eyes)).reshape(-1, 12).numpy()
+    jaw = rotations.to_6d(torch.from_numpy(track.jaw)).numpy()
+    eyes = rotations.to_6d(torch.from_numpy(track.eyes)).reshape(-1, 12).numpy()
     for i, name in enumerate(track.names):
         data = {
             "flame": {
@@ -158,5 +127,4 @@ def write(folder: str | Path, track: Track) -> None:
             "img_size": track.image_size,
             "frame_id": Path(str(name)).stem,
         }
-        with atomic_path(Path(folder) / "checkpoint" / f"{Path(str(name)).stem}.frame") as temporary:
-            torch.save(data, temporary)
+        write_torch(Path(folder) / "checkpoint" / f"{Path(str(name)).stem}.frame", data)

@@ -1,7 +1,5 @@
 """Read head models: the open head, FLAME 2020/2023 pickles (without chumpy), and npz files of the same arrays."""
 
-import pickle
-from collections import OrderedDict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,36 +8,26 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from recon4d.files import InputError, numpy_globals, read_npz, restricted_unpickle
+from recon4d import pickles
+from recon4d.files import InputError, read_npz
 from recon4d.head.model import HeadModel
 
 FLAME_IDENTITIES = 300  # shapedirs 0..299 are identity, 300..399 expression; there is no separate expression key
 REQUIRED = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table", "f")
 
 
-class _Chumpy:
-    """Inert stand-in for any chumpy class: keeps the pickled state, runs nothing."""
-
-    def __new__(cls, *args, **kwargs):
-        return object.__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        self.state = state
-
-    def value(self) -> np.ndarray:
-        state = getattr(self, "state", None)
-        if not isinstance(state, dict) or "x" not in state:
-            raise InputError("the file holds a chumpy expression instead of an array; save the model's plain arrays")
-        return _plain(state["x"])
+MOST_CELLS = 1 << 26  # of a sparse matrix written out
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, _Chumpy):
-        return value.value()
+    """The array behind a chumpy object or a sparse matrix."""
+    if isinstance(value, pickles.Record):
+        if not isinstance(value.state, dict) or "x" not in value.state:
+            raise InputError("the file holds a chumpy expression instead of an array; save the model's plain arrays")
+        return _plain(value.state["x"])
     if scipy.sparse.issparse(value):
+        if value.shape[0] * value.shape[1] > MOST_CELLS:
+            raise InputError(f"the file holds a sparse matrix of shape {value.shape}, too large for a head model")
         return value.toarray()
     return value
 
@@ -90,17 +78,7 @@ def _beside(path: Path, *names: str) -> Path | None:
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
-    def chumpy(module: str, name: str):
-        return _Chumpy if module == "chumpy" or module.startswith("chumpy.") else None
-
-    allowed = numpy_globals()
-    for builtins in ("builtins", "__builtin__"):  # Python 3's name and Python 2's
-        allowed |= {(builtins, "object"): object, (builtins, "set"): set}
-    for copyreg in ("copyreg", "copy_reg"):
-        allowed[copyreg, "_reconstructor"] = _reconstructor
-    allowed["collections", "OrderedDict"] = OrderedDict
-    with open(path, "rb") as file:
-        data = restricted_unpickle(file, allowed, path, fallback=chumpy)
+    data = pickles.loads(path.read_bytes(), path, modules=("chumpy",))
     if not isinstance(data, dict):
         raise InputError(f"{path} holds a {type(data).__name__}, not the dictionary of a FLAME model")
     # Only what a head model needs: released files hold more, some of it chumpy expressions without a value.
@@ -110,17 +88,10 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {error}") from error
 
 
-def _reconstructor(cls, base, state):
-    # Python 2's way to make a new-style object; only the stand-in ever comes here.
-    if cls is not _Chumpy or base is not object:
-        raise pickle.UnpicklingError(f"unexpected object of class {cls}")
-    return cls()
-
-
 def read_landmark_embedding(path: str | Path) -> dict[str, np.ndarray]:
     """The 68-landmark embedding as `lmk_faces_idx` (68,) and `lmk_bary_coords` (68, 3); indices are zero-based.
 
-    Reads DECA's `landmark_embedding.npy` (a pickled dict in an object array, read by the restricted unpickler) and
+    Reads DECA's `landmark_embedding.npy` (a pickled dict in an object array, read by the reader of pickles) and
     npz files with either naming.
     """
     path = Path(path)
@@ -129,19 +100,9 @@ def read_landmark_embedding(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix == ".npz":
         data: Any = read_npz(path)
     else:
-        with open(path, "rb") as file:
-            try:
-                version = np.lib.format.read_magic(file)
-                reader = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                _, _, dtype = reader(file)
-            except ValueError as error:
-                raise InputError(f"{path} is not a readable npy file ({error})") from error
-            if dtype.kind != "O":
-                raise InputError(f"{path} holds a plain array; a landmark embedding is DECA's dictionary or an npz")
-            data = restricted_unpickle(file, numpy_globals(), path)
-        data = data.item() if isinstance(data, np.ndarray) and data.size == 1 else data
+        data = pickles.read_npy(path)
+        if isinstance(data, np.ndarray) and data.dtype != object:
+            raise InputError(f"{path} holds a plain array; a landmark embedding is DECA's dictionary or an npz")
     if not isinstance(data, dict):
         raise InputError(f"{path} is not a landmark embedding: it holds no dictionary")
     for faces, bary in (

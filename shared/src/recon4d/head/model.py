@@ -80,7 +80,7 @@ class HeadModel:
         return replace(self, **changed)
 
     @cached_property
-    def _joint_basis(self) -> tuple[Tensor, Tensor, Tensor]:
+    def joint_basis(self) -> tuple[Tensor, Tensor, Tensor]:
         # J_regressor applied to template and bases once: joints then cost (5, 3, S) per call instead of (5, V).
         return (
             self.J_regressor @ self.v_template,
@@ -104,7 +104,7 @@ class HeadModel:
 
     def joints(self, shape: Tensor | None = None, expression: Tensor | None = None) -> Tensor:
         """Joint positions (B, 5, 3) of the unposed head; eyelids do not move joints, as in metrical-tracker."""
-        template, shape_basis, expression_basis = self._joint_basis
+        template, shape_basis, expression_basis = self.joint_basis
         joints = template[None]
         if shape is not None:
             joints = joints + _blend(shape_basis, shape, "shape", self.name)

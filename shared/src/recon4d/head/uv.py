@@ -1,5 +1,6 @@
 """Texture coordinates for head models that come without any."""
 
+import contextlib
 import hashlib
 import os
 from dataclasses import replace
@@ -28,7 +29,8 @@ def with_uv(head: HeadModel) -> HeadModel:
         vt, ft = arrays["vt"], arrays["ft"]
     except (InputError, KeyError):
         vt, ft = _unwrap(vertices, faces)
-        write_npz(path, vt=vt, ft=ft)
+        with contextlib.suppress(InputError):  # a cache that cannot be written is done without
+            write_npz(path, vt=vt, ft=ft)
     device = head.v_template.device
     return replace(head, vt=torch.from_numpy(vt).to(device), ft=torch.from_numpy(ft).to(device))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from recon4d import InputError
-from recon4d.formats.insta import rotation_to_6d
+from recon4d import rotations
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
 from torch import Tensor
@@ -94,9 +94,9 @@ def from_track(
     inputs = torch.cat(
         [
             padded,
-            rotation_to_6d(neck),
-            rotation_to_6d(parameters["jaw"]),
-            rotation_to_6d(parameters["eyes"]).flatten(1),
+            rotations.to_6d(neck),
+            rotations.to_6d(parameters["jaw"]),
+            rotations.to_6d(parameters["eyes"]).flatten(1),
             torch.from_numpy(track.eyelids),
             T,
         ],

@@ -1,0 +1,129 @@
+"""Pictures: which files are some, reading any kind as 8-bit, writing PNG and JPEG. Every write is checked."""
+
+import io
+import re
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from recon4d.files import InputError, write_bytes
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+MOST_PIXELS = 150_000_000  # of a picture that is read; it is refused before it is decoded
+
+
+def natural_key(text: str) -> list:
+    """Sort key that puts frame10 after frame9."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d{1,4000})", text) if part]
+
+
+def in_folder(folder: str | Path) -> list[Path]:
+    """The pictures directly in a folder in natural order, hidden files left out; [] where there are none."""
+    paths = [path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    return sorted(paths, key=lambda path: natural_key(path.name))
+
+
+def read(
+    path: str | Path, mode: str = "RGB", *, data: bytes | None = None, upright: bool = True
+) -> np.ndarray:
+    """Any picture as uint8: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) L, as `mode` says.
+
+    16-bit and float values are scaled to 8 bits, grey becomes RGB, transparency is opaque where there is none and is
+    dropped by RGB (the colours under it are kept), of an animation the first frame is taken.
+
+    Args:
+        data: the file's content where `path` is only its name.
+        upright: turn the picture as its EXIF orientation says.
+
+    Raises:
+        InputError: a missing file, no picture, one that ends early or has more than `MOST_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own about size and damaged EXIF
+            with Image.open(Path(path) if data is None else io.BytesIO(data)) as opened:
+                _check_size(opened, path)
+                image = ImageOps.exif_transpose(opened) if upright else opened
+                if image.mode.startswith("I"):  # 16-bit grey, and 32-bit integers that hold 16-bit grey
+                    return _of_grey(np.clip(np.asarray(image, np.float64) / 257, 0, 255), mode)
+                if image.mode == "F":
+                    grey = np.nan_to_num(np.asarray(image, np.float64))
+                    return _of_grey(np.clip(grey * (255 if grey.max(initial=0) <= 1 else 1), 0, 255), mode)
+                if image.mode == "P":
+                    image = image.convert("RGBA")
+                return np.array(image.convert(mode))
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path} is too large a picture ({error}); make it smaller") from error
+    except Exception as error:  # decoders of damaged files raise OSError, SyntaxError, ValueError, struct.error ...
+        reason = str(error).split(str(path))[0].strip().rstrip("'").strip() or type(error).__name__
+        raise InputError(f"{path} is not a readable image ({reason}); replace it") from error
+
+
+def size(path: str | Path) -> tuple[int, int]:
+    """Width and height of a picture as it is stored, from its header. Raises InputError as `read` does."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(Path(path)) as opened:
+                _check_size(opened, path)
+                return opened.size
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} is not a readable image ({type(error).__name__}); replace it") from error
+
+
+def _check_size(image: Image.Image, path: str | Path) -> None:
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise InputError(f"{path} is too large a picture ({width}x{height} pixels); make it smaller")
+
+
+def _of_grey(grey: np.ndarray, mode: str) -> np.ndarray:
+    image = Image.fromarray(np.rint(grey).astype(np.uint8))
+    return np.array(image.convert(mode))
+
+
+def encode(suffix: str, image: np.ndarray, quality: int = 95) -> bytes:
+    """The content of a `.png` or `.jpg` file of (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) grey uint8.
+
+    Raises ValueError for an array that is no picture.
+    """
+    code = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(image.shape[-1] if image.ndim == 3 else 1)
+    swapped = image if code is None else cv2.cvtColor(np.ascontiguousarray(image), code)
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 3] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, quality]
+    done, content = cv2.imencode(suffix, swapped, options)
+    if not done:
+        raise ValueError(f"an array of shape {image.shape} and type {image.dtype} does not become a {suffix} file")
+    return content.tobytes()
+
+
+def write(path: str | Path, image: np.ndarray, quality: int = 95) -> None:
+    """Write a picture as its path's suffix says, `.png`, `.jpg` or `.jpeg`, atomically; see `encode`.
+
+    Raises InputError for another suffix.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".png", ".jpg", ".jpeg"):
+        raise InputError(f"{path} must end in .png or .jpg")
+    write_bytes(path, encode(".png" if suffix == ".png" else ".jpg", image, quality))
+
+
+def write_png(path: str | Path, image: np.ndarray) -> None:
+    """Write a picture as PNG whatever its path's suffix, atomically; see `encode`."""
+    write_bytes(path, encode(".png", image))
+
+
+def resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize to (height, width): area average when shrinking, bicubic when enlarging."""
+    if (height, width) == image.shape[:2]:
+        return image
+    shrink = width * height < image.shape[0] * image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
