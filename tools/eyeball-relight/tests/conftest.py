@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from eyeball_relight import capture, config, synth, training
-from recon4d import head as heads
+from eyeball_relight import captures, config, synth, training
+from recon4d.head import load, with_uv
 
 TINY = (
     "model.levels=5",
@@ -26,14 +26,14 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def head():
-    return heads.with_uv(heads.load())
+    return with_uv(load())
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory, head) -> Path:
+def data(tmp_path_factory) -> Path:
     """A capture of 11 views of 64x64 pixels."""
     folder = tmp_path_factory.mktemp("data") / "face"
-    synth.synthesise(folder, head, 11, 64, 3, (0.0, 0.0, 0.0))
+    synth.synthesise(folder, 11, 64, seed=3)
     return folder
 
 
@@ -42,5 +42,5 @@ def trained(data, tmp_path_factory):
     """The capture, its config, the folder of a short training, and what it reported."""
     settings = config.load(data / "config.yaml", "cpu-quick", TINY)
     out = tmp_path_factory.mktemp("run")
-    loaded = capture.read(data, print)
+    loaded = captures.read(data, print)
     return loaded, settings, out, training.train(settings, loaded, out, print)

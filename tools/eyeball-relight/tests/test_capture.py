@@ -2,13 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from eyeball_relight import asset as assets
-from eyeball_relight import brdf, capture, synth
+from eyeball_relight import assets, brdf, captures, synth, transforms
 from recon4d import InputError
 from recon4d.files import read_npz
 
@@ -28,7 +28,7 @@ def nerf_matrix_to_ngp(pose):
 
 def test_poses_go_through_the_permutation(data):
     stored = json.loads((data / "transforms.json").read_text())
-    _, camera = capture.read_poses(data)
+    _, camera = captures.read_poses(data)
     for frame, pose in zip(stored["frames"], camera.world_to_camera):
         expected = nerf_matrix_to_ngp(np.array(frame["transform_matrix"]))
         np.testing.assert_allclose(np.linalg.inv(pose.numpy()), expected, atol=1e-5)
@@ -36,11 +36,17 @@ def test_poses_go_through_the_permutation(data):
 
 def test_written_poses_are_read_back(tmp_path):
     camera = synth.orbit(12, 100, 0)
-    capture.write_poses(tmp_path, [f"{i}.png" for i in range(12)], camera)
-    files, again = capture.read_poses(tmp_path)
-    assert files[3] == "3.png" and (again.width, again.height) == (100, 100)
+    captures.write_poses(tmp_path, [f"{i}.png" for i in range(12)], camera)
+    names, again = captures.read_poses(tmp_path)
+    assert names[3] == "3" and (again.width, again.height) == (100, 100)
     torch.testing.assert_close(again.K, camera.K)
     torch.testing.assert_close(again.world_to_camera, camera.world_to_camera, atol=1e-5, rtol=0)
+
+
+def test_a_frame_is_named_by_one_rule():
+    """Only a picture's suffix is left out: NeRF's own files have none, and names may hold dots."""
+    files = ("image/0001.png", "./train/r_0", "a/shot.01.JPG", "shot.01", "v1.2/b.jpeg")
+    assert [transforms.stem(file) for file in files] == ["0001", "r_0", "shot.01", "shot.01", "b"]
 
 
 def test_aligned_poses_are_taken_as_they_are(data, copy):
@@ -49,16 +55,17 @@ def test_aligned_poses_are_taken_as_they_are(data, copy):
         frame["transform_matrix"] = nerf_matrix_to_ngp(np.array(frame["transform_matrix"])).tolist()
     (copy / "transforms_aligned.json").write_text(json.dumps(stored))
     (copy / "transforms.json").unlink()
-    a, b = capture.read_poses(data)[1], capture.read_poses(copy)[1]
+    a, b = captures.read_poses(data)[1], captures.read_poses(copy)[1]
     torch.testing.assert_close(a.world_to_camera, b.world_to_camera)
 
 
 def test_what_a_capture_holds(data):
     said = []
-    loaded = capture.read(data, said.append)
+    loaded = captures.read(data, said.append)
     assert len(loaded) == 11 and loaded.image.shape == (11, 64, 64, 3) and not said
     assert loaded.held_out == [5] and loaded.trained == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10]
-    assert capture.held_out(40) == [5, 15, 25, 35] and capture.held_out(2) == [1]
+    assert captures.held_out(40) == [5, 15, 25, 35] and captures.held_out(2) == [1]
+    assert loaded == loaded and loaded != replace(loaded, specular=None) and {loaded: 1}[loaded] == 1
     share = (loaded.mask > 127).float().mean()
     assert 0.15 < share < 0.7 and (loaded.left > 127).any() and (loaded.right > 127).any()
     inside = loaded.mask > 127
@@ -68,7 +75,7 @@ def test_what_a_capture_holds(data):
 
 def test_pictures_are_what_the_truth_explains(data, head):
     """A picture is the flash on the true albedo and normals, but for gloss and the dim room."""
-    loaded = capture.read(data, print)
+    loaded = captures.read(data, print)
     truth = json.loads((data / "truth" / "truth.json").read_text())
     arrays = read_npz(data / "truth" / "views" / "0005.npz")
     asset, eyes = synth.head_asset(head, 3)
@@ -99,7 +106,7 @@ def test_missing_optional_folders_are_zeros_and_said(copy):
     shutil.rmtree(copy / "hair_mask")
     shutil.rmtree(copy / "leye_mask")
     said = []
-    loaded = capture.read(copy, said.append)
+    loaded = captures.read(copy, said.append)
     assert loaded.hair.max() == 0 and loaded.left.max() == 0 and loaded.specular is None
     assert len(said) == 1 and "hair_mask, leye_mask: taken as zeros" in said[0]
 
@@ -155,9 +162,9 @@ def blacken(folder):
 def test_broken_captures_are_named(copy, break_it, message):
     break_it(copy)
     with pytest.raises(InputError, match=message):
-        capture.read(copy, print)
+        captures.read(copy, print)
 
 
 def test_no_folder(tmp_path):
     with pytest.raises(InputError, match="is not a folder"):
-        capture.read(tmp_path / "none", print)
+        captures.read(tmp_path / "none", print)

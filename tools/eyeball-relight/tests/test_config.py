@@ -1,24 +1,24 @@
 """Configs: the presets, and what is wrong with others."""
 
 import pytest
-from eyeball_relight import config as settings
+from eyeball_relight import config
 from recon4d import InputError
 
 
 def test_presets_load_and_repeat_from_what_is_written(tmp_path):
     (tmp_path / "config.yaml").write_text("data: {bound: 0.2}\neyes: {radius: [0.01, 0.02]}\n")
-    for name in settings.PRESETS:
-        config = settings.load(tmp_path / "config.yaml", name, ["train.iterations=30000", "train.lr=2e-3"])
-        assert (config.train.iterations, config.train.lr, config.data.bound) == (30000, 0.002, 0.2)
-        assert config.eyes.enabled == (name != "cpu-first")  # what the file leaves open is the preset's
-        assert config.data.root == str(tmp_path)
-        settings.write(tmp_path / "again.yaml", config)
-        assert settings.load(tmp_path / "again.yaml") == config
+    for name in config.PRESETS:
+        found = config.load(tmp_path / "config.yaml", name, ["train.iterations=30000", "train.lr=2e-3"])
+        assert (found.train.iterations, found.train.lr, found.data.bound) == (30000, 0.002, 0.2)
+        assert found.eyes.enabled == (name != "cpu-first")  # what the file leaves open is the preset's
+        assert found.data.root == str(tmp_path)
+        config.write(tmp_path / "again.yaml", found)
+        assert config.load(tmp_path / "again.yaml") == found
 
 
 def test_full_is_also_what_an_empty_config_means(tmp_path):
     (tmp_path / "empty.yaml").write_text("")
-    assert settings.load(tmp_path / "empty.yaml", "full") == settings.load(tmp_path / "empty.yaml")
+    assert config.load(tmp_path / "empty.yaml", "full") == config.load(tmp_path / "empty.yaml")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_wrong_files_name_the_key(tmp_path, text, message):
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
-        settings.load(path)
+        config.load(path)
     assert str(path) in str(caught.value)
 
 
@@ -51,14 +51,14 @@ def test_wrong_overrides(tmp_path, override, message):
     path = tmp_path / "fine.yaml"
     path.write_text("seed: 3")
     with pytest.raises(InputError, match=message):
-        settings.load(path, None, [override])
+        config.load(path, None, [override])
 
 
 def test_landmarks_are_added_and_the_rest_is_kept(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("data:\n  bound: 0.5\nlight:\n  intensity: 2.0\n")
-    settings.add_landmarks(path, {"left_eye_ldm": [[1.0, 2.0, 3.0]], "right_eye_ldm": [[0.0, 0.0, 1.0]]})
-    config = settings.load(path)
-    assert config.data.left_eye_ldm == [[1, 2, 3]] and config.data.bound == 0.5 and config.light.intensity == 2
+    config.add_landmarks(path, {"left_eye_ldm": [[1.0, 2.0, 3.0]], "right_eye_ldm": [[0.0, 0.0, 1.0]]})
+    found = config.load(path)
+    assert found.data.left_eye_ldm == [[1, 2, 3]] and found.data.bound == 0.5 and found.light.intensity == 2
     with pytest.raises(InputError, match="does not exist"):
-        settings.add_landmarks(tmp_path / "none.yaml", {})
+        config.add_landmarks(tmp_path / "none.yaml", {})

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from eyeball_relight import asset as assets
-from eyeball_relight import capture, eyes, images, objfile, synth
+from eyeball_relight import assets, captures, eyes, images, objfile, synth
 from recon4d import InputError, mesh
 from recon4d.files import write_npz
 
@@ -93,7 +92,7 @@ def test_wrong_marks(export, tmp_path):
 def test_from_landmarks_to_masks(export, data, head, tmp_path):
     """Lids seen in every picture become an outline, a painted map, landmarks on the ball, masks like the true ones."""
     folder, _, truth = export
-    loaded = capture.read(data, print)
+    loaded = captures.read(data, print)
     shape, _ = synth.head_asset(head, 3)
     vertices = torch.zeros_like(head.v_template)
     vertices[:] = shape["face"].vertices
@@ -121,8 +120,8 @@ def test_from_landmarks_to_masks(export, data, head, tmp_path):
         maps[side] = tmp_path / f"{side}.png"
         images.write(maps[side], painted)
     out = tmp_path / "capture"
-    capture.write_poses(out, [f"{name}.png" for name in loaded.names], loaded.camera)
-    eyes.write_masks(out, folder / "mesh_uv.obj", maps)
+    captures.write_poses(out, [f"{name}.png" for name in loaded.names], loaded.camera)
+    eyes.write_masks(out, folder / "mesh_uv.obj", **maps)
     for where in ("leye_mask", "reye_mask"):
         ours = np.stack([images.read(out / where / f"{name}.png", 1) for name in loaded.names]) > 0.5
         theirs = np.stack([images.read(data / "truth" / where / f"{name}.png", 1) for name in loaded.names]) > 0.5
@@ -130,7 +129,7 @@ def test_from_landmarks_to_masks(export, data, head, tmp_path):
 
 
 def test_wrong_landmarks(data, tmp_path):
-    loaded = capture.read(data, print)
+    loaded = captures.read(data, print)
     with pytest.raises(InputError, match="has landmarks of 0 of the 11"):
         eyes.outlines(loaded, tmp_path)
     np.save(tmp_path / "0001.npy", np.zeros((5, 2)))
@@ -144,11 +143,11 @@ def test_wrong_landmarks(data, tmp_path):
 def test_a_map_without_white_is_refused(export, data, tmp_path):
     folder, _, _ = export
     images.write(tmp_path / "black.png", np.zeros((64, 64)))
-    loaded = capture.read(data, print)
-    capture.write_poses(tmp_path / "c", [f"{n}.png" for n in loaded.names[:2]], loaded.camera)
+    loaded = captures.read(data, print)
+    captures.write_poses(tmp_path / "c", [f"{n}.png" for n in loaded.names[:2]], loaded.camera)
     maps = dict.fromkeys(eyes.SIDES, tmp_path / "black.png")
     with pytest.raises(InputError, match="no view sees the white"):
-        eyes.write_masks(tmp_path / "c", folder / "mesh_uv.obj", maps)
+        eyes.write_masks(tmp_path / "c", folder / "mesh_uv.obj", **maps)
 
 
 def test_inside_a_ring():

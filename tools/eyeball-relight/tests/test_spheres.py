@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from eyeball_relight import asset as assets
-from eyeball_relight import eyes, spheres, synth
+from eyeball_relight import assets, eyes, spheres, synth
 from torch.nn.functional import normalize
 
 CENTRES, RADIUS = torch.tensor([[0.032, 0.04, 0.07], [-0.03, 0.042, 0.068]]), 0.015

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from eyeball_relight import asset as assets
-from eyeball_relight import brdf, config, gltf, objfile, preview, surface
+from eyeball_relight import assets, brdf, config, gltf, objfile, preview, surface
 from eyeball_relight.field import Field
 from recon4d import InputError
 

@@ -6,20 +6,32 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from eyeball_relight import capture, config, synth, training, volume
-from eyeball_relight import export as exports
+from eyeball_relight import (
+    assets,
+    captures,
+    checkpoint,
+    config,
+    exports,
+    flash,
+    losses,
+    spheres,
+    surface_phase,
+    synth,
+    training,
+)
 from eyeball_relight.evaluation import measure
+from eyeball_relight.field import Material, eyeballs, new_field
+from eyeball_relight.rays import Rays
 from recon4d import InputError
-from recon4d.metrics import lpips_network
 
 
 def test_it_learns_the_head(trained, data, tmp_path):
     """The surface is near the true one, eyeballs stay near theirs, held-out pictures are far better than black."""
     loaded, settings, out, result = trained
     assert result.steps == 90 and result.rays > 3000 and np.isfinite(result.loss)
-    field, intensity, step = training.open_field(out / training.CHECKPOINT)
+    field, intensity, step = checkpoint.open_field(out / checkpoint.CHECKPOINT)
     assert step == 90 and torch.allclose(intensity, torch.full((3,), settings.light.intensity))
-    exports.export(field, step, intensity, loaded, tmp_path, 128, 3000, 4096, print)
+    exports.export_field(field, step, intensity, loaded, tmp_path, 128, 3000, 4096, print)
     asset, lights = exports.read(tmp_path)
     scores = measure(asset, lights, loaded, tmp_path)
     black = -10 * (loaded.image[5][loaded.mask[5] > 127].float() / 255).square().mean().log10()
@@ -36,7 +48,7 @@ def test_it_learns_the_head(trained, data, tmp_path):
 
 def test_left_and_right_are_not_swapped(trained, data):
     _, _, out, _ = trained
-    field, _, _ = training.open_field(out / training.CHECKPOINT)
+    field, _, _ = checkpoint.open_field(out / checkpoint.CHECKPOINT)
     truth = json.loads((data / "truth" / "truth.json").read_text())["eyes"]
     bound = field.config.data.bound
     for k, side in enumerate(("left", "right")):
@@ -47,24 +59,25 @@ def test_left_and_right_are_not_swapped(trained, data):
 def test_a_resumed_run_is_the_uninterrupted_one(trained, tmp_path, monkeypatch):
     """Stopped in the volume phase and again in the mesh phase, it ends with the same parameters to the bit."""
     loaded, settings, out, _ = trained
-    material = training.surface_terms
+    material, steps = surface_phase.surface_terms, []
 
     def stop(*_):
         raise KeyboardInterrupt
 
     def stop_later(*arguments):
-        return stop() if arguments[3] == 85 else material(*arguments)
+        steps.append(70 + len(steps))
+        return stop() if steps[-1] == 85 else material(*arguments)
 
     said = []
     for place, stand_in, kept in (("surface_views", stop, 40), ("surface_terms", stop_later, 80)):
-        monkeypatch.setattr(training, place, stand_in)
+        monkeypatch.setattr(surface_phase, place, stand_in)
         with pytest.raises(KeyboardInterrupt):
             training.train(settings, loaded, tmp_path, said.append, resume=bool(said))
         monkeypatch.undo()
-        assert training.read_checkpoint(tmp_path / training.CHECKPOINT)["step"] == kept
+        assert checkpoint.read_checkpoint(tmp_path / checkpoint.CHECKPOINT)["step"] == kept
     training.train(settings, loaded, tmp_path, said.append, resume=True)
     assert {"resumed at step 40", "resumed at step 80"} <= set(said)
-    ours, theirs = (training.read_checkpoint(p / training.CHECKPOINT)["field"] for p in (tmp_path, out))
+    ours, theirs = (checkpoint.read_checkpoint(p / checkpoint.CHECKPOINT)["field"] for p in (tmp_path, out))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
@@ -73,8 +86,8 @@ def test_the_full_preset_runs(data, tmp_path):
     short = ["train.iterations=4", "train.mesh_render_iter=3", "train.milestones=[2]", "train.samples=4096"]
     short += ["train.mesh_resolution=64", "train.grid=32", "model.init_level=16"]
     settings = config.load(data / "config.yaml", "full", short)
-    result = training.train(settings, capture.read(data, print), tmp_path, print)
-    field, _, step = training.open_field(tmp_path / training.CHECKPOINT)
+    result = training.train(settings, captures.read(data, print), tmp_path, print)
+    field, _, step = checkpoint.open_field(tmp_path / checkpoint.CHECKPOINT)
     assert step == 4 and np.isfinite(result.loss) and field.active(step)[-1] == 1024
     assert all(p.isfinite().all() for p in field.parameters())
 
@@ -88,17 +101,17 @@ def test_without_eyes(trained, tmp_path):
         }
     )
     training.train(plain, loaded, tmp_path, print)
-    field, _, _ = training.open_field(tmp_path / training.CHECKPOINT)
-    assert training.eyeballs(field) == {} and field.eyes(torch.zeros(3, 3)).min() == 10
+    field, _, _ = checkpoint.open_field(tmp_path / checkpoint.CHECKPOINT)
+    assert eyeballs(field) == {} and field.eyes(torch.zeros(3, 3)).min() == 10
 
 
 def test_only_material_learns_in_the_mesh_phase(trained):
     loaded, _, out, _ = trained
-    field, intensity, step = training.open_field(out / training.CHECKPOINT)
+    field, intensity, step = checkpoint.open_field(out / checkpoint.CHECKPOINT)
     field.requires_grad_(True)
-    views = training.surface_views(field, field.active(step), loaded)
-    terms = training.surface_terms(
-        field, loaded, views, step, field.active(step), intensity, training.generator_of(0, 1), print
+    views = surface_phase.surface_views(field, field.active(step), loaded)
+    terms = surface_phase.surface_terms(
+        field, loaded, views, field.active(step), intensity, training.generator_of(0, 1), 0.0
     )
     sum(terms.values()).backward()
     grown = {name for name, p in field.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
@@ -108,25 +121,28 @@ def test_only_material_learns_in_the_mesh_phase(trained):
 
 def test_lpips_is_left_out_where_its_weights_are_missing(trained, monkeypatch):
     loaded, _, out, _ = trained
-    field, _, step = training.open_field(out / training.CHECKPOINT)
-    view = training.surface_views(field, field.active(step), loaded)[0]
-    rendered = torch.rand(len(view.pixel), 3)
+    field, intensity, step = checkpoint.open_field(out / checkpoint.CHECKPOINT)
+    view = surface_phase.surface_views(field, field.active(step), loaded)[0]
     said = []
 
     def missing(*_):
         raise InputError("no weights")
 
     monkeypatch.setattr("recon4d.metrics.lpips_network", missing)
-    monkeypatch.setattr(training, "_said", [])
-    for _ in range(2):
-        assert training.perceptual(loaded, view, rendered, 0.5, said.append) == {}
+    assert surface_phase.usable_lpips_weight(0.0, said.append) == 0 and not said  # nobody asked for it
+    assert surface_phase.usable_lpips_weight(0.5, said.append) == 0
     assert said == ["training without LPIPS: no weights"]
     # with a network, its distance between the two pictures counts
     monkeypatch.setattr("recon4d.metrics.lpips_network", lambda *_: lambda a, b: (a - b).abs().mean((1, 2, 3), True))
-    term = training.perceptual(loaded, view, rendered.requires_grad_(), 0.5, said.append)["lpips"]
-    term.backward()
-    assert term > 0.05 and rendered.grad.abs().max() > 0
-    assert lpips_network.__name__ == "lpips_network"
+    assert surface_phase.usable_lpips_weight(0.5, said.append) == 0.5 and len(said) == 1
+    field.requires_grad_(True)
+    arguments = (field, loaded, [view], field.active(step), intensity, training.generator_of(0, 1))
+    terms = surface_phase.surface_terms(*arguments, 0.5)
+    rendered = torch.rand(len(view.pixel), 3, requires_grad=True)
+    distance = surface_phase.perceptual(loaded, view, rendered)
+    (distance + terms["lpips"]).backward()
+    assert 0 < terms["lpips"] < 0.5 * distance and rendered.grad.abs().max() > 0
+    assert field.material_table.grad.abs().max() > 0
 
 
 def test_landmarks_pull_a_sphere_onto_them():
@@ -139,77 +155,74 @@ def test_landmarks_pull_a_sphere_onto_them():
         eyes=config.Eyes(radius=[0.14 - 0.09, 0.14 + 0.09]),  # the true radius is where the logit is 0
         model=config.Model(levels=1, log2_entries=8),
     )
-    field = training.new_field(settings, 2)
+    field = new_field(settings, 2)
     moved = torch.tensor([0.02, 0.01, -0.03])
     with torch.no_grad():
         field.eye_centres[:] = centre
-        assert training.landmark_loss(field) < 1e-6
+        assert losses.landmark_loss(field) < 1e-6
         field.eye_centres[0] += moved
-    loss = training.landmark_loss(field)
+    loss = losses.landmark_loss(field)
     loss.backward()
     assert loss > 0.005 and field.eye_centres.grad[0] @ moved > 0
     with torch.no_grad():
         field.eye_centres[:] = centre
         field.eye_radius_logit.fill_(0.5)
     field.zero_grad()
-    training.landmark_loss(field).backward()
+    losses.landmark_loss(field).backward()
     assert field.eye_radius_logit.grad > 0
 
 
 def test_a_face_before_an_eye_is_pushed_back(trained):
     _, _, out, _ = trained
-    field, _, step = training.open_field(out / training.CHECKPOINT)
+    field, _, step = checkpoint.open_field(out / checkpoint.CHECKPOINT)
     ahead = field.eye_centres[0] + torch.tensor([0.0, 0.0, 1.5])
-    rays = volume.Rays(ahead[None], torch.tensor([[0.0, 0, -1]]), torch.tensor([0]))
+    rays = Rays(ahead[None], torch.tensor([[0.0, 0, -1]]), torch.tensor([0]))
     eyes, generator = torch.tensor([[1.0, 0.0]]), training.generator_of(0, 0)
-    clear = float(training.clearance_loss(field, rays, eyes, field.active(step), generator))
+    clear = float(losses.clearance_loss(field, rays, eyes, field.active(step), generator))
     with torch.no_grad():
         field.distance_mlp[4].bias[0] -= 0.5  # the face swells
-    assert float(training.clearance_loss(field, rays, eyes, field.active(step), generator)) > clear + 0.3
-    assert float(training.clearance_loss(field, rays, 0 * eyes, field.active(step), generator)) == 0
+    assert float(losses.clearance_loss(field, rays, eyes, field.active(step), generator)) > clear + 0.3
+    assert float(losses.clearance_loss(field, rays, 0 * eyes, field.active(step), generator)) == 0
 
 
 def test_eyes_are_placed_behind_their_masks(data):
-    loaded = capture.read(data, print)
+    loaded = captures.read(data, print)
     settings = config.load(data / "config.yaml", "cpu-quick")
-    field = training.new_field(settings, len(loaded))
+    field = new_field(settings, len(loaded))
     said = []
-    training.place_eyes(field, loaded, torch.ones(3), said.append)
+    spheres.place_eyes(field, loaded, torch.ones(3), said.append)
     assert "too small to fit spheres to" in said[0]
     truth = json.loads((data / "truth" / "truth.json").read_text())["eyes"]
     for k, side in enumerate(("left", "right")):
         away = field.eye_centres[k].detach() * settings.data.bound - torch.tensor(truth[f"{side}_centre"])
         assert away.norm() < 0.008
-    blind = capture.Capture(**(vars(loaded) | {"left": torch.zeros_like(loaded.left)}))
+    blind = captures.Capture(**(vars(loaded) | {"left": torch.zeros_like(loaded.left)}))
     with pytest.raises(InputError, match="the left eye has no landmarks"):
-        training.place_eyes(field, blind, torch.ones(3), print)
+        spheres.place_eyes(field, blind, torch.ones(3), print)
 
 
 def test_a_light_off_the_camera_is_noticed(head, tmp_path):
     """With the true surface and albedo, the residual gives the light's place; at the camera nothing is said."""
     for offset in ((0.0, 0.0, 0.0), (0.06, 0.0, 0.0)):
         folder = tmp_path / str(offset[0])
-        synth.synthesise(folder, head, 5, 96, 3, offset)
-        loaded = capture.read(folder, print)
-        found = training.light_offset(*true_views(loaded, head))
+        synth.synthesise(folder, 5, 96, offset, seed=3)
+        loaded = captures.read(folder, print)
+        found = flash.light_offset(*true_views(loaded, head))
         assert abs(found[0] - offset[0]) < 0.015 and abs(found[1] - offset[1]) < 0.015
-        warning = training.light_warning(loaded, found)
+        warning = flash.light_warning(loaded, found)
         assert (warning is None) == (offset[0] == 0) and (warning is None or "away from the camera" in warning)
 
 
 def true_views(loaded, head):
     """Arguments of `light_offset` for a field that knows the true surface and material."""
-    from eyeball_relight import asset as assets
-    from eyeball_relight.field import Material
-
     asset, _ = synth.head_asset(head, 3)
     settings = config.load(loaded.folder / "config.yaml", "cpu-quick")
-    field = training.new_field(settings, len(loaded))
+    field = new_field(settings, len(loaded))
     views, shares = [], {}
     for i in range(len(loaded)):
         pixels = assets.visible(asset, loaded.view(i))
         start = i * loaded.camera.height * loaded.camera.width
-        view = training.SurfaceView(start + pixels.index, i, pixels.part, pixels.position, pixels.normal)
+        view = surface_phase.SurfaceView(start + pixels.index, i, pixels.part, pixels.position, pixels.normal)
         views.append(view)
         for key, values in zip(view.position, torch.cat([pixels.diffuse, pixels.specular, pixels.roughness], 1)):
             shares[tuple((key / settings.data.bound).tolist())] = values
@@ -219,13 +232,13 @@ def true_views(loaded, head):
         return Material(values[:, :3], values[:, 3:4], values[:, 4:])
 
     field.material = known
-    return field, loaded, views, [], training.flash_intensity(settings, loaded)
+    return field, loaded, views, [], flash.flash_intensity(settings, loaded), training.generator_of(3, 0)
 
 
 def test_unknown_intensity_is_chosen_for_a_plausible_albedo(data):
-    loaded = capture.read(data, print)
+    loaded = captures.read(data, print)
     settings = config.load(data / "config.yaml", "cpu-quick", ["light.intensity=null"])
-    found = float(training.flash_intensity(settings, loaded)[0])
+    found = float(flash.flash_intensity(settings, loaded)[0])
     assert 0.4 < found / synth.INTENSITY < 2.5
 
 
@@ -234,17 +247,17 @@ def test_broken_checkpoints(trained, tmp_path, damage):
     _, _, out, _ = trained
     path = tmp_path / "latest.pth"
     if damage == "cut":
-        path.write_bytes((out / training.CHECKPOINT).read_bytes()[:5000])
+        path.write_bytes((out / checkpoint.CHECKPOINT).read_bytes()[:5000])
     elif damage == "foreign":
         torch.save({"weights": torch.zeros(3)}, path)
     message = "does not exist" if damage == "missing" else "is not a readable checkpoint"
     with pytest.raises(InputError, match=message):
-        training.open_field(path)
+        checkpoint.open_field(path)
 
 
 def test_a_checkpoint_of_other_settings(trained, tmp_path):
     loaded, settings, out, _ = trained
-    shutil.copy(out / training.CHECKPOINT, tmp_path)
+    shutil.copy(out / checkpoint.CHECKPOINT, tmp_path)
     larger = settings.model_copy(update={"model": settings.model.model_copy(update={"hidden": 40})})
     with pytest.raises(InputError, match="does not fit these settings"):
         training.train(larger, loaded, tmp_path, print, resume=True)

@@ -44,7 +44,11 @@ def reflect(
 
 
 def reflect_flash(normals: Tensor, to_eye: Tensor, diffuse: Tensor, specular: Tensor, roughness: Tensor) -> Tensor:
-    """`reflect` for a light at the camera, where all four cosines are one."""
+    """`reflect` for a light at the camera.
+
+    Light, eye and the half vector between them are then one direction: their cosines with the normal are equal, and
+    that between light and half vector is 1.
+    """
     cosine = _dot(normals, to_eye)
     c = cosine.clamp(1e-4, 1)
     return torch.where(cosine > 0, _lobes(c, c, c, torch.ones_like(c), diffuse, specular, roughness), 0.0)

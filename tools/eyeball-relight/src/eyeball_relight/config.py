@@ -1,5 +1,6 @@
 """The settings of a training run: YAML checked by pydantic; an unknown key or a wrong type is named with its file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -121,8 +122,13 @@ class Config(Section):
     train: Train = Train()
     losses: Losses = Losses()
 
+    @property
+    def folder(self) -> Path:
+        """The capture's folder, which `load` has set."""
+        return Path(self.data.root or ".")
 
-def load(path: str | Path, preset: str | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+
+def load(path: str | Path, preset: str | None = None, overrides: Sequence[str] = ()) -> Config:
     """A config from a YAML file, whose keys replace a preset's.
 
     Args:

@@ -1,26 +1,36 @@
 """How good an asset is: held-out pictures, and the truth of a synthetic capture."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from recon4d import InputError, metrics
+from recon4d import InputError, mesh, metrics
 from recon4d.cli import progress
 from recon4d.files import read_npz
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from eyeball_relight import asset as assets
-from eyeball_relight import brdf, images, objfile
-from eyeball_relight.asset import Asset, Pixels
-from eyeball_relight.capture import Capture
-from eyeball_relight.export import Lights
-from eyeball_relight.synth import point_light, surface_points
+from eyeball_relight import assets, brdf, captures, exports, images, objfile
+from eyeball_relight.assets import Asset, Pixels
+from eyeball_relight.captures import Capture
+from eyeball_relight.exports import Lights
 
 DENSE = 400_000  # points on a surface for distances
 SHEET = 4  # held-out views in the contact sheet
+
+
+def evaluate(asset: str | Path, data_root: str | Path, log: Callable[[str], None] = print) -> dict:
+    """Measure an exported asset, given by its folder, on the held-out views of its capture; see `measure`.
+
+    Writes `contact.png`, and for a synthetic capture `truth.png`, into the asset's folder.
+
+    Raises InputError for a folder that is not an asset or a capture, or is of another.
+    """
+    found, lights = exports.read(Path(asset))
+    return measure(found, lights, captures.read(data_root, log), Path(asset))
 
 
 def captured(asset: Asset, lights: Lights, capture: Capture, i: int) -> tuple[Tensor, Tensor]:
@@ -96,7 +106,13 @@ def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: dict, o
             picture, _ = assets.picture(
                 asset,
                 view,
-                partial(point_light, asset=asset, view=view, light=light, intensity=lights.intensity),
+                partial(
+                    assets.lit_by_point,
+                    asset=asset,
+                    eye=view.center,
+                    light=torch.tensor(light),
+                    intensity=lights.intensity,
+                ),
                 3,
             )
             wanted = torch.from_numpy(images.read(capture.folder / "truth" / "views" / f"{stem}_relit{k}.png", 3))
@@ -130,13 +146,26 @@ def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: dict, o
         "truth_to_mesh_mm": float(1000 * there.mean()),
     }
     centres, radii = [], []
-    for part in ("left", "right"):
-        if part in asset:
-            middle = (asset[part].vertices.amin(0) + asset[part].vertices.amax(0)) / 2
-            radius = (asset[part].vertices - middle).norm(dim=1).mean()
-            wanted = torch.tensor(truth["eyes"][f"{part}_centre"])
-            centres.append(1000 * float((middle - wanted).norm()))
+    for side in ("left", "right"):
+        if side in asset:
+            vertices = asset[side].vertices
+            middle = (vertices.amin(0) + vertices.amax(0)) / 2
+            radius = (vertices - middle).norm(dim=1).mean()
+            centres.append(1000 * float((middle - torch.tensor(truth["eyes"][f"{side}_centre"])).norm()))
             radii.append(1000 * abs(float(radius) - truth["eyes"]["radius"]))
     if centres:
         result |= {"eye_centre_mm": max(centres), "eye_radius_mm": max(radii)}
     return result
+
+
+def surface_points(vertices: Tensor, faces: Tensor, seed: int, n: int) -> np.ndarray:
+    """n points (n, 3) spread evenly over triangles."""
+    corners = vertices[faces]
+    area = mesh.face_normals(vertices, faces, unit=False).norm(dim=1)
+    generator = torch.Generator().manual_seed(seed)
+    face = torch.multinomial(area, n, replacement=True, generator=generator)
+    a, b = torch.rand(2, n, 1, generator=generator)
+    flip = a + b > 1
+    a, b = torch.where(flip, 1 - a, a), torch.where(flip, 1 - b, b)
+    p, q, r = corners[face].unbind(1)
+    return (p + a * (q - p) + b * (r - p)).numpy()

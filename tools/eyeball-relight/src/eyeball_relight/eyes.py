@@ -1,6 +1,7 @@
 """Where the eyes are: marks painted on maps, landmarks seen in pictures, masks rendered from maps."""
 
 import json
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -9,21 +10,73 @@ import numpy as np
 import torch
 from recon4d import InputError, mesh
 from recon4d.cameras import Camera
-from recon4d.cli import progress
+from recon4d.cli import claim_output, progress
 from recon4d.files import read_npz
 from scipy.interpolate import CubicSpline
 from scipy.optimize import least_squares
 from torch import Tensor
 
-from eyeball_relight import capture as captures
-from eyeball_relight import images, objfile
+from eyeball_relight import captures, config, images, objfile
+from eyeball_relight.captures import Capture
 
 SIDES = ("left", "right")
+MASKS = ("leye_mask", "reye_mask")  # a capture's folders, in the order of SIDES
 IBUG = {"left": range(42, 48), "right": range(36, 42)}  # outlines of the eyes among 68 landmarks, from corner to corner
 GREEN = (0.0, 1.0, 0.0)
 INLIER = 2.5  # pixels
 SHRUNK = 0.6  # landmarks lie so far from an eye's middle towards its outline: on the eyeball, clear of the lids
 LANDMARKS = 8
+
+
+def find_landmarks(
+    data_root: str | Path,
+    asset: str | Path,
+    left: str | Path | None = None,
+    right: str | Path | None = None,
+    landmarks: str | Path | None = None,
+    write: str | Path | None = None,
+    force: bool = False,
+    log: Callable[[str], None] = print,
+) -> dict:
+    """Points on the eyeballs: under green marks on the diffuse map, or from landmarks in the pictures.
+
+    With landmarks the eyes are also painted, into `diffuse_leye_mask.png` and `diffuse_reye_mask.png` of the capture.
+
+    Args:
+        data_root: the capture. asset: the folder of the first step's export.
+        left, right: diffuse maps with green marks on each eye.
+        landmarks: a folder of 68 landmarks per picture, instead of marks.
+        write: a `config.yaml` that takes the points.
+        force: replace painted maps.
+
+    Returns:
+        `left_eye_ldm` and `right_eye_ldm`, lists of points; with landmarks also how well they agree.
+
+    Raises:
+        InputError: neither or both kinds of input, one that is not readable, marks or landmarks that lead nowhere.
+    """
+    if (landmarks is None) == (left is None and right is None) or (landmarks is None and None in (left, right)):
+        raise InputError("give --left and --right, maps with green marks, or --landmarks, a folder")
+    if write is not None:
+        config.load(write)
+    data_root = Path(data_root)
+    coord, mask = read_maps(Path(asset))
+    points: dict[str, np.ndarray] = {}
+    report: dict[str, int] = {}
+    if left is not None and right is not None:
+        points = {side: green_marks(Path(path), coord, mask) for side, path in zip(SIDES, (left, right))}
+    elif landmarks is not None:
+        painted = {side: data_root / f"diffuse_{side[0]}eye_mask.png" for side in SIDES}
+        for path in painted.values():
+            claim_output(path, force)
+        found, report = outlines(captures.read(data_root, log), Path(landmarks))
+        for side in SIDES:
+            picture, points[side] = from_outline(found[side], coord, mask)
+            images.write(painted[side], picture)
+    result = {f"{side}_eye_ldm": points[side].tolist() for side in SIDES}
+    if write is not None:
+        config.add_landmarks(write, result)
+    return result | report
 
 
 def read_maps(export: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +134,7 @@ def triangulate(pixels: np.ndarray, seen: np.ndarray, camera: Camera) -> tuple[n
     return found.x, agree
 
 
-def outlines(capture: captures.Capture, folder: Path) -> tuple[dict[str, np.ndarray], dict]:
+def outlines(capture: Capture, folder: Path) -> tuple[dict[str, np.ndarray], dict]:
     """Outlines (6, 3) of both eyes in space from 68 landmarks per picture, and how well they fit.
 
     Args:
@@ -153,7 +206,7 @@ def from_outline(outline: np.ndarray, coord: np.ndarray, mask: np.ndarray) -> tu
     Raises InputError where the surface has nothing inside the outline.
     """
     ring = curve(outline)
-    width = np.linalg.norm(outline[0] - outline[3])
+    width = float(np.linalg.norm(outline[0] - outline[3]))
     rows, columns = np.nonzero(mask)
     points = coord[rows, columns]
     close = np.flatnonzero(np.linalg.norm(points - ring.mean(0), axis=1) < width)
@@ -180,7 +233,8 @@ def snap(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
     Pixels up to REACH outside an outline and SURE inside are decided by GrabCut (Rother et al. 2004), with the
     colour models of all views together.
     """
-    boxes, shown = [], np.flatnonzero(masks.any((1, 2)))
+    boxes: list[tuple[int, slice, slice]] = []
+    shown = np.flatnonzero(masks.any((1, 2)))
     if len(shown) == 0:
         return masks
     scale = max(1.0, float(np.sqrt(np.median(masks[shown].sum((1, 2))) / EYE)))
@@ -188,8 +242,8 @@ def snap(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
     for i in shown:
         rows, columns = np.nonzero(masks[i])
         if len(rows) > 5:
-            box = (slice(max(0, x.min() - margin), x.max() + margin + 1) for x in (rows, columns))
-            boxes.append((i, *box))
+            down, right = (slice(max(0, x.min() - margin), x.max() + margin + 1) for x in (rows, columns))
+            boxes.append((int(i), down, right))
     if not boxes:
         return masks
     height, width = (max(masks[b].shape[axis] for b in boxes) for axis in (0, 1))
@@ -211,7 +265,7 @@ def snap(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
     if not (label == cv2.GC_FGD).any():
         return masks
     cv2.setRNGSeed(0)
-    cv2.grabCut(picture, label, None, np.zeros((1, 65)), np.zeros((1, 65)), 4, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(picture, label, (0, 0, 0, 0), np.zeros((1, 65)), np.zeros((1, 65)), 4, cv2.GC_INIT_WITH_MASK)
     out = np.zeros_like(masks)
     for b, part in zip(boxes, np.split(label, len(boxes))):
         eye = np.isin(part, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
@@ -220,33 +274,53 @@ def snap(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return out
 
 
-def write_masks(capture_folder: Path, mesh_path: Path, maps: dict[str, Path], snapped: bool = False) -> dict:
+def write_masks(
+    data_root: str | Path,
+    mesh_path: str | Path,
+    left: str | Path | None = None,
+    right: str | Path | None = None,
+    snapped: bool = False,
+    force: bool = False,
+) -> dict:
     """Render painted eye maps into `leye_mask/` and `reye_mask/` of a capture; returns how many pixels each eye has.
 
     Args:
+        mesh_path: `mesh_uv.obj` of the first step's export.
+        left, right: pictures over its texture coordinates, white is the eye; None is `diffuse_leye_mask.png` and
+            `diffuse_reye_mask.png` of the capture.
         snapped: move the outlines to where the pictures change colour.
-        maps: picture of each side of SIDES, over the texture coordinates of `mesh_path`; white is the eye.
+        force: write into folders that are not empty.
+
+    Raises:
+        InputError: occupied folders, files that are not readable, an eye that no view sees.
     """
-    files, camera = captures.read_poses(capture_folder)
-    surface = objfile.read(mesh_path)
+    data_root = Path(data_root)
+    for folder in MASKS:
+        claim_output(data_root / folder, force)
+    maps = {
+        "left": Path(left or data_root / "diffuse_leye_mask.png"),
+        "right": Path(right or data_root / "diffuse_reye_mask.png"),
+    }
+    names, camera = captures.read_poses(data_root)
+    surface = objfile.read(Path(mesh_path))
     painted = torch.cat([torch.from_numpy(images.read(maps[side], 1)) for side in SIDES], -1)
     masks = []
-    for i in progress(range(len(files)), "rendering masks", len(files)):
+    for i in progress(range(len(names)), "rendering masks", len(names)):
         view = Camera(camera.K, camera.world_to_camera[i], camera.width, camera.height)
         masks.append((render_map(surface, painted, view) > 0.5).numpy())
     found = np.stack(masks)
     if snapped:
-        picture = captures.read(capture_folder, lambda _: None).image.numpy()
+        picture = captures.read(data_root, lambda _: None).image.numpy()
         found = np.stack([snap(picture, found[..., k]) for k in range(2)], -1)
     found[..., 1] &= ~found[..., 0]
     counts = found.sum((0, 1, 2))
     if int(counts.min()) == 0:
         empty = SIDES[int(counts.argmin())]
         raise InputError(f"no view sees the white of {maps[empty]}; paint the {empty} eye white on the diffuse map")
-    for i, file in enumerate(files):
-        for k, folder in enumerate(("leye_mask", "reye_mask")):
-            images.write(capture_folder / folder / f"{Path(file).stem}.png", found[i, ..., k].astype(np.float32))
-    return {"views": len(files), "left_pixels": int(counts[0]), "right_pixels": int(counts[1])}
+    for i, name in enumerate(names):
+        for k, folder in enumerate(MASKS):
+            images.write(data_root / folder / f"{name}.png", found[i, ..., k].astype(np.float32))
+    return {"views": len(names), "left_pixels": int(counts[0]), "right_pixels": int(counts[1])}
 
 
 def render_map(surface: dict[str, Tensor], painted: Tensor, view: Camera) -> Tensor:

@@ -8,15 +8,14 @@ from recon4d.splat.harmonics import harmonic_basis
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from eyeball_relight import asset as assets
-from eyeball_relight import hashgrid
+from eyeball_relight import assets, hashgrid
 from eyeball_relight.config import Config
 
 FEATURES = 15  # beside the distance
-LEVEL = 2.0  # widths of the density
+LEVEL = 2.0  # where the surface is extracted, in widths of the density; see `Field.level`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Material:
     """diffuse (N, 3) linear, specular (N, 1), roughness (N, 1)."""
 
@@ -137,3 +136,19 @@ def _sphere_mlp(inputs: int, width: int, outputs: int, radius: float) -> nn.Sequ
         last.bias[0] = -radius
     layers = [nn.utils.parametrizations.weight_norm(layer) for layer in (first, second, last)]
     return nn.Sequential(layers[0], nn.Softplus(beta=100), layers[1], nn.Softplus(beta=100), layers[2])
+
+
+def new_field(settings: Config, n_views: int) -> Field:
+    """A field as training begins with it; the seed decides."""
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        return Field(settings, n_views)
+
+
+def eyeballs(field: Field) -> assets.Asset:
+    """The field's eyeballs as surfaces of grey, in the capture's unit."""
+    if not field.config.eyes.enabled:
+        return {}
+    bound, grey = field.config.data.bound, torch.full((2, 2, 3), 0.5)
+    centres, radius = field.eye_centres.detach() * bound, float(field.eye_radius.detach()) * bound
+    return {part: assets.eyeball(centre, radius, grey) for part, centre in zip(("left", "right"), centres)}

@@ -10,7 +10,7 @@ from recon4d import InputError
 from recon4d.color import srgb_from_linear
 from recon4d.files import write_bytes
 
-from eyeball_relight.asset import Asset, Surface
+from eyeball_relight.assets import Asset, Surface
 
 FLOAT, UNSIGNED = 5126, 5125  # component types
 VERTICES, INDICES = 34962, 34963  # targets of buffer views
@@ -21,7 +21,7 @@ def split_vertices(surface: Surface) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """Positions, normals, texture coordinates (v down) and triangles with one index for all, as glTF wants."""
     pairs = np.stack([surface.faces.numpy().ravel(), surface.ft.numpy().ravel()], 1)
     unique, index = np.unique(pairs, axis=0, return_inverse=True)
-    uv = surface.vt.numpy()[unique[:, 1]] * np.float32([1, -1]) + np.float32([0, 1])
+    uv = surface.vt.numpy()[unique[:, 1]] * np.array([1, -1], np.float32) + np.array([0, 1], np.float32)
     normals = surface.normals.numpy()[unique[:, 0]]
     normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
     return surface.vertices.numpy()[unique[:, 0]], normals, uv, index.reshape(-1, 3).astype(np.uint32)

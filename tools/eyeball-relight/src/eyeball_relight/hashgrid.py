@@ -6,14 +6,23 @@ one job of `share`, so no two threads write to the same table, and a level's tab
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from numba import njit
+from recon4d import InputError
+from recon4d.cli import pick_device
 from recon4d.numba_setup import announce_compile, share
 from torch import Tensor
 
-PRIMES = (1, 2654435761, 805459861)
+PRIMES = (1, 2654435761, 805459861)  # of the hash of a corner (Müller et al. 2022, equation 4)
+
+
+def check_device(name: str) -> None:
+    """Raise InputError for a device that the kernels do not run on, which is any but the CPU (cpu, auto or 0)."""
+    if pick_device("cpu" if name in ("auto", "0") else name).type != "cpu":
+        raise InputError(f"--device {name}: training and export run on the CPU only; use cpu")
 
 
 def resolutions(coarsest: int, finest: int, levels: int) -> list[int]:
@@ -23,15 +32,15 @@ def resolutions(coarsest: int, finest: int, levels: int) -> list[int]:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _row(x, y, z, side, entries):
+def _row(x: int, y: int, z: int, side: int, entries: int) -> int:
     """Where corner (x, y, z) of a level with `side` corners per axis is stored."""
     if side * side * side <= entries:
         return (z * side + y) * side + x
-    return (x ^ (y * 2654435761) ^ (z * 805459861)) & (entries - 1)
+    return (x * PRIMES[0] ^ y * PRIMES[1] ^ z * PRIMES[2]) & (entries - 1)
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _axis(coordinate, resolution):
+def _axis(coordinate: float, resolution: int) -> tuple[int, float, float, float]:
     """Cell, and smoothstep weight with its first and second derivative by the coordinate."""
     scaled = coordinate * resolution
     cell = min(max(math.floor(scaled), 0), resolution - 1)
@@ -45,7 +54,7 @@ def _axis(coordinate, resolution):
 
 
 @njit(cache=True, nogil=True)
-def forward_level(x, table, resolution, out):
+def forward_level(x: np.ndarray, table: np.ndarray, resolution: int, out: np.ndarray) -> None:
     """out (N, F) of points x (N, 3) in [0, 1] and one level's table (entries, F)."""
     entries, features = table.shape
     for n in range(len(x)):
@@ -63,7 +72,16 @@ def forward_level(x, table, resolution, out):
 
 
 @njit(cache=True, nogil=True)
-def backward_level(x, table, resolution, grad_out, grad_table, grad_x, by_table, by_x):
+def backward_level(
+    x: np.ndarray,
+    table: np.ndarray,
+    resolution: int,
+    grad_out: np.ndarray,
+    grad_table: np.ndarray,
+    grad_x: np.ndarray,
+    by_table: bool,
+    by_x: bool,
+) -> None:
     """Add to grad_table (entries, F) and set grad_x (N, 3), from grad_out (N, F); each only where asked for."""
     entries, features = table.shape
     for n in range(len(x)):
@@ -91,7 +109,17 @@ def backward_level(x, table, resolution, grad_out, grad_table, grad_x, by_table,
 
 
 @njit(cache=True, nogil=True)
-def double_backward_level(x, table, resolution, grad_out, upstream, grad_table, grad_grad_out, grad_x, by_x):
+def double_backward_level(
+    x: np.ndarray,
+    table: np.ndarray,
+    resolution: int,
+    grad_out: np.ndarray,
+    upstream: np.ndarray,
+    grad_table: np.ndarray,
+    grad_grad_out: np.ndarray,
+    grad_x: np.ndarray,
+    by_x: bool,
+) -> None:
     """Derivatives of sum(upstream * grad_x), with grad_x as `backward_level` sets it and upstream (N, 3).
 
     Adds to grad_table (entries, F); sets grad_grad_out (N, F), and grad_x (N, 3) where asked for.
@@ -127,7 +155,7 @@ def double_backward_level(x, table, resolution, grad_out, upstream, grad_table, 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, table, resolution):
+    def forward(ctx: Any, x: Tensor, table: Tensor, resolution: tuple[int, ...]) -> Tensor:
         announce_compile("the hash grid", 12, forward_level)
         levels, _, features = table.shape
         out = np.empty((levels, len(x), features), _type(x))
@@ -138,7 +166,7 @@ class _Encode(torch.autograd.Function):
         return _features_last(out)
 
     @staticmethod
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None]:
         x, table = ctx.saved_tensors
         grad_x, grad_table = _EncodeBackward.apply(x, table, grad_out, ctx.resolution, *ctx.needs_input_grad[:2])
         return grad_x, grad_table, None
@@ -148,7 +176,9 @@ class _EncodeBackward(torch.autograd.Function):
     """The gradient, whose part by x is differentiable again; the part by the table is not."""
 
     @staticmethod
-    def forward(ctx, x, table, grad_out, resolution, by_x, by_table):
+    def forward(
+        ctx: Any, x: Tensor, table: Tensor, grad_out: Tensor, resolution: tuple[int, ...], by_x: bool, by_table: bool
+    ) -> tuple[Tensor, Tensor]:
         levels, _, features = table.shape
         xs, tables, upstream = _array(x), _array(table), _levels_first(grad_out, levels, features)
         grad_table = np.zeros(table.shape if by_table else (levels, 0, 0), tables.dtype)
@@ -167,7 +197,7 @@ class _EncodeBackward(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, upstream, _):
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, table, grad_out = ctx.saved_tensors
         levels, _, features = table.shape
         xs, tables, towards = _array(x), _array(table), _array(upstream)
@@ -194,7 +224,7 @@ class _EncodeBackward(torch.autograd.Function):
         return by_position, torch.from_numpy(grad_table), _features_last(grad_grad_out), None, None, None
 
 
-def _type(x: Tensor):
+def _type(x: Tensor) -> type[np.floating]:
     return np.float64 if x.dtype == torch.float64 else np.float32
 
 

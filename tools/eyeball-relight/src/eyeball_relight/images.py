@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from recon4d import InputError
 from recon4d.files import atomic_path
+from torch import Tensor
 
 
 def read(path: str | Path, channels: int) -> np.ndarray:
@@ -22,10 +23,10 @@ def read(path: str | Path, channels: int) -> np.ndarray:
     if image is None or image.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path} is not a readable 8- or 16-bit image; write it again")
     image = image[..., ::-1] if channels == 3 else image[..., None]
-    return image.astype(np.float32) / np.iinfo(image.dtype if image.dtype == np.uint16 else np.uint8).max
+    return image.astype(np.float32) / (65535 if image.dtype == np.uint16 else 255)
 
 
-def write(path: str | Path, image: np.ndarray, bits: int = 8) -> None:
+def write(path: str | Path, image: np.ndarray | Tensor, bits: int = 8) -> None:
     """Write values in [0, 1], (H, W), (H, W, 1) or (H, W, 3) RGB, as PNG of 8 or 16 bits, atomically."""
     image = np.atleast_3d(np.asarray(image, np.float32))
     top, kind = (255, np.uint8) if bits == 8 else (65535, np.uint16)

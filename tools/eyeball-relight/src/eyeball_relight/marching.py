@@ -39,7 +39,7 @@ def update_grid(grid: Tensor, field: Field, active: list[int], number: int) -> N
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _distance(grid, centres, radius, x, y, z):
+def _distance(grid: np.ndarray, centres: np.ndarray, radius: float, x: float, y: float, z: float) -> float:
     size = len(grid) - 1
     u, v, w = (x + 1) * 0.5 * size, (y + 1) * 0.5 * size, (z + 1) * 0.5 * size
     i, j, k = min(max(int(u), 0), size - 1), min(max(int(v), 0), size - 1), min(max(int(w), 0), size - 1)
@@ -58,7 +58,20 @@ def _distance(grid, centres, radius, x, y, z):
 
 
 @njit(cache=True, nogil=True)
-def _march(grid, centres, radius, beta, origins, directions, wanted, jitter, edges, hit, first, last):
+def _march(
+    grid: np.ndarray,
+    centres: np.ndarray,
+    radius: float,
+    beta: float,
+    origins: np.ndarray,
+    directions: np.ndarray,
+    wanted: np.ndarray,
+    jitter: np.ndarray,
+    edges: np.ndarray,
+    hit: np.ndarray,
+    first: int,
+    last: int,
+) -> None:
     """For rays first..last: the edges of `edges.shape[1] - 1` bins of about equal opacity, and whether it hits."""
     size = len(grid) - 1
     step = 1.0 / size  # half a cell
@@ -100,7 +113,6 @@ def _march(grid, centres, radius, beta, origins, directions, wanted, jitter, edg
             continue
         # a little everywhere, so that a surface can appear where none is yet
         spare = (0.02 + 0.3 * (1 - min(total, 1.0))) / (time - near) if wanted[ray] else 0.0
-        whole = total
         for i in range(count):
             mass[i] += spare * (times[i + 1] - times[i])
         whole = 0.0

@@ -7,7 +7,7 @@ import torch
 from recon4d import InputError, mesh
 from recon4d.files import write_text
 
-from eyeball_relight.asset import Surface
+from eyeball_relight.assets import Surface
 
 
 def write(path: Path, surface: Surface, material: str | None = None) -> None:

@@ -1,8 +1,8 @@
 """Poses that other programs found: Metashape XML, COLMAP text and binary, nerfstudio's transforms.json."""
 
-import json
 import struct
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,11 @@ import roma
 import torch
 from recon4d import InputError, cameras
 from recon4d.cameras import Camera
-from recon4d.cli import progress
+from recon4d.cli import claim_output, progress
 from recon4d.files import write_text
 from torch import Tensor
 
-from eyeball_relight import capture, images
+from eyeball_relight import captures, images, transforms
 
 # COLMAP's camera models: number, parameters, and where fx, fy, cx, cy and OpenCV's k1, k2, p1, p2 are among them
 COLMAP_MODELS = {
@@ -28,7 +28,11 @@ COLMAP_MODELS = {
 }
 
 
-@dataclass(frozen=True)
+Model = tuple[str, int, int, list[float]]  # of a COLMAP camera: name, width, height, parameters
+Entry = tuple[list[float], list[float], int, str]  # of a COLMAP picture: quaternion wxyz, translation, camera, name
+
+
+@dataclass(frozen=True, eq=False)
 class Poses:
     """N pictures of one camera. files: names. camera: OpenCV axes, world_to_camera (N, 4, 4) float64.
 
@@ -40,9 +44,11 @@ class Poses:
     distortion: np.ndarray
 
 
-def _camera(fx: float, fy: float, cx: float, cy: float, pose: Tensor, width: int, height: int) -> Camera:
+def _camera(pinhole: Sequence[float], pose: Tensor, width: int, height: int) -> Camera:
+    """A camera of fx, fy, cx, cy."""
+    fx, fy, cx, cy = pinhole
     K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
-    return Camera(K, pose.double(), int(width), int(height))
+    return Camera(K, pose.double(), width, height)
 
 
 def read_metashape(path: Path) -> Poses:
@@ -54,17 +60,17 @@ def read_metashape(path: Path) -> Poses:
     """
     try:
         root = ElementTree.parse(path).getroot()
-        sensors = [s for s in root.iter("sensor") if s.find("calibration") is not None]
-        if len(sensors) != 1:
-            raise InputError(f"{path} has {len(sensors)} calibrated sensors; export the cameras of one")
-        calibration = sensors[0].find("calibration")
-        resolution = calibration.find("resolution")
-        width, height = int(resolution.get("width")), int(resolution.get("height"))
+        calibrations = [c for s in root.iter("sensor") if (c := s.find("calibration")) is not None]
+        if len(calibrations) != 1:
+            raise InputError(f"{path} has {len(calibrations)} calibrated sensors; export the cameras of one")
+        (calibration,) = calibrations
+        size = {key: int(value) for node in calibration.iter("resolution") for key, value in node.items()}
+        width, height = size["width"], size["height"]
         terms = {node.tag: float(node.text) for node in calibration if node.text and node.text.strip()}
         if terms.get("k4") or terms.get("b2"):
             raise InputError(f"{path} has k4 or b2; calibrate with f, cx, cy, k1, k2, k3, p1, p2, b1 alone")
-        found = [(c.get("label"), c.find("transform")) for c in root.iter("camera")]
-        found = [(label, np.array(t.text.split(), float).reshape(4, 4)) for label, t in found if t is not None]
+        placed = [(c.attrib["label"], c.findtext("transform")) for c in root.iter("camera")]
+        found = [(label, np.array(text.split(), float).reshape(4, 4)) for label, text in placed if text is not None]
         focal = terms["f"]
     except (ElementTree.ParseError, AttributeError, KeyError, ValueError, TypeError) as error:
         if isinstance(error, InputError):
@@ -73,7 +79,7 @@ def read_metashape(path: Path) -> Poses:
     k1, k2, k3, p1, p2, b1 = (terms.get(key, 0.0) for key in ("k1", "k2", "k3", "p1", "p2", "b1"))
     middle = (width / 2 + terms.get("cx", 0.0), height / 2 + terms.get("cy", 0.0))
     pose = torch.linalg.inv(torch.from_numpy(np.stack([m for _, m in found]))) if found else torch.zeros(0, 4, 4)
-    camera = _camera(focal + b1, focal, *middle, pose, width, height)
+    camera = _camera((focal + b1, focal, *middle), pose, width, height)
     return Poses([label for label, _ in found], camera, np.array([k1, k2, p2, p1, k3]))
 
 
@@ -101,18 +107,18 @@ def read_colmap(folder: Path) -> Poses:
     q = torch.tensor([entry[0] for entry in entries], dtype=torch.float64)
     pose[:, :3, :3] = roma.unitquat_to_rotmat(torch.nn.functional.normalize(q, dim=1)[:, [1, 2, 3, 0]])
     pose[:, :3, 3] = torch.tensor([entry[1] for entry in entries], dtype=torch.float64)
-    camera = _camera(*(values[i] for i in pinhole), pose, width, height)
+    camera = _camera([values[i] for i in pinhole], pose, width, height)
     return Poses([entry[3] for entry in entries], camera, distortion)
 
 
-def _model(name: str, width: int, height: int, values: list[float]) -> tuple[str, int, int, list[float]]:
+def _model(name: str, width: int, height: int, values: list[float]) -> Model:
     if name not in COLMAP_MODELS:
         raise InputError(f"COLMAP's camera model {name} is not supported; use one of {', '.join(COLMAP_MODELS)}")
     return name, width, height, values
 
 
-def _colmap_cameras_txt(path: Path) -> dict:
-    out = {}
+def _colmap_cameras_txt(path: Path) -> dict[int, Model]:
+    out: dict[int, Model] = {}
     for line in path.read_text().splitlines():
         if line.strip() and not line.startswith("#"):
             number, name, width, height, *values = line.split()
@@ -120,7 +126,7 @@ def _colmap_cameras_txt(path: Path) -> dict:
     return out
 
 
-def _colmap_images_txt(path: Path) -> list:
+def _colmap_images_txt(path: Path) -> list[Entry]:
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     out = []
     for line in lines[::2]:  # every second line lists points, and may be empty
@@ -130,8 +136,9 @@ def _colmap_images_txt(path: Path) -> list:
     return out
 
 
-def _colmap_cameras_bin(path: Path) -> dict:
-    data, at, out = path.read_bytes(), 8, {}
+def _colmap_cameras_bin(path: Path) -> dict[int, Model]:
+    data, at = path.read_bytes(), 8
+    out: dict[int, Model] = {}
     names = {number: (name, count) for name, (number, count, _, _) in COLMAP_MODELS.items()}
     for _ in range(struct.unpack_from("<Q", data)[0]):
         number, model, width, height = struct.unpack_from("<iiQQ", data, at)
@@ -143,8 +150,9 @@ def _colmap_cameras_bin(path: Path) -> dict:
     return out
 
 
-def _colmap_images_bin(path: Path) -> list:
-    data, at, out = path.read_bytes(), 8, []
+def _colmap_images_bin(path: Path) -> list[Entry]:
+    data, at = path.read_bytes(), 8
+    out: list[Entry] = []
     for _ in range(struct.unpack_from("<Q", data)[0]):
         values = struct.unpack_from("<i7di", data, at)
         end = data.index(b"\0", at + 64)
@@ -157,24 +165,10 @@ def _colmap_images_bin(path: Path) -> list:
 
 
 def read_nerfstudio(path: Path) -> Poses:
-    """nerfstudio's transforms.json: OpenGL camera-to-world, intrinsics and k1, k2, p1, p2, k3 once for all frames."""
-    try:
-        data = json.loads(path.read_text(errors="replace"))
-        frames = data["frames"]
-        pose = torch.tensor([frame["transform_matrix"] for frame in frames], dtype=torch.float64)
-        if pose.shape[1:] != (4, 4):
-            raise ValueError(f"matrices of shape {tuple(pose.shape[1:])}")
-        files = [frame["file_path"] for frame in frames]
-        numbers = [float(data[key]) for key in ("fl_x", "fl_y", "cx", "cy")]
-        camera = _camera(*numbers, cameras.from_opengl(pose), data["w"], data["h"])
-        distortion = np.array([float(data.get(key, 0)) for key in ("k1", "k2", "p1", "p2", "k3")])
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path} is not a readable transforms.json of one camera ({error!r}); write it again"
-        ) from error
-    return Poses(files, camera, distortion)
+    """nerfstudio's transforms.json: OpenGL camera-to-world, intrinsics and lens once for all frames."""
+    found = transforms.read(path)
+    camera = Camera(found.K, cameras.from_opengl(found.poses), found.width, found.height)
+    return Poses(found.files, camera, found.distortion)
 
 
 def read(source: Path) -> Poses:
@@ -215,34 +209,43 @@ def normalised(camera: Camera, size: float) -> tuple[Camera, float]:
     return Camera(camera.K, moved, camera.width, camera.height), 1 / half
 
 
-def import_capture(source: Path, pictures: Path, masks: Path | None, out: Path, size: float) -> dict:
+def import_capture(
+    source: str | Path,
+    pictures: str | Path,
+    masks: str | Path | None,
+    out: str | Path,
+    cube: float = 1.0,
+    force: bool = False,
+) -> dict:
     """Write a capture in our layout: undistorted pictures and masks, `transforms.json`, `config.yaml`; a summary.
 
     Args:
-        pictures, masks: folders whose files are named as in `source`. size: see `normalised`.
+        source: Metashape's XML, a COLMAP model's folder, or nerfstudio's transforms.json or its folder.
+        pictures, masks: folders whose files are named as in `source`.
+        cube: side of the head's cube as a share of the picture's shorter side; see `normalised`.
+        force: write into a folder that is not empty.
 
     Raises:
-        InputError: pictures that are missing or of another size than the poses say.
+        InputError: unreadable poses; pictures that are missing or of another size than the poses say.
     """
+    out, source, pictures = claim_output(out, force), Path(source), Path(pictures)
+    masks = None if masks is None else Path(masks)
     poses = read(source)
     for folder in (pictures, masks):
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder} is not a folder; give the folder of the pictures that {source.name} names")
-    camera, scale = normalised(poses.camera, size)
+    camera, scale = normalised(poses.camera, cube)
     K = camera.K.numpy()
     # OpenCV counts pixels from their centres
     opencv = K - np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
-    stems = [
-        Path(file).stem if Path(file).suffix.lower() in (".png", ".jpg", ".jpeg") else Path(file).name
-        for file in poses.files
-    ]
+    stems = list(map(transforms.stem, poses.files))
     if len(set(stems)) < len(stems):
         raise InputError(f"{source} names two pictures alike; rename them")
     for stem in progress(stems, "importing"):
         for folder, name, channels in ((pictures, "image", 3), (masks, "mask", 1)):
             if folder is None:
                 continue
-            path = capture.find(folder, stem)
+            path = captures.find(folder, stem)
             if path is None:
                 raise InputError(f"{folder} has no picture {stem} that {source.name} names; add it")
             picture = images.read(path, channels)
@@ -254,7 +257,7 @@ def import_capture(source: Path, pictures: Path, masks: Path | None, out: Path, 
             if poses.distortion.any():
                 picture = np.atleast_3d(cv2.undistort(picture, opencv, poses.distortion))
             images.write(out / name / f"{stem}.png", picture)
-    capture.write_poses(out, [f"image/{stem}.png" for stem in stems], camera)
+    captures.write_poses(out, [f"image/{stem}.png" for stem in stems], camera)
     write_text(out / "config.yaml", "data:\n  bound: 1.0\n")
     write_text(out / "config_wo-hybrid.yaml", "data:\n  bound: 1.0\neyes:\n  enabled: false\n")
     return {"frames": len(stems), "width": camera.width, "height": camera.height, "scale": scale, "folder": str(out)}

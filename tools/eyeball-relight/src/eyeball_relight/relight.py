@@ -2,22 +2,68 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import roma
 import torch
-from recon4d import InputError, cameras, mesh
+from recon4d import InputError, cameras, mesh, video
 from recon4d.cameras import Camera
+from recon4d.cli import claim_output, progress
+from recon4d.color import linear_from_srgb
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from eyeball_relight import asset as assets
-from eyeball_relight.asset import Asset, Pixels
-from eyeball_relight.export import Lights
+from eyeball_relight import assets, exports, images
+from eyeball_relight.assets import Asset, Pixels
+from eyeball_relight.exports import Lights
 
 SUPERSAMPLING = 2
+
+
+def write_relit(
+    asset: str | Path,
+    out: str | Path,
+    mode: str = "light",
+    environment: str | Path | None = None,
+    frames: int = 60,
+    fps: float = 25.0,
+    size: int = 512,
+    force: bool = False,
+) -> dict:
+    """Render an exported asset, given by its folder, under another light; returns what was written.
+
+    Args:
+        out: a video if it ends in .mp4, else a folder of pictures.
+        mode: what moves: `light`, a point light; `environment`, around the asset; `turntable`, camera and flash.
+        environment: an equirectangular picture, .hdr or 8-bit, for that mode.
+        size: longer side in pixels.
+        force: replace a file, write into a folder that is not empty.
+
+    Raises:
+        InputError: an asset or environment that is not readable; an occupied output.
+    """
+    if (mode == "environment") != (environment is not None):
+        raise InputError("--environment PICTURE goes with --mode environment, and only with it")
+    out = claim_output(out, force)
+    found, lights = exports.read(Path(asset))
+    scale = size / max(lights.front.width, lights.front.height)
+    camera = lights.front.resized(*(2 * round(side * scale / 2) for side in (lights.front.width, lights.front.height)))
+    if environment is not None:
+        pictures = turning_environment(found, camera, read_environment(Path(environment)), frames)
+    elif mode == "turntable":
+        pictures = turntable(found, lights, camera, frames)
+    else:
+        pictures = moving_light(found, lights, camera, frames)
+    pictures = progress(pictures, "rendering", frames)
+    if out.suffix.lower() == ".mp4":
+        video.write_mp4(out, ((picture * 255 + 0.5).byte().numpy() for picture in pictures), fps)
+    else:
+        for i, picture in enumerate(pictures):
+            images.write(out / f"{i:04d}.png", picture.numpy())
+    return {"frames": frames, "width": camera.width, "height": camera.height, "out": str(out)}
 
 
 def read_environment(path: Path) -> Tensor:
@@ -25,8 +71,6 @@ def read_environment(path: Path) -> Tensor:
 
     The middle of the picture is what lies in front of the face; up is up. Raises InputError for an unreadable file.
     """
-    from recon4d.color import linear_from_srgb
-
     if not path.is_file():
         raise InputError(f"--environment {path} does not exist")
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
@@ -112,12 +156,8 @@ def moving_light(asset: Asset, lights: Lights, camera: Camera, n: int) -> Iterat
         angle, tilt = 2 * math.pi * i / n, math.radians(50)
         local = torch.tensor([math.sin(angle) * math.sin(tilt), math.cos(angle) * math.sin(tilt), math.cos(tilt)])
         at = middle + distance * (local @ axes)
-        yield assets.picture(
-            asset,
-            camera,
-            lambda p, at=at: assets.lit_by_point(p, asset, camera.center, at, lights.intensity),
-            SUPERSAMPLING,
-        )[0]
+        shade = partial(assets.lit_by_point, asset=asset, eye=camera.center, light=at, intensity=lights.intensity)
+        yield assets.picture(asset, camera, shade, SUPERSAMPLING)[0]
 
 
 def turning_environment(asset: Asset, camera: Camera, environment: Tensor, n: int) -> Iterator[Tensor]:
@@ -126,9 +166,8 @@ def turning_environment(asset: Asset, camera: Camera, environment: Tensor, n: in
     for i in range(n):
         spin = roma.rotvec_to_rotmat(torch.tensor([0.0, 2 * math.pi * i / n, 0.0]))
         turn = spin @ frame_of(camera)
-        yield assets.picture(
-            asset, camera, lambda p, turn=turn: lit_by_environment(p, camera.center, mips, light, turn), SUPERSAMPLING
-        )[0]
+        shade = partial(lit_by_environment, eye=camera.center, mips=mips, light=light, turn=turn)
+        yield assets.picture(asset, camera, shade, SUPERSAMPLING)[0]
 
 
 def turntable(asset: Asset, lights: Lights, camera: Camera, n: int, reach: float = 60.0) -> Iterator[Tensor]:
@@ -141,6 +180,5 @@ def turntable(asset: Asset, lights: Lights, camera: Camera, n: int, reach: float
         pose = torch.eye(4)
         pose[:] = cameras.look_at(eye, middle, axes[1])
         view = Camera(camera.K, pose, camera.width, camera.height)
-        yield assets.picture(
-            asset, view, lambda p, eye=eye: assets.lit_by_flash(p, eye, lights.intensity), SUPERSAMPLING
-        )[0]
+        shade = partial(assets.lit_by_flash, eye=eye, intensity=lights.intensity)
+        yield assets.picture(asset, view, shade, SUPERSAMPLING)[0]

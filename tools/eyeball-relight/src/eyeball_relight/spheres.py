@@ -7,18 +7,22 @@ a linear least-squares problem; what it leaves over is minimised by centre and r
 Pereyra 1973).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from recon4d import InputError
 from recon4d.cameras import Camera
 from scipy.optimize import least_squares
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from eyeball_relight import asset as assets
-from eyeball_relight import brdf
+from eyeball_relight import assets, brdf
+from eyeball_relight.captures import Capture
+from eyeball_relight.field import Field
+from eyeball_relight.rays import rays_through
 
 TEXELS = 24  # per side of the map of an eyeball's front
 SAMPLES = 2  # rays per side of a pixel
@@ -32,7 +36,7 @@ NOISE = 0.02  # of pixels; larger residuals count less (soft L1)
 ODD = 0.06  # linear; pixels farther from the map than this hardly shape it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Seen:
     """P pixels of an eye, S rays through each.
 
@@ -102,8 +106,8 @@ def residuals(
     one = torch.ones_like(time)
     rough, arriving = assets.EYE_ROUGHNESS * one, intensity / time**2
     matt = (brdf.reflect_flash(normal, -seen.direction, one, 0 * one, rough) * arriving + room)[:, 0].numpy()
-    shine = brdf.reflect_flash(normal, -seen.direction, 0 * one, assets.EYE_SPECULAR * one, rough) * arriving
-    shine = shine.view(-1, parts).mean(1).numpy()
+    glossy = brdf.reflect_flash(normal, -seen.direction, 0 * one, assets.EYE_SPECULAR * one, rough) * arriving
+    shine = glossy.view(-1, parts).mean(1).numpy()
 
     at = ((normal @ seen.front[:2].T).numpy() / 2 + 0.5) * TEXELS - 0.5
     low = np.clip(np.floor(at).astype(int), 0, TEXELS - 2)
@@ -179,3 +183,59 @@ def fit(
     )
     centres, radius = spheres(found.x)
     return torch.stack(centres).float(), radius
+
+
+def place_eyes(field: Field, capture: Capture, intensity: Tensor, log: Callable[[str], None]) -> None:
+    """Set the field's eyeballs behind their landmarks, or behind the middle of their masks, in place.
+
+    Where the masks have enough pixels, centres and radius are then those that explain the pictures best.
+
+    Raises InputError when there is neither.
+    """
+    data, radius = field.config.data, field.eye_radius.detach()
+    middle, fronts = capture.camera.center.mean(0) / data.bound, []
+    masks = (capture.left, capture.right)
+    for k, (points, mask, side) in enumerate(zip((data.left_eye_ldm, data.right_eye_ldm), masks, ("left", "right"))):
+        front = torch.tensor(points).mean(0) if points else mask_centre(capture, mask, side)
+        fronts.append(front / data.bound)
+        with torch.no_grad():
+            field.eye_centres[k] = fronts[k] - radius * normalize(middle - fronts[k], dim=0)
+    if min(int((m[capture.trained] > 127).sum()) for m in masks) < FEWEST_PIXELS:
+        log("the eye masks are too small to fit spheres to; the eyeballs begin behind their middles")
+        return
+    low, high = field.config.eyes.radius
+    centres, fitted = fit(
+        capture.camera,
+        capture.image,
+        masks,
+        capture.trained,
+        torch.stack(fronts) * data.bound,
+        (low, high),
+        float(intensity.mean()),
+    )
+    log(f"eyeballs: radius {fitted:.4g}, centres " + ", ".join(str([round(x, 4) for x in c]) for c in centres.tolist()))
+    share = min(max((fitted - low) / (high - low), 0.02), 0.98)
+    with torch.no_grad():
+        field.eye_centres[:] = centres / data.bound
+        field.eye_radius_logit.fill_(float(np.log(share / (1 - share))))
+
+
+def mask_centre(capture: Capture, masks: Tensor, side: str) -> Tensor:
+    """The point (3,) nearest to the rays through the middles of an eye's masks, in the capture's unit.
+
+    Raises InputError, naming the `side`, where fewer than three views have a mask.
+    """
+    picked = []
+    for i in capture.trained:
+        rows, columns = (masks[i] > 127).nonzero(as_tuple=True)
+        if len(rows) >= 8:
+            row, column = int(rows.float().mean()), int(columns.float().mean())
+            picked.append((i * capture.camera.height + row) * capture.camera.width + column)
+    if len(picked) < 3:
+        raise InputError(
+            f"the {side} eye has no landmarks (data.{side}_eye_ldm) and masks in fewer than three views; "
+            "run eyeball-landmarks and render-eye-mask, or set eyes.enabled to false"
+        )
+    rays = rays_through(capture, 1.0, torch.tensor(picked))
+    across = torch.eye(3) - rays.direction[:, :, None] * rays.direction[:, None]
+    return torch.linalg.solve(across.sum(0), (across @ rays.origin[:, :, None]).sum(0)[:, 0])

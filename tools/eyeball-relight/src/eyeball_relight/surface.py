@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from eyeball_relight import marching
-from eyeball_relight.asset import Asset
-from eyeball_relight.capture import Capture
+from eyeball_relight.assets import Asset
+from eyeball_relight.captures import Capture
 from eyeball_relight.field import Field
 
 COARSE = 4  # fine cells per coarse one

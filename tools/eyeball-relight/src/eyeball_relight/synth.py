@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -10,22 +11,22 @@ import roma
 import torch
 from recon4d import InputError, cameras, mesh
 from recon4d.cameras import Camera
-from recon4d.cli import progress
+from recon4d.cli import claim_output, progress
 from recon4d.color import linear_from_srgb
 from recon4d.files import write_npz, write_text
-from recon4d.head import HeadModel
+from recon4d.head import HeadModel, load, with_uv
 from recon4d.synthetic import random_albedo, smooth_noise
 from torch import Tensor
 
-from eyeball_relight import asset as assets
-from eyeball_relight import capture, images, objfile
-from eyeball_relight.asset import Asset, Pixels, Surface
+from eyeball_relight import assets, captures, images, objfile
+from eyeball_relight.assets import Asset, Pixels, Surface
 
 DISTANCE = 0.45  # metres from the head's middle to the camera
 BOUND = 0.19  # half the side of the cube that holds the head, metres
 INTENSITY = 1.15 * math.pi * DISTANCE**2  # a white surface that faces the camera is a little over-exposed
 SUPERSAMPLING = 4
 EYE_SIZE = 256  # texels per side of an eyeball's map
+REGIONS = {"left_eye", "right_eye", "scalp", "lips", "face"}  # of the head, by which materials are given
 IRIS, PUPIL, LIMBUS = 0.36, 0.14, 0.05  # radians from the line of sight; width of the dark rim
 RELIGHT = ((-0.25, 0.15, 0.35), (0.3, 0.25, 0.3), (0.0, -0.3, 0.35))  # light positions, metres, for relighting
 
@@ -35,33 +36,32 @@ def head_asset(head: HeadModel, seed: int) -> tuple[Asset, dict]:
 
     The origin is the middle of the head.
     """
-    if head.regions is None or not {"left_eye", "right_eye", "scalp", "lips"} <= set(head.regions):
-        raise InputError(f"{head.name} does not say which vertices are eyes, lips and scalp; use the open head")
+    regions, vt, ft = head.regions, head.vt, head.ft
+    if regions is None or vt is None or ft is None or not set(regions) >= REGIONS:
+        raise InputError(f"{head.name} does not say which vertices are {', '.join(sorted(REGIONS))}; use the open head")
     rng = np.random.default_rng((seed, 5))
     shape = torch.from_numpy((0.6 * rng.standard_normal(head.n_shape)).astype(np.float32))[None]
     vertices = head(shape)[0]
     vertices = vertices - (vertices.amin(0) + vertices.amax(0)) / 2
-    eyes = head.regions["left_eye"] | head.regions["right_eye"]
+    eyes = regions["left_eye"] | regions["right_eye"]
     skin = ~eyes[head.faces].any(1)
     centres, radii = [], []
     for name in ("left_eye", "right_eye"):
-        centres.append(vertices[head.regions[name]].mean(0))
-        radii.append((vertices[head.regions[name]] - centres[-1]).norm(dim=1).mean())
+        centres.append(vertices[regions[name]].mean(0))
+        radii.append((vertices[regions[name]] - centres[-1]).norm(dim=1).mean())
     radius = float(torch.stack(radii).mean())
 
     albedo = linear_from_srgb(random_albedo(head, seed))
-    material = vertex_material(head, vertices)
-    texels = mesh.bake_uv(head.vt, head.ft, albedo.shape[:2])
-    baked = mesh.fill_gutter(texels.interpolate(material, head.faces), texels.mask)
+    gloss = baked(head, vertex_gloss(regions, vertices), len(albedo))
     face = Surface(
         vertices,
         mesh.vertex_normals(vertices, head.faces[skin]),
         head.faces[skin],
-        head.vt,
-        head.ft[skin],
+        vt,
+        ft[skin],
         albedo,
-        baked[..., :1],
-        baked[..., 1:],
+        gloss[..., :1],
+        gloss[..., 1:],
     )
     balls = {
         part: assets.eyeball(centre, radius, iris_texture(seed)) for part, centre in zip(("left", "right"), centres)
@@ -70,15 +70,23 @@ def head_asset(head: HeadModel, seed: int) -> tuple[Asset, dict]:
     return {"face": face, **balls}, truth
 
 
-def vertex_material(head: HeadModel, vertices: Tensor) -> Tensor:
+def vertex_gloss(regions: dict[str, Tensor], vertices: Tensor) -> Tensor:
     """Specular and roughness (V, 2): oily where skin is on forehead and nose, wet lips, matt hair."""
-    x, y, _ = (vertices - vertices[head.regions["face"]].mean(0)).unbind(1)
+    x, y, _ = (vertices - vertices[regions["face"]].mean(0)).unbind(1)
     oily = torch.exp(-((x / 0.03) ** 2) - ((y - 0.02) / 0.06) ** 2)
     specular, roughness = 0.3 + 0.25 * oily, 0.6 - 0.15 * oily
-    lips, scalp = head.regions["lips"], head.regions["scalp"]
+    lips, scalp = regions["lips"], regions["scalp"]
     specular = torch.where(lips, 0.5, torch.where(scalp, 0.0, specular))
     roughness = torch.where(lips, 0.4, torch.where(scalp, 0.8, roughness))
     return torch.stack([specular, roughness], 1)
+
+
+def baked(head: HeadModel, values: Tensor, size: int) -> Tensor:
+    """Values (V, C) at a head's vertices as a map (size, size, C). Raises ValueError without texture coordinates."""
+    if head.vt is None or head.ft is None:
+        raise ValueError(f"{head.name} has no texture coordinates")
+    texels = mesh.bake_uv(head.vt, head.ft, (size, size))
+    return mesh.fill_gutter(texels.interpolate(values, head.faces), texels.mask)
 
 
 def iris_texture(seed: int) -> Tensor:
@@ -136,25 +144,43 @@ def photographer(normals: Tensor, backward: Tensor) -> Tensor:
     return 1 - 0.5 * (normals @ backward).clamp(min=0)[:, None] ** 2
 
 
-def synthesise(folder: Path, head: HeadModel, n: int, size: int, seed: int, light_offset: tuple[float, ...]) -> dict:
-    """Write a capture and its truth into `folder`; returns a summary.
+def synthesise(
+    folder: str | Path,
+    frames: int = 40,
+    size: int = 256,
+    light_offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    head_model: str | Path | None = None,
+    seed: int = 0,
+    force: bool = False,
+) -> dict:
+    """Write a capture of the head model and its truth into `folder`; returns a summary.
 
     Args:
-        light_offset: (3,) metres, where the flash is in the camera's axes.
+        size: pixels per side.
+        light_offset: metres, where the flash is in the camera's axes.
+        head_model: another head with regions; None is the open head.
+        force: replace what is in the folder.
+
+    Raises:
+        InputError: an occupied folder, a head without regions.
     """
+    folder = claim_output(folder, force)
+    head = with_uv(load(head_model))
+    if force and folder.is_dir():
+        shutil.rmtree(folder)
     asset, eyes = head_asset(head, seed)
-    camera, room = orbit(n, size, seed), room_light(seed)
+    camera, room = orbit(frames, size, seed), room_light(seed)
     intensity = torch.full((3,), INTENSITY)
     offset = torch.tensor(light_offset)
-    files = [f"image/{i:04d}.png" for i in range(n)]
-    capture.write_poses(folder, files, camera)
-    scalp = region_map(head, "scalp", asset["face"].diffuse.shape[0])
+    files = [f"image/{i:04d}.png" for i in range(frames)]
+    captures.write_poses(folder, files, camera)
+    scalp = baked(head, (head.regions or {})["scalp"].float()[:, None], len(asset["face"].diffuse))
     seen = torch.zeros(len(asset["face"].faces), dtype=torch.bool)
-    for i in progress(range(n), "rendering", n):
+    for i in progress(range(frames), "rendering", frames):
         view = Camera(camera.K, camera.world_to_camera[i], size, size)
         eye, turn = view.center, view.world_to_camera[:3, :3]
 
-        def shade(pixels: Pixels, eye=eye, turn=turn) -> Tensor:
+        def shade(pixels: Pixels, eye: Tensor = eye, turn: Tensor = turn) -> Tensor:
             if bool(offset.any()):
                 flash = assets.lit_by_point(pixels, asset, eye, eye + turn.T @ offset, intensity)
             else:
@@ -171,25 +197,18 @@ def synthesise(folder: Path, head: HeadModel, n: int, size: int, seed: int, ligh
             images.write(folder / where / name, labels[..., k] > 0.5)
             if k:
                 images.write(folder / "truth" / where / name, labels[..., k] > 0.5)
-        write_truth(folder / "truth" / "views", name, asset, view, intensity, relit=i in capture.held_out(n))
+        write_truth(folder / "truth" / "views", name, asset, view, intensity, relit=i in captures.held_out(frames))
         seen[seen_faces(asset, view)] = True
     for part, surface in asset.items():
         objfile.write(folder / "truth" / f"{part}.obj", surface)
     write_npz(folder / "truth" / "seen.npz", faces=seen.numpy())
-    summary = {"frames": n, "size": size, "seed": seed, "light_offset": list(light_offset)}
+    summary = {"frames": frames, "size": size, "seed": seed, "light_offset": list(light_offset)}
     lights = {"intensity": INTENSITY, "relight": RELIGHT}
     write_text(folder / "truth" / "truth.json", json.dumps(summary | {"eyes": eyes} | lights, indent=2) + "\n")
     config = f"data:\n  bound: {BOUND}\nlight:\n  intensity: {INTENSITY:.6f}\neyes:\n  radius: [0.012, 0.02]\n"
     write_text(folder / "config.yaml", config)
     write_text(folder / "config_wo-hybrid.yaml", config + "  enabled: false\n")
     return summary | {"folder": str(folder)} | eyes
-
-
-def region_map(head: HeadModel, region: str, size: int) -> Tensor:
-    """A region of the head's vertices as a map (size, size, 1)."""
-    texels = mesh.bake_uv(head.vt, head.ft, (size, size))
-    baked = texels.interpolate(head.regions[region].float()[:, None], head.faces)
-    return mesh.fill_gutter(baked, texels.mask)
 
 
 def part_coverage(asset: Asset, scalp: Tensor, view: Camera) -> Tensor:
@@ -219,15 +238,10 @@ def write_truth(folder: Path, name: str, asset: Asset, view: Camera, intensity: 
         picture, _ = assets.picture(
             asset,
             view,
-            partial(point_light, asset=asset, view=view, light=light, intensity=intensity),
+            partial(assets.lit_by_point, asset=asset, eye=view.center, light=torch.tensor(light), intensity=intensity),
             SUPERSAMPLING,
         )
         images.write(folder / f"{stem}_relit{k}.png", picture)
-
-
-def point_light(pixels: Pixels, asset: Asset, view: Camera, light: tuple[float, ...], intensity: Tensor) -> Tensor:
-    """Linear colours (N, 3) of a view under a point light at `light` (3,)."""
-    return assets.lit_by_point(pixels, asset, view.center, torch.tensor(light), intensity)
 
 
 def seen_faces(asset: Asset, view: Camera) -> Tensor:
@@ -239,16 +253,3 @@ def seen_faces(asset: Asset, view: Camera) -> Tensor:
     vertices = torch.cat([s.vertices for s in asset.values()])
     ids = mesh.visibility(view.clip(vertices[None]), torch.cat(faces), (view.height, view.width))[0].unique()
     return ids[(ids >= 0) & (ids < len(asset["face"].faces))].long()
-
-
-def surface_points(vertices: Tensor, faces: Tensor, seed: int, n: int) -> np.ndarray:
-    """n points (n, 3) spread evenly over triangles."""
-    corners = vertices[faces]
-    area = mesh.face_normals(vertices, faces, unit=False).norm(dim=1)
-    generator = torch.Generator().manual_seed(seed)
-    face = torch.multinomial(area, n, replacement=True, generator=generator)
-    a, b = torch.rand(2, n, 1, generator=generator)
-    flip = a + b > 1
-    a, b = torch.where(flip, 1 - a, a), torch.where(flip, 1 - b, b)
-    p, q, r = corners[face].unbind(1)
-    return (p + a * (q - p) + b * (r - p)).numpy()

@@ -8,18 +8,10 @@ from torch.nn.functional import normalize
 
 from eyeball_relight import brdf
 from eyeball_relight.field import Field, Material
+from eyeball_relight.rays import Rays
 
 
-@dataclass(frozen=True)
-class Rays:
-    """R rays in bounds. origin, direction: (R, 3), unit. view: (R,) which picture each belongs to."""
-
-    origin: Tensor
-    direction: Tensor
-    view: Tensor
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """R rays of K points each. Points are flattened to (R K, ...), ray by ray.
 

@@ -1,6 +1,7 @@
 """A relightable asset: surfaces with maps of their material, and pictures of them under any light."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ PARTS = ("face", "left", "right")  # names of an asset's surfaces; left is the p
 EYE_SPECULAR, EYE_ROUGHNESS = 0.2, 0.05  # of every eyeball (Han et al. 2024, section 3.2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Surface:
     """A triangle mesh with maps. V vertices, F triangles, T texture coordinates, maps of N x N texels, row 0 on top.
 
@@ -36,7 +37,7 @@ class Surface:
 Asset = dict[str, Surface]  # keys are of PARTS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pixels:
     """What the N pixels see that see anything, of a picture of height x width.
 
@@ -185,7 +186,9 @@ def unshadowed(pixels: Pixels, asset: Asset, light: Tensor) -> Tensor:
     return share / 9
 
 
-def picture(asset: Asset, camera: Camera, shade, supersampling: int = 2) -> tuple[Tensor, Tensor]:
+def picture(
+    asset: Asset, camera: Camera, shade: Callable[[Pixels], Tensor], supersampling: int = 2
+) -> tuple[Tensor, Tensor]:
     """A picture (H, W, 3) on black, gamma-encoded, and its coverage (H, W, 1), antialiased by supersampling.
 
     Args:

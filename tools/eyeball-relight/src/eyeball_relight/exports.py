@@ -10,20 +10,21 @@ import numpy as np
 import torch
 from recon4d import InputError, mesh
 from recon4d.cameras import Camera
+from recon4d.cli import claim_output
 from recon4d.files import read_npz, write_npz, write_text
 from torch import Tensor
 
-from eyeball_relight import asset as assets
-from eyeball_relight import brdf, gltf, images, objfile, preview, surface, training
-from eyeball_relight.asset import Asset, Surface
-from eyeball_relight.capture import Capture
-from eyeball_relight.field import Field
+from eyeball_relight import assets, brdf, captures, config, gltf, hashgrid, images, objfile, preview, surface
+from eyeball_relight.assets import Asset, Surface
+from eyeball_relight.captures import Capture
+from eyeball_relight.checkpoint import open_field
+from eyeball_relight.field import Field, eyeballs
 
 MAPS = ("diffuse", "specular", "roughness")
 EYE_MAP = 512  # texels per side of an eyeball's map
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lights:
     """What lit the capture: the flash's intensity (3,), the room's light (9, 3) and, per view, its occlusion (V, 9).
 
@@ -80,7 +81,7 @@ def eye_surface(
     axis = (torch.arange(EYE_MAP) + 0.5) / EYE_MAP
     v, u = torch.meshgrid(1 - axis, axis, indexing="ij")
     position = centre + radius * assets.sphere_direction(torch.stack([u, v], -1)).view(-1, 3)
-    both = {"face": face, **training.eyeballs(field)}
+    both = {"face": face, **eyeballs(field)}
     name = assets.PARTS[k + 1]
     seen = torch.zeros(EYE_MAP, EYE_MAP)
     for i in capture.trained:
@@ -101,6 +102,37 @@ def eye_surface(
 
 
 def export(
+    config_path: str | Path,
+    ckpt_path: str | Path,
+    save_visual_dir: str | Path,
+    uv_size: int = 1024,
+    faces: int = 40000,
+    chunk_size: int = 16384,
+    device: str = "cpu",
+    force: bool = False,
+    log: Callable[[str], None] = print,
+) -> dict:
+    """Write a trained run as meshes, maps, eyeballs, asset.glb and preview.html; returns a summary.
+
+    Args:
+        config_path: the capture's `config.yaml`. ckpt_path: the run's `latest.pth`. save_visual_dir: where it goes.
+        uv_size: texels per side. faces: at most so many triangles. chunk_size: points evaluated at once.
+        force: write into a folder that is not empty.
+
+    Raises:
+        InputError: an occupied folder, a checkpoint that is not readable or is of another capture, no surface.
+    """
+    hashgrid.check_device(device)
+    out = claim_output(save_visual_dir, force)
+    folder = config.load(config_path).folder
+    field, intensity, step = open_field(Path(ckpt_path))
+    capture = captures.read(folder, log)
+    if len(field.occlusion) != len(capture):
+        raise InputError(f"{ckpt_path} was trained on {len(field.occlusion)} views and {folder} has {len(capture)}")
+    return export_field(field, step, intensity, capture, out, uv_size, faces, chunk_size, log)
+
+
+def export_field(
     field: Field,
     step: int,
     intensity: Tensor,
@@ -113,7 +145,7 @@ def export(
 ) -> dict:
     """Write the asset of a trained field into `folder`; returns a summary. Raises InputError without a surface."""
     active = field.active(step)
-    eyes = training.eyeballs(field)
+    eyes = eyeballs(field)
     vertices, faces = surface.build(field, active, capture, eyes, field.config.train.mesh_resolution, most_faces, log)
     face = face_surface(field, active, vertices, faces, uv_size, chunk)
     asset = {"face": face}
@@ -191,8 +223,9 @@ def read(folder: Path) -> tuple[Asset, Lights]:
     arrays = read_npz(folder / "light.npz")
     try:
         light = {key: torch.from_numpy(arrays[key]) for key in ("intensity", "ambient", "occlusion")}
-        pose = [torch.from_numpy(arrays[f"front_{key}"]) for key in ("K", "world_to_camera")]
-        front = Camera(*pose, *(int(x) for x in arrays["front_size"]))
+        K, pose = (torch.from_numpy(arrays[f"front_{key}"]) for key in ("K", "world_to_camera"))
+        width, height = (int(x) for x in arrays["front_size"])
+        front = Camera(K, pose, width, height)
         return asset, Lights(**light, scale=float(arrays["scale"]), front=front)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / 'light.npz'} lacks arrays ({error}); export again") from error

@@ -1,0 +1,139 @@
+"""The second phase of training: the extracted surface stays, its material and the room's light fit the pictures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from recon4d import InputError
+from torch import Tensor
+from torch.nn.functional import max_pool2d, normalize
+
+from eyeball_relight import assets, brdf, surface, volume
+from eyeball_relight.captures import Capture
+from eyeball_relight.field import Field, eyeballs
+from eyeball_relight.losses import NEIGHBOUR
+
+SURFACE_PIXELS = 16384  # of a picture in a step
+
+
+@dataclass(frozen=True, eq=False)
+class SurfaceView:
+    """What one picture's pixels see of the extracted surface, away from outlines. Positions in the capture's unit.
+
+    pixel: (N,) flat indices into (V, H, W). view: the picture. part: (N,). position, normal: (N, 3).
+    """
+
+    pixel: Tensor
+    view: int
+    part: Tensor
+    position: Tensor
+    normal: Tensor
+
+
+def surface_views(field: Field, active: list[int], capture: Capture) -> list[SurfaceView]:
+    """The extracted surface as each training view sees it."""
+    vertices, faces = surface.extract(field, active, field.config.train.mesh_resolution, field.level)
+    flat = torch.zeros(2, 2, 1)
+    everything = eyeballs(field) | {
+        "face": assets.Surface(
+            vertices,
+            surface.normals_of(field, vertices, active),
+            faces,
+            torch.zeros(1, 2),
+            torch.zeros_like(faces),
+            flat.expand(2, 2, 3),
+            flat,
+            flat,
+        )
+    }
+    out = []
+    for i in capture.trained:
+        pixels = assets.visible(everything, capture.view(i))
+        labels = pixels.image(pixels.part[:, None] + 1.0)[..., 0]
+        same = max_pool2d(labels[None], 3, 1, 1)[0] == -max_pool2d(-labels[None], 3, 1, 1)[0]
+        inside = (same & (capture.mask[i] == 255)).flatten()[pixels.index]
+        start = i * capture.camera.height * capture.camera.width
+        out.append(
+            SurfaceView(
+                start + pixels.index[inside], i, pixels.part[inside], pixels.position[inside], pixels.normal[inside]
+            )
+        )
+    if not any(len(view.pixel) for view in out):
+        raise InputError("no picture sees the extracted surface inside its mask; check poses and masks")
+    return [view for view in out if len(view.pixel)]
+
+
+def surface_colours(
+    field: Field, capture: Capture, view: SurfaceView, pick: Tensor, active: list[int], intensity: Tensor
+) -> Tensor:
+    """Linear colours (M, 3) of chosen pixels of a view."""
+    bound = field.config.data.bound
+    position = view.position[pick] / bound
+    material = field.material(position, view.part[pick], active)
+    origin = (capture.view(view.view).center / bound).expand_as(position)
+    which = torch.full((len(pick),), view.view)
+    return volume.flash(field, position, origin, view.normal[pick], material, which, intensity)
+
+
+def surface_terms(
+    field: Field,
+    capture: Capture,
+    views: list[SurfaceView],
+    active: list[int],
+    intensity: Tensor,
+    generator: torch.Generator,
+    lpips_weight: float,
+) -> dict[str, Tensor]:
+    """Loss terms of one whole picture; only material and room light have gradients.
+
+    Args:
+        lpips_weight: of the perceptual term; 0 leaves it out, and takes SURFACE_PIXELS of the picture at most.
+    """
+    losses = field.config.losses
+    view = views[int(torch.randint(len(views), (1,), generator=generator))]
+    pick = torch.arange(len(view.pixel))
+    if not lpips_weight and len(pick) > SURFACE_PIXELS:
+        pick = torch.randperm(len(pick), generator=generator)[:SURFACE_PIXELS]
+    colour = surface_colours(field, capture, view, pick, active, intensity)
+    truth = capture.image.view(-1, 3)[view.pixel[pick]].float() / 255
+    # In the picture's own encoding: what is seen is what is compared.
+    rendered = brdf.to_picture(colour)
+    terms = {"pbr": losses.pbr * (rendered - truth).abs().mean()}
+    if lpips_weight:
+        terms["lpips"] = lpips_weight * perceptual(capture, view, rendered)
+    face = view.part[pick] == 0
+    at = view.position[pick][face] / field.config.data.bound
+    if len(at):
+        some = torch.randint(len(at), (min(1024, len(at)),), generator=generator)
+        at, hair = at[some], capture.hair.view(-1)[view.pixel[pick][face][some]].float() / 255
+        beside = at + NEIGHBOUR * normalize(torch.randn(at.shape, generator=generator), dim=-1)
+        zero = torch.zeros(len(at), dtype=torch.long)
+        here, there = field.material(at, zero, active), field.material(beside, zero, active)
+        rough = (here.roughness - there.roughness).abs() + (here.specular - there.specular).abs()
+        terms["roughness"] = losses.roughness * rough.mean()
+        terms["hair"] = losses.hair * (hair * here.specular[:, 0]).mean()
+    return terms
+
+
+def usable_lpips_weight(weight: float, log: Callable[[str], None]) -> float:
+    """The weight of LPIPS: as it is set, or 0 where the network's own weights are missing, which `log` says."""
+    from recon4d import metrics  # torchmetrics takes seconds to import
+
+    if weight:
+        try:
+            metrics.lpips_network()
+        except InputError as error:
+            log(f"training without LPIPS: {error}")
+            return 0.0
+    return weight
+
+
+def perceptual(capture: Capture, view: SurfaceView, rendered: Tensor) -> Tensor:
+    """LPIPS between a whole picture and the same with the view's pixels `rendered` (N, 3)."""
+    from recon4d import metrics
+
+    size = (capture.camera.height, capture.camera.width, 3)
+    truth = capture.image[view.view].float() / 255
+    start = view.view * size[0] * size[1]
+    image = truth.reshape(-1, 3).index_put((view.pixel - start,), rendered).view(size)
+    return metrics.lpips(image.permute(2, 0, 1)[None], truth.permute(2, 0, 1)[None]).mean()
