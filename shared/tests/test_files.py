@@ -111,7 +111,11 @@ def test_input_error_exits_2_with_one_sentence():
 def test_results_are_strict_json(capsys):
     cli.print_result({"a": float("nan"), "b": [1.5, float("-inf")], "c": {"d": (2, None)}})
     said = capsys.readouterr().out
-    assert json.loads(said, parse_constant=lambda word: pytest.fail(word)) == {"a": None, "b": [1.5, None], "c": {"d": [2, None]}}
+    assert json.loads(said, parse_constant=lambda word: pytest.fail(word)) == {
+        "a": None,
+        "b": [1.5, None],
+        "c": {"d": [2, None]},
+    }
 
 
 @tool.command()
@@ -120,7 +124,7 @@ def test_results_are_strict_json(capsys):
 @cli.seed_option
 def work(rate, path, seed):
     if path == "memory":
-        np.empty(1 << 60)
+        np.empty(1 << 50)
     if path == "bug":
         raise KeyError("bug")
     if path == "stop":

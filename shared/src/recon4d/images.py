@@ -17,7 +17,9 @@ MOST_PIXELS = 150_000_000  # of a picture that is read; it is refused before it 
 
 def natural_key(text: str) -> list:
     """Sort key that puts frame10 after frame9."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d{1,4000})", text) if part]
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d{1,4000})", text) if part
+    ]
 
 
 def in_folder(folder: str | Path) -> list[Path]:
@@ -26,9 +28,7 @@ def in_folder(folder: str | Path) -> list[Path]:
     return sorted(paths, key=lambda path: natural_key(path.name))
 
 
-def read(
-    path: str | Path, mode: str = "RGB", *, data: bytes | None = None, upright: bool = True
-) -> np.ndarray:
+def read(path: str | Path, mode: str = "RGB", *, data: bytes | None = None, upright: bool = True) -> np.ndarray:
     """Any picture as uint8: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) L, as `mode` says.
 
     16-bit and float values are scaled to 8 bits, grey becomes RGB, transparency is opaque where there is none and is

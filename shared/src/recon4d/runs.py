@@ -244,9 +244,7 @@ def _locked(out: Path, command: str) -> Iterator[None]:
         Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def _begin(
-    out: Path, command: str, force: bool, resume: bool, names: tuple[str, ...] | None
-) -> tuple[_Listing, bool]:
+def _begin(out: Path, command: str, force: bool, resume: bool, names: tuple[str, ...] | None) -> tuple[_Listing, bool]:
     """The listing of a new run, its names free, and whether it goes on with an earlier one."""
     clear_stale(out)
     listing = _Listing(out, command, names)
