@@ -1,12 +1,21 @@
 """Geometry and rendering shared by the recon4d tools: head models, mesh rendering, Gaussian splatting."""
 
-import os
-
-# Before torch loads OpenMP. Its threads spin for milliseconds after each operation, on the very cores that the
-# renderers' own threads are about to need; with this they sleep after some microseconds.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+import importlib
+from importlib.metadata import version
+from types import ModuleType
 
 from recon4d.files import InputError
 
-__all__ = ["InputError"]
+__version__ = version("recon4d")
+__all__ = ["InputError", "__version__"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Modules as attributes, imported when they are first asked for: `import recon4d; recon4d.head.load()`."""
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f"recon4d.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"recon4d.{name}":
+                raise
+    raise AttributeError(f"module recon4d has no attribute {name}")

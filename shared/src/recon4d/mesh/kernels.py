@@ -14,7 +14,7 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recon4d import numba_setup
+from recon4d import threads
 from recon4d.files import InputError
 
 BLOCK = 16  # rows dealt at a time
@@ -199,7 +199,7 @@ def _raise_if(bad: int) -> None:
 def _deal(ids: np.ndarray) -> list[tuple[int, int]]:
     """Cut the rows of a batch of images into ranges, some per thread."""
     rows = ids.shape[0] * ids.shape[1]
-    parts = min(4 * numba_setup.count(), -(-rows // 8)) if numba_setup.count() > 1 else 1
+    parts = min(4 * threads.count(), -(-rows // 8)) if threads.count() > 1 else 1
     return [(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]
 
 
@@ -209,13 +209,13 @@ def _gather(ids: np.ndarray, own_images: bool, shape: tuple[int, ...], dtype: An
     With `own_images` an image adds only to its own part of the buffer, so that images can share one.
     """
     items, height = ids.shape[:2]
-    count = numba_setup.count()
+    count = threads.count()
     if np.prod(shape) * count > 4 * ids.size:  # clearing and summing the buffers would cost more than they save
         work(0, items * height, total := np.zeros(shape, dtype))
         return total
     if count == 1 or (own_images and items >= count):
         total = np.zeros(shape, dtype)
-        numba_setup.share(lambda item: work(item * height, (item + 1) * height, total), items)
+        threads.share(lambda item: work(item * height, (item + 1) * height, total), items)
         return total
     parts = min(2 * count, items * height)
     buffers = np.zeros((parts, *shape), dtype)
@@ -224,7 +224,7 @@ def _gather(ids: np.ndarray, own_images: bool, shape: tuple[int, ...], dtype: An
         for row in range(part * BLOCK, items * height, parts * BLOCK):
             work(row, min(row + BLOCK, items * height), buffers[part])
 
-    numba_setup.share(block, parts)
+    threads.share(block, parts)
     return buffers.sum(0)
 
 
@@ -236,14 +236,14 @@ class Barycentrics(torch.autograd.Function):
         pos, faces, ids = _numpy(pos_clip), _numpy(tri, torch.int32), _numpy(tri_id, torch.int32)
         bary = np.empty((*ids.shape, 3), np.float32)
         depth = np.empty(ids.shape, np.float32)
-        numba_setup.announce_compile("the mesh interpolator", 5, _bary_rows)
+        threads.announce_compile("the mesh interpolator", 5, _bary_rows)
         ranges = _deal(ids)
         bad = [0] * len(ranges)
 
         def work(part: int) -> None:
             bad[part] = _bary_rows(pos, faces, ids, *ranges[part], bary, depth)
 
-        numba_setup.share(work, len(ranges))
+        threads.share(work, len(ranges))
         _raise_if(any(bad))
         ctx.save_for_backward(pos_clip, tri, tri_id)
         return torch.from_numpy(bary), torch.from_numpy(depth)
@@ -270,14 +270,14 @@ class Interpolate(torch.autograd.Function):
         values, weights = _numpy(attr), _numpy(bary)
         faces, ids = _numpy(tri, torch.int32), _numpy(tri_id, torch.int32)
         out = np.empty((*ids.shape, values.shape[-1]), np.float32)
-        numba_setup.announce_compile("the mesh interpolator", 5, _interpolate_rows)
+        threads.announce_compile("the mesh interpolator", 5, _interpolate_rows)
         ranges = _deal(ids)
         bad = [0] * len(ranges)
 
         def work(part: int) -> None:
             bad[part] = _interpolate_rows(values, faces, ids, weights, *ranges[part], out)
 
-        numba_setup.share(work, len(ranges))
+        threads.share(work, len(ranges))
         _raise_if(any(bad))
         ctx.save_for_backward(attr, bary, tri, tri_id)
         return torch.from_numpy(out)

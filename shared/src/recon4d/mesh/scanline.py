@@ -15,7 +15,7 @@ import math
 import numpy as np
 from numba import njit
 
-from recon4d import numba_setup
+from recon4d import threads
 
 FRACTION = 15  # sub-pixel bits
 STEP = 1 << FRACTION  # one pixel
@@ -349,7 +349,7 @@ def draw(pos, tri, height, width, cull, ids, depth, bands_per_thread=8):
     items, vertices = pos.shape[:2]
     faces = len(tri)
     pos = pos.reshape(-1, 4)
-    count = numba_setup.count()
+    count = threads.count()
     # several bands per thread, so that the load evens out, yet high enough that few triangles span two
     rows = min(max(-(-height // (bands_per_thread * count)), 8), 64)
     bands = -(-height // rows)
@@ -400,13 +400,13 @@ def draw(pos, tri, height, width, cull, ids, depth, bands_per_thread=8):
         )  # fmt: skip
 
     if chunks == 1:
-        numba_setup.share(prepare, items)
+        threads.share(prepare, items)
     else:
-        numba_setup.share(project, items * chunks)
-        numba_setup.share(count_bands, items * chunks)
+        threads.share(project, items * chunks)
+        threads.share(count_bands, items * chunks)
         for item in range(items):
             reserve(item)
-        numba_setup.share(fill, items * chunks)
+        threads.share(fill, items * chunks)
     parts = 1 if items >= 4 * count or count == 1 else min(bands, 4 * count)
-    numba_setup.share(draw_bands, items * parts)
+    threads.share(draw_bands, items * parts)
     return bool(bad[:, 0].any())

@@ -118,14 +118,14 @@ def visibility(
 
 
 def _numba(pos: Tensor, tri: Tensor, height: int, width: int, cull: int) -> tuple[Tensor, Tensor]:
-    from recon4d import numba_setup
+    from recon4d import threads
     from recon4d.mesh import scanline
 
     points = pos.cpu().contiguous().numpy()
     faces = tri.detach().to("cpu", torch.int32).contiguous().numpy()
     tri_id = np.empty((len(points), height * width), np.int32)
     depth = np.empty((len(points), height * width), np.float32)
-    numba_setup.announce_compile("the mesh rasterizer", 10, scanline._draw_bands)
+    threads.announce_compile("the mesh rasterizer", 10, scanline._draw_bands)
     if scanline.draw(points, faces, height, width, cull, tri_id, depth):
         raise InputError(f"tri names vertices outside 0..{pos.shape[1] - 1}; check that it belongs to these vertices")
     shape = (len(points), height, width)

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from recon4d.files import InputError
 from recon4d.splat import kernels
 from recon4d.splat.harmonics import spherical_harmonics
-from recon4d.splat.threads import run
+from recon4d.threads import run
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 ENVIRONMENT_VARIABLE = "RECON4D_SPLAT_BACKEND"

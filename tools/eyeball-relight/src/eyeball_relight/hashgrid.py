@@ -13,7 +13,7 @@ import torch
 from numba import njit
 from recon4d import InputError
 from recon4d.cli import pick_device
-from recon4d.numba_setup import announce_compile, share
+from recon4d.threads import announce_compile, share
 from torch import Tensor
 
 PRIMES = (1, 2654435761, 805459861)  # of the hash of a corner (Müller et al. 2022, equation 4)

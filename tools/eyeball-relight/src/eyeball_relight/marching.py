@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 from numba import njit
-from recon4d.numba_setup import announce_compile, share
+from recon4d.threads import announce_compile, share
 from torch import Tensor
 
 from eyeball_relight.field import Field

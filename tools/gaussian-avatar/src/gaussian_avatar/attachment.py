@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit
-from recon4d import numba_setup
+from recon4d import threads
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
 @njit(inline="always", error_model="numpy", fastmath={"contract", "reassoc"})
-def _frame(v, i, j, k, uv, R, q):
+def _frame(v: np.ndarray, i: int, j: int, k: int, uv: np.ndarray, R: np.ndarray, q: np.ndarray) -> None:
     """The triangle's tangent, bitangent, normal into the columns of R (3, 3), and its quaternion wxyz into q."""
     # Scaled to about 1: float32 squares of millimetres to the fourth power get close to its smallest numbers.
     for c in range(3):
@@ -54,7 +54,21 @@ def _frame(v, i, j, k, uv, R, q):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _forward(vertices, corners, bary, uv, eye, first, last, local, quats, means, turned, facing):
+def _forward(
+    vertices: np.ndarray,
+    corners: np.ndarray,
+    bary: np.ndarray,
+    uv: np.ndarray,
+    eye: np.ndarray,
+    first: int,
+    last: int,
+    local: np.ndarray,
+    quats: np.ndarray,
+    means: np.ndarray,
+    turned: np.ndarray,
+    facing: np.ndarray,
+) -> None:
+    """Means (B, N, 3), quaternions (B, N, 4) and facing (B, N) of Gaussians first to last of the B N."""
     R, q = np.empty((3, 3), np.float32), np.empty(4, np.float32)
     n = len(corners)
     for item in range(first, last):
@@ -80,7 +94,18 @@ def _forward(vertices, corners, bary, uv, eye, first, last, local, quats, means,
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _backward(vertices, corners, uv, first, last, by_means, by_turned, by_local, by_quats):
+def _backward(
+    vertices: np.ndarray,
+    corners: np.ndarray,
+    uv: np.ndarray,
+    first: int,
+    last: int,
+    by_means: np.ndarray,
+    by_turned: np.ndarray,
+    by_local: np.ndarray,
+    by_quats: np.ndarray,
+) -> None:
+    """Gradients by local means and quaternions from those by what `_forward` makes of them."""
     R, q = np.empty((3, 3), np.float32), np.empty(4, np.float32)
     n = len(corners)
     for item in range(first, last):
@@ -98,9 +123,10 @@ def _backward(vertices, corners, uv, first, last, by_means, by_turned, by_local,
         by_quats[b, g, 3] = pw * qz + px * qy - py * qx + pz * qw
 
 
-def _parts(items: int) -> list[tuple[int, int]]:
-    count = 4 * numba_setup.count()
-    return [(items * part // count, items * (part + 1) // count) for part in range(count)]
+def _parts(items: int) -> list[int]:
+    """Where the parts of the work end: each goes from one number to the next."""
+    count = 4 * threads.count()
+    return [items * part // count for part in range(count + 1)]
 
 
 class Attach(torch.autograd.Function):
@@ -123,14 +149,14 @@ class Attach(torch.autograd.Function):
         local: Tensor,
         quats: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        fixed = [x.detach().contiguous().numpy() for x in (vertices, corners, bary, uv, eye)]
-        moving = [x.detach().contiguous().numpy() for x in (local, quats)]
-        means, turned = np.empty_like(moving[0]), np.empty_like(moving[1])
+        v, c, b, e, o = (x.detach().contiguous().numpy() for x in (vertices, corners, bary, uv, eye))
+        m, q = (x.detach().contiguous().numpy() for x in (local, quats))
+        means, turned = np.empty_like(m), np.empty_like(q)
         facing = np.empty(means.shape[:2], np.float32)
-        numba_setup.announce_compile("the avatar's deformation", 5, _forward)
-        parts = _parts(means.shape[0] * means.shape[1])
-        numba_setup.share(lambda part: _forward(*fixed, *parts[part], *moving, means, turned, facing), len(parts))
-        ctx.fixed = (fixed[0], fixed[1], fixed[3])
+        threads.announce_compile("the avatar's deformation", 5, _forward)
+        ends = _parts(means.shape[0] * means.shape[1])
+        threads.share(lambda i: _forward(v, c, b, e, o, ends[i], ends[i + 1], m, q, means, turned, facing), len(ends) - 1)
+        ctx.fixed = (v, c, e)
         out = torch.from_numpy(means), torch.from_numpy(turned), torch.from_numpy(facing)
         ctx.mark_non_differentiable(out[2])
         return out
@@ -138,8 +164,9 @@ class Attach(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_means: Tensor, by_turned: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        upstream = [x.contiguous().numpy() for x in (by_means, by_turned)]
-        by_local, by_quats = (np.empty_like(x) for x in upstream)
-        parts = _parts(by_local.shape[0] * by_local.shape[1])
-        numba_setup.share(lambda part: _backward(*ctx.fixed, *parts[part], *upstream, by_local, by_quats), len(parts))
+        v, c, e = ctx.fixed
+        m, q = (x.contiguous().numpy() for x in (by_means, by_turned))
+        by_local, by_quats = np.empty_like(m), np.empty_like(q)
+        ends = _parts(by_local.shape[0] * by_local.shape[1])
+        threads.share(lambda i: _backward(v, c, e, ends[i], ends[i + 1], m, q, by_local, by_quats), len(ends) - 1)
         return None, None, None, None, None, torch.from_numpy(by_local), torch.from_numpy(by_quats)

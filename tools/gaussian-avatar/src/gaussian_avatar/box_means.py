@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit
-from recon4d import numba_setup
+from recon4d import threads
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -37,7 +37,7 @@ def torch_box_means(a: Tensor, b: Tensor) -> Tensor:
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
-def _forward(a, b, channels, row, out):
+def _forward(a: np.ndarray, b: np.ndarray, channels: int, row: int, out: np.ndarray) -> None:
     """Row `row` of the boxes of all images (B, H, W * C) into out (B, rows, columns, 5, C)."""
     columns = out.shape[2]
     width = SIDE * columns * channels
@@ -63,7 +63,10 @@ def _forward(a, b, channels, row, out):
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
-def _backward(a, b, channels, row, by_out, grad):
+def _backward(
+    a: np.ndarray, b: np.ndarray, channels: int, row: int, by_out: np.ndarray, grad: np.ndarray
+) -> None:
+    """The gradient by the first images (B, H, W * C) of row `row`, from that by the boxes (B, rows, columns, 5, C)."""
     columns = by_out.shape[2]
     width = SIDE * columns * channels
     share = np.float32(1 / SIDE**2)
@@ -86,19 +89,20 @@ class _BoxMeans(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        images = [x.detach().flatten(2).contiguous().numpy() for x in (a, b)]
+        left, right = (x.detach().flatten(2).contiguous().numpy() for x in (a, b))
         count, height, width, channels = a.shape
         out = np.empty((count, height // SIDE, width // SIDE, 5, channels), np.float32)
-        numba_setup.announce_compile("structural similarity", 3, _forward)
-        numba_setup.share(lambda row: _forward(*images, channels, row, out), height // SIDE)
-        ctx.images, ctx.shape = images, a.shape
+        threads.announce_compile("structural similarity", 3, _forward)
+        threads.share(lambda row: _forward(left, right, channels, row, out), height // SIDE)
+        ctx.images, ctx.shape = (left, right), a.shape
         return torch.from_numpy(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor, None]:
         upstream = by_out.contiguous().numpy()
-        grad = np.zeros_like(ctx.images[0])
+        left, right = ctx.images
+        grad = np.zeros_like(left)
         channels = ctx.shape[3]
-        numba_setup.share(lambda row: _backward(*ctx.images, channels, row, upstream, grad), upstream.shape[1])
+        threads.share(lambda row: _backward(left, right, channels, row, upstream, grad), upstream.shape[1])
         return torch.from_numpy(grad).view(ctx.shape), None

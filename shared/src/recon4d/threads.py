@@ -4,6 +4,11 @@ Kernels are plain serial Numba functions that release the GIL (`@njit(cache=True
 parts of a job to Python threads. Against Numba's own `parallel=True` this needs no threading layer (so any number of
 Python threads may render at once, and a process made by fork() may too), compiles ten times faster, and on a busy
 machine does not wait for threads that get no core: the caller takes whatever parts nobody has begun.
+
+Torch's own threads (OpenMP's, on Linux GNU's libgomp) spin for milliseconds after each operation, on the very cores
+that the kernels' threads need. libgomp spins for microseconds only once it manages more threads than there are cores.
+So the first job that is shared starts a second, idle team: a thread that makes one operation of torch and then sleeps.
+That works whoever imported torch first, and needs no environment variable.
 """
 
 import os
@@ -13,9 +18,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 
 _pool: ThreadPoolExecutor | None = None
+_idle_team: threading.Thread | None = None
 _size = 0
 _lock = threading.Lock()
 _announced: set[str] = set()
@@ -23,12 +30,30 @@ _announced: set[str] = set()
 
 def _forget() -> None:
     """In a child made by fork() the threads are gone: start new ones when needed."""
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+    global _pool, _idle_team, _lock
+    _pool, _idle_team, _lock = None, None, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+
+
+def _make_openmp_sleep() -> None:
+    """Start the idle team that makes libgomp's threads sleep soon after their work; once a process."""
+    global _idle_team
+    with _lock:
+        if _idle_team is not None:
+            return
+        made = threading.Event()
+
+        def hold() -> None:
+            torch.zeros(1 << 17).add_(1)  # large enough for torch to share it among threads
+            made.set()
+            threading.Event().wait()
+
+        _idle_team = threading.Thread(target=hold, name="recon4d-idle-team", daemon=True)
+        _idle_team.start()
+        made.wait(1)
 
 
 def count() -> int:
@@ -54,6 +79,8 @@ def share(work: Callable[[int], Any], parts: int) -> None:
         for part in range(parts):
             work(part)
         return
+    if _idle_team is None and sys.platform == "linux":
+        _make_openmp_sleep()
     remaining = iter(range(parts))  # taking the next number is atomic under the GIL
 
     def take() -> None:
@@ -70,6 +97,16 @@ def share(work: Callable[[int], Any], parts: int) -> None:
     for error in errors:
         if error is not None:
             raise error
+
+
+def run(kernel: Callable, pieces: int, *args: Any) -> None:
+    """Call `kernel(counter, *args)` on several threads until its `pieces` of work are done.
+
+    The kernel takes pieces from the shared counter, an int64 array of one, without the interpreter lock.
+    """
+    announce_compile("the CPU rasterizer", 15, kernel)
+    counter = np.zeros(1, np.int64)
+    share(lambda _: kernel(counter, *args), min(count(), pieces))
 
 
 def is_cached(kernel: Any) -> bool:
