@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flux4d import clip as clips
-from flux4d import config, index, synth, training
+from flux4d import clips, indices, samples, synth
+from flux4d.config import load_config
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def indexed(root) -> dict:
     """Both scenes cut as the paper does, 002 for tests."""
-    return index.build(root, index.PAPER, ("002",), ("front_camera",), lambda text: None)
+    return indices.build(root, indices.PAPER, ("002",), ("front_camera",), lambda text: None)
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def clip(root, indexed):
 @pytest.fixture(scope="session")
 def small():
     """Settings of a network that trains in seconds."""
-    return config.load(
+    return load_config(
         "cpu-quick",
         [
             "lift.max_gaussians=3000",
@@ -55,7 +55,7 @@ def small():
 
 @pytest.fixture(scope="session")
 def sample(root, indexed, small):
-    return training.load_sample(indexed["clips"][0], root, small, torch.device("cpu"))
+    return samples.load_sample(indexed["clips"][0], root, small, torch.device("cpu"))
 
 
 @pytest.fixture

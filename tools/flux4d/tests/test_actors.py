@@ -4,7 +4,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from flux4d import actors, config, depthmaps, lift, rendering, training
+from flux4d import actors, depthmaps, samples
+from flux4d.config import change_config
+from flux4d.gaussians import MovingGaussians, moved
 from recon4d import InputError
 from scipy.spatial import cKDTree
 
@@ -21,7 +23,7 @@ def street():
 
     parts = [cloud(400, 0, 0.0, 10.0), cloud(60, -5, 10.0), cloud(40, 5, -10.0), cloud(20, 0, 20.0, 100.0)]
     n = sum(len(means) for means, _ in parts)
-    return lift.Gaussians(
+    return MovingGaussians(
         means=torch.cat([means for means, _ in parts]),
         scales=torch.zeros(n, 3),
         quats=torch.tensor([[1.0, 0, 0, 0]]).expand(n, 4),
@@ -60,8 +62,8 @@ def test_remove_move_add(street):
     more, more_labels = actors.add(street, labels, first, (0.0, -4.0, 0.0))
     assert len(more) == len(street) + count and int(more_labels.max()) == int(labels.max()) + 1
     later = torch.tensor([0.8])  # the copy moves as the actor does
-    copy = rendering.moved(more, later)[0][len(street) :]
-    torch.testing.assert_close(copy, rendering.moved(street, later)[0][labels == first] + torch.tensor([0.0, -4, 0]))
+    copy = moved(more, later)[0][len(street) :]
+    torch.testing.assert_close(copy, moved(street, later)[0][labels == first] + torch.tensor([0.0, -4, 0]))
     for change in (actors.remove, actors.move, actors.add):
         with pytest.raises(InputError, match="there is no such actor"):
             change(street, labels, 77, *(() if change is actors.remove else ((0.0, 0, 0),)))
@@ -91,25 +93,25 @@ def test_points_of_depth_maps_lie_where_lidar_points_do(root, indexed, clip, map
         distance, _ = cKDTree(clip.points[clip.input[number]].numpy()).query(points[near].numpy())
         assert np.median(distance) < 0.7  # beams hit the ground 1.5 m apart
         assert colours.min() >= 0 and colours.max() <= 1
-    settings = config.resolve(small.model_dump(), "test", ["lift.points=depth"], data__depth_dir=str(maps))
-    alone = training.load_sample(indexed["clips"][0], root, settings, torch.device("cpu"))
+    settings = change_config(small.model_dump(), "test", ["lift.points=depth"], {"data.depth_dir": str(maps)})
+    alone = samples.load_sample(indexed["clips"][0], root, settings, torch.device("cpu"))
     assert alone.clip.points[0].shape == (0, 3) and len(alone.given.gaussians) > 2500
     pixels, depth = alone.depths[1]  # the loss compares with the map
     truth = np.load(root / "001" / "truth" / "camera" / "01.npz")["depth"].ravel()
     torch.testing.assert_close(depth, torch.from_numpy(truth)[pixels])
-    both = config.resolve(settings.model_dump(), "test", ["lift.points=both", "lift.max_gaussians=100000"])
-    joined = training.load_sample(indexed["clips"][0], root, both, torch.device("cpu"))
-    lidar = config.resolve(small.model_dump(), "test", ["lift.max_gaussians=100000"])
-    points = training.load_sample(indexed["clips"][0], root, lidar, torch.device("cpu"))
+    both = change_config(settings.model_dump(), "test", ["lift.points=both", "lift.max_gaussians=100000"])
+    joined = samples.load_sample(indexed["clips"][0], root, both, torch.device("cpu"))
+    lidar = change_config(small.model_dump(), "test", ["lift.max_gaussians=100000"])
+    points = samples.load_sample(indexed["clips"][0], root, lidar, torch.device("cpu"))
     solid = [int((~s.given.gaussians.sky).sum()) for s in (joined, points)]
     assert solid[0] == solid[1] + sum(len(points) for points, _ in found)
 
 
 def test_depth_maps_that_are_not(tmp_path, root, indexed, small, clip, maps):
     def refused(folder, message):
-        settings = config.resolve(small.model_dump(), "test", ["lift.points=depth"], data__depth_dir=folder)
+        settings = change_config(small.model_dump(), "test", ["lift.points=depth"], {"data.depth_dir": folder})
         with pytest.raises(InputError, match=message):
-            training.load_sample(indexed["clips"][0], root, settings, torch.device("cpu"))
+            samples.load_sample(indexed["clips"][0], root, settings, torch.device("cpu"))
 
     refused(None, "needs depth maps; give their folder with --depth-dir")
     refused(str(tmp_path), "00.npy does not exist; give a depth map for every input frame")

@@ -11,9 +11,10 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from flux4d import config, index, training
+from flux4d import checkpoints, config, indices, scenes
 from flux4d.cli import main
-from recon4d import InputError
+from flux4d.config import load_config
+from recon4d import InputError, settings
 
 TINY = ("lift.max_gaussians=1500", "lift.sky_points=8000", "model.channels=[8,12]", "model.hidden=16", "train.frames=2")
 SMALL = [word for setting in (*TINY, "model.refinements=0") for word in ("--set", setting)]
@@ -46,7 +47,7 @@ def work(root, indexed, tmp_path_factory):
     """A folder with an index and a network trained by two processes, and by one with the same batches."""
     folder = tmp_path_factory.mktemp("work")
     chosen = [clip for clip in indexed["clips"] if clip["split"] == "test" or clip["frames"][0] == 0]
-    index.write(folder / "clips.json", indexed | {"clips": chosen})
+    indices.write(folder / "clips.json", indexed | {"clips": chosen})
     common = ["--index-path", folder / "clips.json", "--iters", 3, *SMALL, "--set", "train.batch_size=2"]
     two = run("train", *common, "--output-dir", folder / "two", "--processes", 2, "--device", "cpu")
     one = call("train", *common, "--output_dir", folder / "one", "--device", "cpu")
@@ -58,8 +59,8 @@ def test_two_processes_do_what_one_does(work):
     one, two = (torch.load(work / n / "ckpt_last.pt", weights_only=True)["model"] for n in ("one", "two"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-5)
-    settings = yaml.safe_load((work / "two" / "config.yaml").read_text())
-    assert settings["train"]["batch_size"] == 2 and settings["model"]["channels"] == [8, 12]
+    chosen = yaml.safe_load((work / "two" / "config.yaml").read_text())
+    assert chosen["train"]["batch_size"] == 2 and chosen["model"]["channels"] == [8, 12]
     assert len((work / "two" / "train.log").read_text().splitlines()) == 1  # one process writes
 
 
@@ -93,10 +94,8 @@ def test_edit(work):
     made = call("reconstruct", *common, "--out-dir", scene, "--fps", 5, "--slow", 1)
     assert made["frames"] == 6 and (scene / "cameras.json").is_file()
     # the network has learnt nothing yet: give a hundred Gaussians a motion
-    from flux4d import scene as scenes
-
     gaussians, path = scenes.read(scene)
-    near = (gaussians.means - path.poses[0, :3, 3]).norm(dim=1) + 1e6 * gaussians.sky
+    near = (gaussians.means - path.batch.center[0]).norm(dim=1) + 1e6 * gaussians.sky
     chosen = near.argsort()[:100]
     velocities = torch.zeros_like(gaussians.velocities)
     velocities[chosen, 0] = torch.tensor([6.0, 0, 0])
@@ -158,9 +157,9 @@ def test_wrong_options(work, root, tmp_path):
 
 
 def _without_test(clips, folder):
-    found = index.read(clips)
+    found = indices.read(clips)
     path = folder / "train.json"
-    index.write(path, found | {"clips": [clip for clip in found["clips"] if clip["split"] == "train"]})
+    indices.write(path, found | {"clips": [clip for clip in found["clips"] if clip["split"] == "train"]})
     return path
 
 
@@ -171,15 +170,15 @@ def test_resume_and_fixed_frame(work):
     assert "depth" not in (out / "train.log").read_text()
     more = call(*common[:5], "--iters", 4, "--resume")  # with the run's own settings
     assert more["steps"] == 4 and (out / "ckpt_step_000004.pt").is_file() and (out / "ckpt_step_000002.pt").is_file()
-    _, settings = training.load_model(out / "ckpt_last.pt", torch.device("cpu"))
-    assert settings.lift.sky_points == 4000 and settings.train.iterations == 4
-    assert settings.losses.depth == 0 and settings.model.channels == [8, 12]
+    _, found = checkpoints.open_model(out / "ckpt_last.pt", torch.device("cpu"))
+    assert found.lift.sky_points == 4000 and found.train.iterations == 4
+    assert found.losses.depth == 0 and found.model.channels == [8, 12]
 
 
 def test_shipped_settings_and_bad_ones(tmp_path):
     for name in config.PRESETS:
-        assert config.load(name).model.channels
-    paper = config.load("paper")
+        assert load_config(name).model.channels
+    paper = load_config("paper")
     assert (paper.train.iterations, paper.train.rate, paper.model.voxel, paper.lift.sky_points) == (
         30000,
         1e-3,
@@ -197,8 +196,8 @@ def test_shipped_settings_and_bad_ones(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
-            config.load(path)
+            load_config(path)
     with pytest.raises(InputError, match="neither a file nor one of"):
-        config.load("fast")
-    config.write(path, config.load("paper", ["train.rate=2e-3"], seed=4))
-    assert config.load(path).train.rate == 2e-3 and config.load(path).seed == 4
+        load_config("fast")
+    settings.write(path, load_config("paper", ["train.rate=2e-3"], {"seed": 4}))
+    assert load_config(path).train.rate == 2e-3 and load_config(path).seed == 4

@@ -5,20 +5,23 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from flux4d import evaluation, lift, training
+from flux4d import evaluation, flow, labels, lift, samples
+from flux4d.config import Lift
+from flux4d.gaussians import MovingGaussians
 from flux4d.model import Flux
+from recon4d import InputError
 
 
-def known(sample, labels, wrong=0.0):
+def known(sample, labelled, wrong=0.0):
     """Gaussians at the LiDAR points of the input frames, with the velocity that the labels say plus an error."""
     clip = sample.clip
-    points = [labels[frame][0] for frame in clip.input]
-    velocity = np.concatenate([labels[frame][1].velocity for frame in clip.input])
+    points = [labelled[frame][0] for frame in clip.input]
+    velocity = np.concatenate([labelled[frame][1].velocity for frame in clip.input])
     velocity[np.linalg.norm(velocity, axis=1) > 0] += [wrong, 0, 0]
     means = torch.from_numpy(np.concatenate(points)).float()
     n = len(means)
     times = torch.cat([clip.times[frame].expand(len(p)) for frame, p in zip(clip.input, points)])
-    return lift.Gaussians(
+    return MovingGaussians(
         means=means,
         scales=torch.full((n, 3), -2.0),
         quats=torch.tensor([[1.0, 0, 0, 0]]).expand(n, 4),
@@ -33,28 +36,28 @@ def known(sample, labels, wrong=0.0):
 @pytest.fixture(scope="module")
 def crossing(root, indexed, small):
     (entry,) = [clip for clip in indexed["clips"] if clip["scene"] == "002"]
-    return training.load_sample(entry, root, small, torch.device("cpu"))
+    return samples.load_sample(entry, root, small, torch.device("cpu"))
 
 
 def test_true_motion_scores_well_and_wrong_motion_by_its_error(crossing, root):
-    labels = evaluation.labels_of(crossing.clip, root)
-    assert len(labels) == 16 and sum(found.moving.sum() for _, found in labels) > 100
+    labelled = labels.of_clip(crossing.clip, root)
+    assert len(labelled) == 16 and sum(found.moving.sum() for _, found in labelled) > 100
     rows = {}
     for wrong in (0.0, 1.0):
-        one = evaluation.measure_clip(known(crossing, labels, wrong), crossing, root, None)
+        one = evaluation.measure_clip(known(crossing, labelled, wrong), crossing, root)
         joined = [np.concatenate(parts) for parts in zip(*one["flows"])]
-        rows[wrong] = evaluation.flow.measures(*joined, 0.1)
+        rows[wrong] = flow.measures(*joined, 0.1)
     assert rows[0.0]["acc5"] > 0.95 and rows[0.0]["angular_error_deg"] < 2 and rows[0.0]["background_speed"] < 0.2
     assert rows[1.0]["epe_fd"] - rows[0.0]["epe_fd"] == pytest.approx(0.1, abs=0.03)  # 1 m/s for 0.1 s
     assert [row["setting"] for row in one["rows"]] == ["interpolation"] * 5 + ["future"] * 5
 
 
 def test_dynamic_mask_covers_what_moves(crossing, root):
-    labels = evaluation.labels_of(crossing.clip, root)
+    labelled = labels.of_clip(crossing.clip, root)
     hit = total = 0
     for frame in (1, 5, 9):
-        points, found = labels[frame]
-        mask = evaluation.dynamic_mask(points, found.moving, crossing.clip, frame)
+        points, found = labelled[frame]
+        mask = labels.dynamic_mask(points, found.moving, crossing.clip, frame)
         truth = np.load(root / "002" / "truth" / "camera" / f"{frame:02d}.npz")
         fast = np.linalg.norm(truth["velocity"].astype(float), axis=-1) > 0.6
         hit += (mask & fast).sum()
@@ -84,7 +87,7 @@ def test_image_measures_by_hand():
 def test_scene_without_cuboids(indexed, root, small):
     torch.manual_seed(0)
     entry = dict(indexed["clips"][0], cuboids=None)
-    found = evaluation.evaluate(Flux(small.model), small, [entry], root, torch.device("cpu"))
+    found = evaluation.measure(Flux(small.model), small, [entry], root, torch.device("cpu"))
     assert found["flow"] is None and found["interpolation"]["dynamic_psnr"] is None
     assert found["interpolation"]["frames"] == 5 and found["interpolation"]["psnr"] > 10
     assert found["future"] == {"frames": 0} | dict.fromkeys(evaluation.IMAGE_MEASURES)
@@ -99,8 +102,5 @@ def test_points_behind_the_camera_have_no_pixel(clip):
     nowhere = dataclasses.replace(
         clip, points=[behind] * len(clip.points), point_times=[behind[:, 0]] * len(clip.points)
     )
-    from flux4d.config import Lift
-    from recon4d import InputError
-
     with pytest.raises(InputError, match="no point of its input frames is in the image"):
         lift.lift(nowhere, Lift(sky_points=100))

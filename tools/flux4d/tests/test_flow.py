@@ -1,80 +1,8 @@
-"""Motion from cuboids and the measures of scene flow, on cases counted by hand."""
+"""The measures of scene flow, on cases counted by hand."""
 
 import numpy as np
 import pytest
 from flux4d import flow
-from flux4d.pandaset import Cuboids
-
-
-def boxes(*rows):
-    """Rows of uuid, label, x, y, yaw, (width, length, height), sensor."""
-    pose = np.tile(np.eye(4), (len(rows), 1, 1))
-    for matrix, (_, _, x, y, yaw, _, _) in zip(pose, rows):
-        matrix[:2, :2] = [[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]]
-        matrix[:2, 3] = x, y
-    return Cuboids(
-        np.array([r[0] for r in rows]),
-        np.array([r[1] for r in rows]),
-        pose,
-        np.array([r[5] for r in rows], float).reshape(-1, 3),
-        np.array([r[6] for r in rows], int),
-        np.zeros(len(rows), bool),
-    )
-
-
-CAR = (2.0, 4.0, 2.0)
-
-
-def test_moving_and_turning_boxes():
-    frames = [
-        boxes(
-            ("a", "Car", 0.2 * i, 0, 0, CAR, -1),
-            ("b", "Car", 9, 0, np.radians(2 * i), CAR, -1),
-            ("c", "Car", 5, 5 + 0.04 * i, 0, CAR, -1),
-        )
-        for i in range(4)
-    ]
-    steps = flow.steps_of(frames)
-    assert [moves for _, moves in steps[0].values()] == [True, True, False]  # c goes less than 5 cm
-    points = np.array([[0.5, 1.0, 0], [9, 1.5, 0], [5, 5, 0], [50, 0, 0]])
-    found = flow.label(points, np.zeros(4, int), frames[0], steps[0], 0.1)
-    turn = np.radians(2)
-    expected = [[2, 0, 0], [-1.5 * np.sin(turn) / 0.1, 1.5 * (np.cos(turn) - 1) / 0.1, 0], [0, 0, 0], [0, 0, 0]]
-    np.testing.assert_allclose(found.velocity, expected, atol=1e-12)
-    assert found.kind.tolist() == [1, 1, 1, 0] and found.moving.tolist() == [True, True, False, False]
-
-
-def test_majority_of_three_frames():
-    # it stands but for one step of 10 cm
-    xs = [0, 0, 0.1, 0.1, 0.1]
-    frames = [boxes(("a", "Car", x, 0, 0, CAR, -1)) for x in xs]
-    steps = flow.steps_of(frames)
-    assert not any(moves for step in steps for _, moves in step.values())
-    xs = [0, 0.2, 0.2, 0.4, 0.6]  # it moves but for one
-    steps = flow.steps_of([boxes(("a", "Car", x, 0, 0, CAR, -1)) for x in xs])
-    assert all(moves for step in steps for _, moves in step.values())
-    # a box that vanishes has no motion then
-    steps = flow.steps_of([boxes(("a", "Car", 0, 0, 0, CAR, -1)), boxes(("b", "Car", 1, 0, 0, CAR, -1))])
-    assert steps == [{}, {}]
-
-
-def test_of_nested_boxes_the_smaller_wins_and_sensors_keep_to_theirs():
-    inner, outer = (1, 1, 1), (4, 8, 4)
-    here = boxes(
-        ("rider", "Pedestrian", 0, 0, 0, inner, -1),
-        ("truck", "Bus", 0, 0, 0, outer, -1),
-        ("x", "Car", 20, 0, 0, CAR, 1),
-    )
-    there = boxes(
-        ("rider", "Pedestrian", 0, 1, 0, inner, -1),
-        ("truck", "Bus", 2, 0, 0, outer, -1),
-        ("x", "Car", 21, 0, 0, CAR, 1),
-    )
-    steps = flow.steps_of([here, there])
-    points = np.array([[0.2, 0, 0], [1.5, 0, 0], [20, 0, 0], [20, 0, 0]])
-    found = flow.label(points, np.array([0, 0, 0, 1]), here, steps[0], 1.0)
-    np.testing.assert_allclose(found.velocity, [[0, 1, 0], [2, 0, 0], [0, 0, 0], [1, 0, 0]], atol=1e-12)
-    assert found.kind.tolist() == [3, 2, 0, 1]
 
 
 def test_measures_by_hand():

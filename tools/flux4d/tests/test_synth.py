@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from flux4d import flow, pandaset, synth, world
+from flux4d import labels, pandaset, raycast, streets, synth
 from recon4d import mesh
 from recon4d.cameras import Camera
 from scipy.spatial.transform import Rotation
@@ -20,15 +20,15 @@ FACES = [corners for a, b, c, d in SIDES for corners in ((a, b, c), (a, c, d))]
 
 def test_ray_caster_sees_what_a_rasterizer_sees():
     """Boxes and the ground by recon4d.mesh: same actor per pixel, same depth."""
-    scene = world.street(3, 2.0)
-    boxes = [shape for shape in scene.shapes if shape.kind == world.BOX]
-    scene = world.World(scene.actors, boxes, scene.ego, scene.crossing, scene.sun, scene.seed)
+    scene = streets.random_street(3, 2.0)
+    boxes = [shape for shape in scene.shapes if shape.kind == streets.BOX]
+    scene = streets.Street(scene.actors, boxes, scene.ego, scene.crossing, scene.sun, scene.seed)
     pose = synth.ego_pose(scene, 0.7, synth.CAMERA_HEIGHT, synth.CAMERA_FORWARD, synth.CAMERA_AXES)
     width, height = 160, 90
     K = np.array([[150.0, 0, 80], [0, 150, 45], [0, 0, 1]])
-    _, depth, actor, _ = world.photograph(scene, 0.7, pose, K, width, height, 1)
+    _, depth, actor, _ = raycast.photograph(scene, 0.7, pose, K, width, height, 1)
     vertices, owners = [], []
-    for row in world.posed(scene, 0.7):
+    for row in streets.posed(scene, 0.7):
         corners = CUBE * row[4:7]
         turn = Rotation.from_euler("z", math.atan2(row[8], row[7])).as_matrix()
         vertices.append(corners @ turn.T + row[1:4])
@@ -51,13 +51,13 @@ def test_ray_caster_sees_what_a_rasterizer_sees():
 
 
 def test_ellipsoid():
-    shape = world.Shape(world.ELLIPSOID, (1.0, 8.0, 2.0), (1.0, 2.0, 0.5), (0, 0, 0), yaw=0.4)
-    scene = world.World([], [shape], world.Actor("ego", (1, 1, 1), 0, 0, 0), -99, (0, 0, 1), 0)
+    shape = streets.Shape(streets.ELLIPSOID, (1.0, 8.0, 2.0), (1.0, 2.0, 0.5), (0, 0, 0), yaw=0.4)
+    scene = streets.Street([], [shape], streets.Actor("ego", (1, 1, 1), 0, 0, 0), -99, (0, 0, 1), 0)
     rng = np.random.default_rng(0)
     directions = np.array([0.12, 0.98, 0.1]) + rng.normal(0, 0.05, (200, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     origin = np.array([0.0, 0, 1.0])
-    distance, _, _ = world.scan(scene, 0.0, origin, directions)
+    distance, _, _ = raycast.scan(scene, 0.0, origin, directions)
     turn = Rotation.from_euler("z", 0.4).as_matrix()
     hits = 0
     for direction, d in zip(directions, distance):
@@ -79,7 +79,7 @@ def test_actors_move_on_arcs():
         {"speed": 6.0, "curvature": 0.05},
         {"speed": 4.0, "acceleration": -2.0, "curvature": -0.1},
     ):
-        actor = world.Actor("Car", (2, 4, 1.5), 1.0, 2.0, 0.3, **motion)
+        actor = streets.Actor("Car", (2, 4, 1.5), 1.0, 2.0, 0.3, **motion)
         # integrate heading and speed in small steps
         x, y, yaw, speed, dt = 1.0, 2.0, 0.3, motion["speed"], 1e-4
         for _ in range(30000):
@@ -121,13 +121,13 @@ def test_cuboids_hold_their_points_and_motion(root):
     boxes = [pandaset.read_cuboids(folder / "annotations" / "cuboids" / f"{i:02d}.pkl.gz") for i in range(16)]
     names = set(pd.read_pickle(folder / "annotations" / "cuboids" / "03.pkl.gz").columns)
     assert {"camera_used", "attributes.object_motion", "cuboids.sibling_id", "attributes.rider_status"} <= names
-    steps = flow.steps_of(boxes)
+    steps = labels.steps_of(boxes)
     checked = 0
     for frame in (3, 9):
         points = pandaset.read_points(folder / "lidar" / f"{frame:02d}.pkl.gz")
         truth = np.load(folder / "truth" / "lidar" / f"{frame:02d}.npz")
         forward = points["d"] == 1  # taken at the frame's own time
-        found = flow.label(points["xyz"][forward], points["d"][forward], boxes[frame], steps[frame], 0.1)
+        found = labels.of_points(points["xyz"][forward], points["d"][forward], boxes[frame], steps[frame], 0.1)
         actor, velocity = truth["actor"][forward], truth["velocity"][forward]
         fast = np.linalg.norm(velocity, axis=1) > 0.6
         checked += fast.sum()
@@ -139,5 +139,5 @@ def test_cuboids_hold_their_points_and_motion(root):
 
 
 def test_same_seed_same_scene():
-    one, two, other = world.street(5, 1.0), world.street(5, 1.0), world.street(7, 1.0)
+    one, two, other = streets.random_street(5, 1.0), streets.random_street(5, 1.0), streets.random_street(7, 1.0)
     assert one == two and one != other

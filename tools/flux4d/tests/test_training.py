@@ -6,7 +6,8 @@ from dataclasses import replace
 import lightning_fabric as lightning
 import pytest
 import torch
-from flux4d import config, training
+from flux4d import checkpoints, reconstruction, training
+from flux4d.config import change_config
 from flux4d.model import Flux
 from flux4d.rendering import render
 from recon4d import InputError, metrics
@@ -23,10 +24,10 @@ def weights(path):
 
 def test_loss_terms(sample, small):
     model = Flux(small.model)
-    gaussians = training.reconstruct(model, sample, small)
+    gaussians = reconstruction.gaussians_of(model, sample, small)
     losses = small.losses.model_copy(update={"reweight": False})
-    total, values = training.frame_loss(gaussians, sample, [1, 4], losses)
-    shown = render(gaussians, training.some_views(sample.views, [1, 4]))
+    total, values = reconstruction.frame_loss(gaussians, sample, [1, 4], losses)
+    shown = render(gaussians, sample.cameras[[1, 4]])
     truth = torch.stack([sample.images[1], sample.images[4]])
     assert values["l1"] == pytest.approx(0.8 * float((shown.colour - truth).detach().abs().mean()))
     both = [x.permute(0, 3, 1, 2).detach() for x in (shown.colour, truth)]
@@ -39,8 +40,8 @@ def test_loss_terms(sample, small):
     assert values["depth"] == pytest.approx(sum(errors) / len(errors), rel=1e-4)
     assert float(total) == pytest.approx(sum(values[k] for k in ("l1", "ssim", "depth", "velocity")), rel=1e-5)
     # pixels of moving things count more
-    more, weighted = training.frame_loss(gaussians, sample, [1, 4], small.losses)
-    moving = render(gaussians, training.some_views(sample.views, [1, 4]), flow=True).flow.norm(dim=-1, keepdim=True)
+    more, weighted = reconstruction.frame_loss(gaussians, sample, [1, 4], small.losses)
+    moving = render(gaussians, sample.cameras[[1, 4]], flow=True).flow.norm(dim=-1, keepdim=True)
     assert weighted["l1"] == pytest.approx(0.8 * float(((1 + moving) * (shown.colour - truth).abs()).mean()), rel=1e-4)
     grown = [p.grad for p in model.parameters()]
     assert grown.count(None) == len(grown)
@@ -50,10 +51,8 @@ def test_loss_terms(sample, small):
 
 
 def test_depth_samples_are_the_nearest_points(clip):
-    from recon4d.cameras import project
-
     pixels, depth = clip.depths[2]
-    uv, z = project(clip.points[2], clip.K, clip.world_to_camera[2])
+    uv, z = clip.camera(2).project(clip.points[2])
     nearest = {}
     for (u, v), d in zip(uv.tolist(), z.tolist()):
         if d > 0.1 and 0 <= u < clip.width and 0 <= v < clip.height:
@@ -67,7 +66,7 @@ def test_rates_clips_and_frames(small, clip):
     rates = [training.rate(step, steps) for step in range(100)]
     assert rates[0] == pytest.approx(steps.train.rate / 10) and max(rates) == rates[9]
     assert rates[99] == pytest.approx(steps.train.final_rate, rel=0.03)
-    steps = config.resolve(steps.model_dump(), "test", ["train.narrow=0"])
+    steps = change_config(steps.model_dump(), "test", ["train.narrow=0"])
     passes = [training.chosen_clips(step, steps, 5)[0] for step in range(20)]
     assert all(sorted(passes[i : i + 5]) == list(range(5)) for i in range(0, 20, 5)) and passes[:5] != passes[5:10]
     frames = [training.chosen_frames(step, 0, steps, clip, None) for step in range(60)]
@@ -78,7 +77,7 @@ def test_rates_clips_and_frames(small, clip):
 def test_weight_of_the_velocity(small):
     """It stays in the first half of a run and goes to its final value in the second; the rest stays."""
     given = ["train.iterations=100", "losses.velocity=0.01", "losses.final_velocity=0.03"]
-    run = config.resolve(small.model_dump(), "test", given)
+    run = change_config(small.model_dump(), "test", given)
     found = [training.weights(step, run).velocity for step in (0, 49, 50, 75, 100)]
     assert found == pytest.approx([0.01, 0.01, 0.01, 0.02, 0.03])
     assert training.weights(75, run).model_copy(update={"velocity": 0.01}) == run.losses
@@ -87,9 +86,7 @@ def test_weight_of_the_velocity(small):
 
 def test_window(small, sample):
     """First the neighbouring sweeps alone, at targets; then more; then all."""
-    steps = config.resolve(
-        small.model_dump(), "test", ["train.iterations=100", "train.narrow=0.4", "train.window=0.15"]
-    )
+    steps = change_config(small.model_dump(), "test", ["train.iterations=100", "train.narrow=0.4", "train.window=0.15"])
     widths = [training.window(step, steps) for step in range(100)]
     assert set(widths[:40]) == {0.15} and set(widths[71:]) == {math.inf} and widths == sorted(widths)
     assert 1.0 < widths[69] < 1.2
@@ -100,21 +97,21 @@ def test_window(small, sample):
     future = replace(clip, input=[0, 2, 4], target=[1, 3, 5, 6, 7, 8, 9, 10])
     reached = [{f for i in range(60) for f in training.chosen_frames(at, i, steps, future, None)} for at in (5, 50, 80)]
     assert reached == [{1, 3, 5}, set(range(9)), set(range(11))]
-    everything = config.resolve(small.model_dump(), "test", ["train.narrow=0"])
+    everything = change_config(small.model_dump(), "test", ["train.narrow=0"])
     assert training.window(0, everything) == math.inf
     # what is drawn at a target is what a scene of the two sweeps beside it shows
-    gaussians, views = sample.given.gaussians, training.some_views(sample.views, [3])
-    near = ((gaussians.times - views.times[0]).abs() <= 0.15) | gaussians.sky
+    gaussians, cameras = sample.given.gaussians, sample.cameras[[3]]
+    near = ((gaussians.times - cameras.times[0]).abs() <= 0.15) | gaussians.sky
     assert 0.2 < near.float().mean() < 0.6
-    fewer = type(gaussians)(**{name: value[near] for name, value in vars(gaussians).items()})
-    torch.testing.assert_close(render(gaussians, views, within=0.15).colour, render(fewer, views).colour)
+    some = render(gaussians, cameras, within=0.15).colour
+    torch.testing.assert_close(some, render(gaussians[near], cameras).colour)
 
 
 def test_nothing_moves_in_the_still_part(tmp_path, indexed, root, small):
-    still = config.resolve(small.model_dump(), "test", ["train.still=1", "train.iterations=2", "losses.velocity=1"])
+    still = change_config(small.model_dump(), "test", ["train.still=1", "train.iterations=2", "losses.velocity=1"])
     run(still, indexed, root, tmp_path / "still")
     assert "velocity 0.0000" in (tmp_path / "still" / "train.log").read_text()
-    moving = config.resolve(still.model_dump(), "test", ["train.still=0"])
+    moving = change_config(still.model_dump(), "test", ["train.still=0"])
     run(moving, indexed, root, tmp_path / "moving")
     assert "velocity 0.0000" not in (tmp_path / "moving" / "train.log").read_text()
 
@@ -135,7 +132,7 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, indexed, root, small, ca
     third = weights(tmp_path / "third" / "ckpt_last.pt")
     assert max(float((one[name] - third[name]).abs().max()) for name in one) > 1e-4
     # a network with refinement takes over what fits, but only without the optimizer
-    other = config.resolve(small.model_dump(), "test", ["model.refinements=0"])
+    other = change_config(small.model_dump(), "test", ["model.refinements=0"])
     with pytest.raises(InputError, match=r"is of another model .* or --resume-no-optim"):
         run(other, indexed, root, tmp_path / "fourth", resume_from=half)
     lines = []
@@ -147,14 +144,14 @@ def test_broken_checkpoints_are_named(tmp_path, small):
     model = Flux(small.model)
     path = tmp_path / "x.pt"
     with pytest.raises(InputError, match="does not exist; give a checkpoint"):
-        training.load_checkpoint(path, model, None)
+        checkpoints.fill(path, model, None)
     for content in (b"", b"no"):
         path.write_bytes(content)
         with pytest.raises(InputError, match="is not a checkpoint of flux4d"):
-            training.load_checkpoint(path, model, None)
+            checkpoints.fill(path, model, None)
     torch.save({"step": 3}, path)
     with pytest.raises(InputError, match="other content"):
-        training.load_model(path, torch.device("cpu"))
+        checkpoints.open_model(path, torch.device("cpu"))
 
 
 def test_batches_that_do_not_divide(tmp_path, indexed, root, small):

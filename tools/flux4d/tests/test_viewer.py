@@ -13,9 +13,10 @@ import browser
 import numpy as np
 import pytest
 import torch
-from flux4d import lift, scene, viewer
+from flux4d import scenes, viewer
+from flux4d.gaussians import MovingGaussians, inverse_softplus
 from flux4d.rendering import render
-from flux4d.scene import CameraPath
+from flux4d.timed_cameras import at_times, timed_cameras
 from recon4d import InputError
 from scipy.spatial.transform import Rotation
 
@@ -29,9 +30,9 @@ def folder(tmp_path_factory) -> Path:
     velocities = torch.zeros(n + 1, 1, 3)
     velocities[n, 0, 0] = 4.0
     blue, red = torch.tensor([[-3.0, -3, 3]]), torch.tensor([[4.0, -4, -4]])
-    gaussians = lift.Gaussians(
+    gaussians = MovingGaussians(
         means=torch.cat([wall, torch.tensor([[-2.0, 10, 0]])]),
-        scales=lift.inverse_softplus(torch.full((n + 1, 3), 0.9)),
+        scales=inverse_softplus(torch.full((n + 1, 3), 0.9)),
         quats=torch.tensor([[1.0, 0, 0, 0]]).expand(n + 1, 4),
         opacities=torch.full((n + 1, 1), 5.0),
         colours=torch.cat([blue.expand(n, 3), red]),
@@ -44,21 +45,22 @@ def folder(tmp_path_factory) -> Path:
     poses[:, 1, 3] = torch.tensor([0.0, 0.5, 1.0])
     K = torch.tensor([[100.0, 0, 80], [0, 100, 45], [0, 0, 1]])
     place = tmp_path_factory.mktemp("view")
-    scene.write(place, gaussians, CameraPath(torch.tensor([0.0, 0.5, 1.0]), poses, K, 160, 90))
+    path = timed_cameras(torch.linalg.inv(poses), K, torch.tensor([0.0, 0.5, 1.0]), 160, 90)
+    scenes.write(place, gaussians, path)
     return place
 
 
-def test_free_view_is_the_recorded_one(folder):
-    gaussians, path = scene.read(folder)
-    recorded = scene.at_times(path, torch.tensor([0.25]))
-    pose = torch.linalg.inv(recorded.world_to_camera[0]).double().numpy()
+def test_free_camera_is_the_recorded_one(folder):
+    gaussians, path = scenes.read(folder)
+    recorded = at_times(path, torch.tensor([0.25]))
+    pose = recorded.one(0).camera_to_world.double().numpy()
     x, y, z, w = Rotation.from_matrix(pose[:3, :3]).as_quat()
-    views = viewer.free_view(pose[:3, 3], np.array([w, x, y, z]), viewer.vertical_fov(path), 160, 90, 0.25)
-    torch.testing.assert_close(views.K, path.K)
-    ours = viewer.picture(gaussians, views, False)
+    camera = viewer.free_camera(pose[:3, 3], np.array([w, x, y, z]), viewer.vertical_fov(path), 160, 90, 0.25)
+    torch.testing.assert_close(camera.batch.K[0], path.batch.K[0])
+    ours = viewer.picture(gaussians, camera, False)
     theirs = (render(gaussians, recorded).colour[0] * 255).numpy()
     assert np.abs(ours - theirs).max() < 1.5 and theirs.std() > 30
-    motion = viewer.picture(gaussians, views, True)
+    motion = viewer.picture(gaussians, camera, True)
     assert motion[..., 0].max() > 60 and motion[..., 1:].max() < 60  # all that moves goes to the right
 
 

@@ -1,19 +1,23 @@
 """Moving things in a reconstructed scene: found by clustering, then removed, moved or copied."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from recon4d import InputError
+from recon4d.cli import claim_output
 from sklearn.cluster import DBSCAN
 from torch import Tensor
 
-from flux4d.lift import Gaussians
-from flux4d.rendering import moved, velocity_at
+from flux4d import pictures, scenes
+from flux4d.gaussians import MovingGaussians, joined, moved, velocity_at
 
 
 @dataclass(frozen=True)
-class Actor:
+class FoundActor:
     """A cluster. centre: (3,) metres in the world at the scene's middle time. velocity: (3,) m/s. gaussians: count."""
 
     number: int
@@ -24,7 +28,7 @@ class Actor:
 
 
 def find(
-    gaussians: Gaussians,
+    gaussians: MovingGaussians,
     time: float,
     min_speed: float = 0.5,
     distance: float = 1.0,
@@ -48,7 +52,7 @@ def find(
     return labels
 
 
-def describe(gaussians: Gaussians, labels: Tensor, time: float) -> list[Actor]:
+def describe(gaussians: MovingGaussians, labels: Tensor, time: float) -> list[FoundActor]:
     """The clusters, largest first in size, by their numbers."""
     moment = torch.tensor([time])
     places, velocity = moved(gaussians, moment)[0], velocity_at(gaussians, moment)[0]
@@ -57,7 +61,7 @@ def describe(gaussians: Gaussians, labels: Tensor, time: float) -> list[Actor]:
         on = labels == number
         v = velocity[on].median(0).values
         centre = tuple(round(float(x), 3) for x in places[on].mean(0))
-        out.append(Actor(number, centre, tuple(round(float(x), 3) for x in v), float(v.norm()), int(on.sum())))
+        out.append(FoundActor(number, centre, tuple(round(float(x), 3) for x in v), float(v.norm()), int(on.sum())))
     return sorted(out, key=lambda actor: -actor.gaussians)
 
 
@@ -68,29 +72,74 @@ def _chosen(labels: Tensor, number: int, option: str) -> Tensor:
     return on
 
 
-def select(gaussians: Gaussians, keep: Tensor) -> Gaussians:
-    """Only some of the Gaussians: (N,) bool, or indices."""
-    return Gaussians(**{name: value[keep] for name, value in vars(gaussians).items()})
-
-
-def remove(gaussians: Gaussians, labels: Tensor, number: int) -> tuple[Gaussians, Tensor]:
+def remove(gaussians: MovingGaussians, labels: Tensor, number: int) -> tuple[MovingGaussians, Tensor]:
     """The scene and labels without an actor."""
     keep = ~_chosen(labels, number, "--remove")
-    return select(gaussians, keep), labels[keep]
+    return gaussians[keep], labels[keep]
 
 
-def move(gaussians: Gaussians, labels: Tensor, number: int, offset: tuple[float, float, float]) -> Gaussians:
+def move(
+    gaussians: MovingGaussians, labels: Tensor, number: int, offset: tuple[float, float, float]
+) -> MovingGaussians:
     """An actor shifted by metres in the world, at all times."""
     on = _chosen(labels, number, "--move")
     return replace(gaussians, means=gaussians.means + on[:, None] * torch.tensor(offset))
 
 
 def add(
-    gaussians: Gaussians, labels: Tensor, number: int, offset: tuple[float, float, float]
-) -> tuple[Gaussians, Tensor]:
+    gaussians: MovingGaussians, labels: Tensor, number: int, offset: tuple[float, float, float]
+) -> tuple[MovingGaussians, Tensor]:
     """A copy of an actor, shifted by metres in the world; the copy has the next free number."""
     on = _chosen(labels, number, "--add")
-    copy = select(gaussians, on)
+    copy = gaussians[on]
     copy = replace(copy, means=copy.means + torch.tensor(offset))
-    joined = Gaussians(**{name: torch.cat([value, getattr(copy, name)]) for name, value in vars(gaussians).items()})
-    return joined, torch.cat([labels, torch.full((len(copy),), int(labels.max()) + 1)])
+    return joined(gaussians, copy), torch.cat([labels, torch.full((len(copy),), int(labels.max()) + 1)])
+
+
+@torch.no_grad()
+def edit(
+    scene_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    removed: Sequence[int] = (),
+    moves: Sequence[tuple[float, float, float, float]] = (),
+    copies: Sequence[tuple[float, float, float, float]] = (),
+    min_speed: float = 0.5,
+    distance: float = 1.0,
+    fps: float = 30.0,
+    slow: float = 4.0,
+    force: bool = False,
+) -> dict[str, Any]:
+    """List the moving actors of a scene; where there is something to change, write the changed scene and its video.
+
+    Args:
+        scene_dir: written by `scenes.reconstruct` or `edit`.
+        removed: numbers of actors to take away, after the moves and copies.
+        moves, copies: an actor's number, and by how many metres in x, y, z it, or a copy of it, is shifted.
+        min_speed, distance: as in `find`.
+        fps, slow: of the video, as in `scenes.reconstruct`.
+        force: replace what is in `out_dir`.
+
+    Raises:
+        InputError: no scene, no such actor, an output that exists.
+    """
+    if distance <= 0:
+        raise InputError(f"--distance {distance} must be positive")
+    gaussians, path = scenes.read(scene_dir)
+    changes = bool(removed or moves or copies)
+    if changes:
+        claim_output(out_dir, force)
+    middle = float(path.times[[0, -1]].mean())
+    labels = find(gaussians, middle, min_speed, distance)
+    result: dict[str, Any] = {"actors": [asdict(actor) for actor in describe(gaussians, labels, middle)]}
+    if changes:
+        for number, x, y, z in moves:
+            gaussians = move(gaussians, labels, int(number), (x, y, z))
+        for number, x, y, z in copies:
+            gaussians, labels = add(gaussians, labels, int(number), (x, y, z))
+        for actor in removed:
+            gaussians, labels = remove(gaussians, labels, actor)
+        scenes.write(out_dir, gaussians, path)
+        result["frames"] = pictures.write_video(Path(out_dir) / "render.mp4", gaussians, path, fps, slow)
+        result |= {"gaussians": len(gaussians), "folder": str(out_dir)}
+    return result

@@ -1,12 +1,12 @@
 """The settings of a run: YAML checked by pydantic; an unknown key or a wrong type is named with its file."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from recon4d import InputError, settings
 from recon4d.settings import Section
-from recon4d.settings import write as write
 
 PRESETS = ("paper", "cpu-quick", "cpu-scenes")
 
@@ -44,7 +44,7 @@ class Model(Section):
     voxel: Length = 0.3  # metres
     range_xy: Length = 60.0  # metres around the first ego frame
     range_z: Length = 6.0
-    channels: list[Positive] = Field([32, 64, 96, 128], min_length=1)
+    channels: Annotated[list[Positive], Field(min_length=1)] = [32, 64, 96, 128]
     hidden: Positive = 64
     polynomial: Count = 1  # degree of the velocity in time; 0 is constant velocity
     refinements: Count = 3  # iterations of the second network; 0 leaves it out
@@ -92,29 +92,29 @@ class Config(Section):
     train: Train = Train()
 
 
-def load(source: str | Path, overrides: tuple[str, ...] | list[str] = (), **top: Any) -> Config:
+def load_config(source: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Config:
     """A config from a preset's name or a YAML file.
 
     Args:
         overrides: `key=value` strings, `train.batch_size=2`; the value is YAML.
-        top: keys with dots as underscores twice, `lift__sky_points`, that replace the file's; None is left alone.
+        values: by keys with dots, `lift.sky_points`, what replaces the file's; None is left alone.
 
     Raises:
         InputError: a missing file, bad YAML, an unknown key, a wrong type; the message names file and key.
     """
     if str(source).endswith(".py"):
         raise InputError(f"--config {source} is Python; give a YAML file or one of {', '.join(PRESETS)}")
-    return resolve(settings.preset_or_file(source, "flux4d", PRESETS), str(source), overrides, **top)
+    return change_config(settings.preset_or_file(source, "flux4d", PRESETS), str(source), overrides, values)
 
 
-def resolve(values: Any, source: str, overrides: tuple[str, ...] | list[str] = (), **top: Any) -> Config:
-    """A config from plain values, as a checkpoint holds them, or from what `load` takes; see there."""
-    if isinstance(values, str):
-        return load(values, overrides, **top)
-    if isinstance(values, dict):
+def change_config(
+    content: Any, source: str, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
+) -> Config:
+    """A config from the content of a file or checkpoint, named `source` in errors; the rest is as in `load_config`."""
+    if isinstance(content, dict):
         for text in overrides:
-            settings.override(values, text)
-        for key, value in top.items():
+            settings.override(content, text)
+        for key, value in (values or {}).items():
             if value is not None:
-                settings.place(values, key.replace("__", "."), value, key)
-    return settings.check(Config, values, source, "the shipped paper.yaml")
+                settings.place(content, key, value, key)
+    return settings.check(Config, content, source, "the shipped paper.yaml")

@@ -9,7 +9,7 @@ from recon4d import InputError
 from recon4d.cameras import unproject
 from torch import Tensor
 
-from flux4d.clip import Clip
+from flux4d.clips import Clip
 
 LIMIT = 120.0  # metres; farther pixels are left to the sky
 
@@ -68,9 +68,8 @@ def points(folder: Path, clip: Clip, camera: str, stride: int) -> list[tuple[Ten
         )
         near = (depth[row, column] > 0) & (depth[row, column] < LIMIT)
         row, column = row[near], column[near]
-        places = unproject(
-            torch.stack([column, row], -1) + 0.5, depth[row, column], clip.K, clip.world_to_camera[frame]
-        )
+        seen = clip.camera(frame)
+        places = unproject(torch.stack([column, row], -1) + 0.5, depth[row, column], seen.K, seen.world_to_camera)
         out.append((places, clip.images[frame][row, column].float() / 255))
     return out
 

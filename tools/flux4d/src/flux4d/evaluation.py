@@ -1,59 +1,28 @@
 """How well a network does on clips: images and depth at the targets' moments, and scene flow on LiDAR points."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from recon4d import metrics
-from recon4d.cli import progress
+from recon4d import InputError, metrics
+from recon4d.cli import claim_output, pick_device, progress
+from recon4d.files import write_text
 from scipy.spatial import cKDTree
 
-from flux4d import flow, pandaset, pictures, training
-from flux4d.clip import Clip, in_view
+from flux4d import checkpoints, flow, indices, labels, pictures
 from flux4d.config import Config
-from flux4d.flow import Labels
-from flux4d.lift import Gaussians
+from flux4d.gaussians import MovingGaussians, moved, velocity_at
 from flux4d.model import Flux
-from flux4d.rendering import moved, render, velocity_at
-from flux4d.training import Sample, some_views
+from flux4d.reconstruction import gaussians_of
+from flux4d.rendering import render
+from flux4d.samples import Sample, load_sample
 
-DILATION = 5  # pixels by which projected points of moving things are widened
+Flow = tuple[np.ndarray, np.ndarray, np.ndarray]  # of points: predicted and true velocities (N, 3), classes (N,)
+
 IMAGE_MEASURES = ("psnr", "ssim", "depth_rmse", "dynamic_psnr", "dynamic_ssim", "dynamic_depth_rmse")
-
-
-def labels_of(clip: Clip, root: Path) -> list[tuple[np.ndarray, Labels]] | None:
-    """Per frame, the LiDAR points in the camera's view (N, 3), in the clip's frame, and what cuboids say about them."""
-    boxes = flow.read_cuboids(clip.entry, root)
-    if boxes is None:
-        return None
-    times = np.array(clip.entry["timestamps"])
-    steps = flow.steps_of(boxes)
-    turn, shift = clip.ego_to_world[:3, :3], clip.ego_to_world[:3, 3]
-    out = []
-    for frame, name in enumerate(clip.entry["lidar"]):
-        sweep = pandaset.read_points(root / name)
-        points = torch.from_numpy((sweep["xyz"] - shift) @ turn).float()
-        _, _, inside = in_view(points, clip.K, clip.world_to_camera[frame], clip.width, clip.height)
-        own = points[inside].numpy().astype(np.float64)
-        at = min(frame, len(times) - 2)
-        seconds = float(times[at + 1] - times[at])
-        found = flow.label(own @ turn.T + shift, sweep["d"][inside.numpy()], boxes[frame], steps[frame], seconds)
-        out.append((own, Labels(found.velocity @ turn, found.kind, found.moving)))
-    return out
-
-
-def dynamic_mask(points: np.ndarray, moving: np.ndarray, clip: Clip, frame: int) -> np.ndarray:
-    """(H, W) bool: pixels within DILATION of a projected point of a moving thing."""
-    mask = np.zeros((clip.height, clip.width), np.uint8)
-    chosen = torch.from_numpy(points[moving]).float()
-    pixels, _, inside = in_view(chosen, clip.K, clip.world_to_camera[frame], clip.width, clip.height)
-    column, row = pixels[inside].long().numpy().T
-    mask[row, column] = 1
-    size = 2 * DILATION + 1
-    return cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))).astype(bool)
 
 
 def image_measures(
@@ -80,7 +49,7 @@ def image_measures(
     return out
 
 
-def predicted_velocity(gaussians: Gaussians, points: np.ndarray, time: torch.Tensor) -> np.ndarray:
+def predicted_velocity(gaussians: MovingGaussians, points: np.ndarray, time: torch.Tensor) -> np.ndarray:
     """(N, 3) m/s at points (N, 3) and a moment: that of the nearest Gaussian that is there then and can be seen."""
     solid = ~gaussians.sky & (gaussians.opacities[:, 0].sigmoid() > 0.1)
     solid = solid if solid.any() else ~gaussians.sky
@@ -90,23 +59,26 @@ def predicted_velocity(gaussians: Gaussians, points: np.ndarray, time: torch.Ten
     return velocity[nearest]
 
 
-def measure_clip(gaussians: Gaussians, sample: Sample, root: Path, save: Path | None) -> dict[str, Any]:
-    """Measures of one clip: a row per target frame, and velocities at all frames' points."""
+def measure_clip(gaussians: MovingGaussians, sample: Sample, root: Path, save: Path | None = None) -> dict[str, Any]:
+    """Measures of one clip: `rows`, one per target frame, and `flows` at the points of frames up to the last input."""
     clip = sample.clip
-    labels = labels_of(clip, root)
+    known = labels.of_clip(clip, root)
     rows = []
     last = max(clip.input)
     for frame in clip.target:
-        shown = render(gaussians, some_views(sample.views, [frame]), flow=save is not None)
-        mask = None if labels is None else dynamic_mask(labels[frame][0], labels[frame][1].moving, clip, frame)
+        shown = render(gaussians, sample.cameras[[frame]])
+        mask = None
+        if known is not None:
+            points, found = known[frame]
+            mask = labels.dynamic_mask(points, found.moving, clip, frame)
         values = image_measures(shown.colour[0], sample.images[frame], shown.depth[0], sample.depths[frame], mask)
         rows.append({"frame": frame, "setting": "future" if frame > last else "interpolation", **values})
         if save is not None:
             pictures.write_png(save / clip.name / f"{frame:02d}.png", pictures.comparison(gaussians, sample, frame))
-    flows = []
-    for frame, (points, found) in enumerate(labels or []):
+    flows: list[Flow] = []
+    for frame, (points, found) in enumerate(known or []):
         if frame <= last and len(points):
-            predicted = predicted_velocity(gaussians, points, sample.views.times[frame])
+            predicted = predicted_velocity(gaussians, points, sample.cameras.times[frame])
             flows.append((predicted, found.velocity, found.kind))
     return {"name": clip.name, "rows": rows, "flows": flows}
 
@@ -121,8 +93,52 @@ def mean_of(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
-@torch.no_grad()
 def evaluate(
+    checkpoint: str | Path,
+    index_path: str | Path,
+    out_dir: str | Path,
+    *,
+    split: str = "test",
+    clip_index: int | None = None,
+    config: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    data_root: str | Path | None = None,
+    save_renders: bool = False,
+    device: str = "auto",
+    force: bool = False,
+) -> dict[str, Any]:
+    """Measure a trained network on clips of an index; write metrics.json and, if asked, renders of the target frames.
+
+    Returns what `measure` does but for the single clips, which are in metrics.json.
+
+    Args:
+        split: the clips, `test` or `train`. clip_index: the only clip, of either split.
+        config, overrides: settings of data and lift in place of the checkpoint's, as in `config.load_config`.
+        data_root: where the scenes are, when they are not where the index was made.
+        force: replace metrics.json.
+
+    Raises:
+        InputError: a checkpoint, index or clip that cannot be read, a split without clips, an output that exists.
+    """
+    out = Path(out_dir)
+    claim_output(out / "metrics.json", force)
+    chosen_device = pick_device(device)
+    model, settings = checkpoints.open_model(checkpoint, chosen_device, config, overrides)
+    index = indices.read(index_path)
+    if clip_index is None:
+        entries = [entry for entry in index["clips"] if entry["split"] == split]
+    else:
+        entries = [indices.choose(index, clip_index)]
+    if not entries:
+        raise InputError(f"--index-path {index_path} has no {split} clips; use --split or flux4d index --val-scenes")
+    root = indices.root_of(index, data_root)
+    result = measure(model, settings, entries, root, chosen_device, out / "renders" if save_renders else None)
+    write_text(out / "metrics.json", json.dumps(result, indent=2) + "\n")
+    return {name: value for name, value in result.items() if name != "clips"} | {"folder": str(out)}
+
+
+@torch.no_grad()
+def measure(
     model: Flux,
     config: Config,
     entries: list[dict[str, Any]],
@@ -130,32 +146,31 @@ def evaluate(
     device: torch.device,
     save: Path | None = None,
 ) -> dict[str, Any]:
-    """All measures over clips: `interpolation`, `future` (after the last input), `flow`, and `clips` one by one."""
-    found, flows, gaps = [], [], []
+    """All measures over clips: `interpolation`, `future` (after the last input), `flow`, and `clips` one by one.
+
+    Args:
+        root: where the index's paths begin. save: a folder for renders.
+    """
+    found, gaps = [], []
     for entry in progress(entries, "evaluating", len(entries)):
-        sample = training.load_sample(entry, root, config, device)
-        gaussians = training.reconstruct(model, sample, config)
-        one = measure_clip(gaussians, sample, root, save)
-        found.append(one)
-        flows += one["flows"]
+        sample = load_sample(entry, root, config, device)
+        found.append(measure_clip(gaussians_of(model, sample, config), sample, root, save))
         gaps += np.diff(entry["timestamps"]).tolist()
     seconds = float(np.median(gaps))
     rows = [row for one in found for row in one["rows"]]
     by_setting = {s: mean_of(row for row in rows if row["setting"] == s) for s in ("interpolation", "future")}
-    joined = [np.concatenate(parts) for parts in zip(*flows)] if flows else None
     return {
         **by_setting,
-        "flow": flow.measures(*joined, seconds) if joined else None,
+        "flow": joined_flow([part for one in found for part in one["flows"]], seconds),
         "clips": [
-            {
-                "name": one["name"],
-                **mean_of(one["rows"]),
-                "flow": (
-                    flow.measures(*(np.concatenate(parts) for parts in zip(*one["flows"])), seconds)
-                    if one["flows"]
-                    else None
-                ),
-            }
-            for one in found
+            {"name": one["name"], **mean_of(one["rows"]), "flow": joined_flow(one["flows"], seconds)} for one in found
         ],
     }
+
+
+def joined_flow(flows: list[Flow], seconds: float) -> dict[str, Any] | None:
+    """Measures of scene flow over all points of several frames; None where cuboids say nothing."""
+    if not flows:
+        return None
+    predicted, truth, kind = (np.concatenate(parts) for parts in zip(*flows))
+    return flow.measures(predicted, truth, kind, seconds)

@@ -1,7 +1,6 @@
 """Lifting: LiDAR points and sky points become the Gaussians that the network starts from (Flux4D, section 3.1)."""
 
 import math
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,58 +8,14 @@ from recon4d import InputError
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from flux4d.clip import Clip, in_view
+from flux4d.clips import Clip, in_view
 from flux4d.config import Lift
-
-PARAMETERS = 14  # mean 3, scale 3, quaternion 4, opacity 1, colour 3
-
-
-@dataclass(frozen=True)
-class Gaussians:
-    """N Gaussians in the clip's frame, in the form in which the network changes them.
-
-    means: (N, 3) metres. scales: (N, 3), metres through softplus. quats: (N, 4) wxyz. opacities: (N, 1), [0, 1]
-    through sigmoid. colours: (N, 3), sRGB through sigmoid. times: (N,) seconds, when each was seen.
-    velocities: (N, L, 3), coefficients of time^0 .. time^(L-1), m/s. sky: (N,) bool.
-    """
-
-    means: Tensor
-    scales: Tensor
-    quats: Tensor
-    opacities: Tensor
-    colours: Tensor
-    times: Tensor
-    velocities: Tensor
-    sky: Tensor
-
-    def __len__(self) -> int:
-        return len(self.means)
-
-    @property
-    def parameters(self) -> Tensor:
-        """(N, 14) in the order of `PARAMETERS`."""
-        return torch.cat([self.means, self.scales, self.quats, self.opacities, self.colours], 1)
-
-    def with_parameters(self, parameters: Tensor, velocities: Tensor) -> "Gaussians":
-        """The same with other parameters (N, 14), whose quaternions are normalised, and velocities."""
-        means, scales, quats, opacities, colours = parameters.split([3, 3, 4, 1, 3], 1)
-        quats = torch.nn.functional.normalize(quats, dim=1)
-        return replace(
-            self, means=means, scales=scales, quats=quats, opacities=opacities, colours=colours, velocities=velocities
-        )
-
-    def to(self, device: torch.device) -> "Gaussians":
-        return Gaussians(**{name: value.to(device) for name, value in vars(self).items()})
-
-
-def inverse_softplus(x: Tensor) -> Tensor:
-    """log(exp(x) - 1), for positive x of any size."""
-    return x + torch.log(-torch.expm1(-x))
+from flux4d.gaussians import MovingGaussians, inverse_softplus
 
 
 def coloured(points: Tensor, clip: Clip, frame: int) -> tuple[Tensor, Tensor]:
     """Colours (N, 3) in [0, 1] of points in the image of a frame, and whether (N,) they are in it."""
-    pixels, _, inside = in_view(points, clip.K, clip.world_to_camera[frame], clip.width, clip.height)
+    pixels, _, inside = in_view(points, clip.camera(frame))
     colours = torch.full((len(points), 3), 0.5)
     column, row = pixels[inside].long().unbind(-1)
     colours[inside] = clip.images[frame][row, column].float() / 255
@@ -94,7 +49,7 @@ def sky_points(radius: float, number: int) -> Tensor:
 
 def lift(
     clip: Clip, settings: Lift, seed: int = 0, depth_points: list[tuple[Tensor, Tensor]] | None = None
-) -> Gaussians:
+) -> MovingGaussians:
     """The initial Gaussians of a clip from its input frames.
 
     LiDAR points keep their place and time; their colour is the image's of their own frame, and points outside of it
@@ -152,7 +107,7 @@ def lift(
 
     n = len(mean) + len(sky)
     quats = torch.nn.functional.normalize(torch.randn(n, 4, generator=generator), dim=1)
-    return Gaussians(
+    return MovingGaussians(
         means=torch.cat([mean, sky]),
         scales=inverse_softplus(torch.cat([scale, sky_scale]))[:, None].expand(n, 3).contiguous(),
         quats=quats,

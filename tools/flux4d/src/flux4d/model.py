@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flux4d import sparse
 from flux4d.config import Model as Settings
-from flux4d.lift import PARAMETERS, Gaussians
+from flux4d.gaussians import PARAMETERS, MovingGaussians
 from flux4d.sparse import Grid
 
 # How far an output of 1 moves each parameter: the mean in metres, the rest in their own units
@@ -16,11 +17,11 @@ _GAINS = torch.tensor([0.1] * 3 + [1.0] * 3 + [0.5] * 4 + [1.0] + [1.0] * 3)
 _SPEED = 5.0  # m/s per output of 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Input:
     """What the network needs of a clip: its Gaussians, and their voxels."""
 
-    gaussians: Gaussians
+    gaussians: MovingGaussians
     grid: Grid
 
 
@@ -28,14 +29,14 @@ def _reach(settings: Settings, like: Tensor) -> Tensor:
     return like.new_tensor([settings.range_xy, settings.range_xy, settings.range_z])
 
 
-def prepare(gaussians: Gaussians, settings: Settings) -> Input:
+def prepare(gaussians: MovingGaussians, settings: Settings) -> Input:
     """Gaussians with their voxels around the clip's first ego frame."""
     high = _reach(settings, gaussians.means)
     grid = sparse.voxelize(gaussians.means, settings.voxel, -high, high, len(settings.channels))
     return Input(gaussians, grid)
 
 
-def features(gaussians: Gaussians, settings: Settings) -> Tensor:
+def features(gaussians: MovingGaussians, settings: Settings) -> Tensor:
     """(N, 15) the 14 parameters and the time, each about -1..1."""
     g = gaussians
     return torch.cat(
@@ -63,16 +64,11 @@ class Branch(nn.Module):
         self.settings = settings
         self.unet = sparse.UNet(inputs, settings.channels)
         width = settings.channels[0] + 2 * inputs + 3
-        outputs = PARAMETERS + 3 * (settings.polynomial + 1)
-        self.head = nn.Sequential(
-            nn.Linear(width, settings.hidden),
-            nn.LeakyReLU(0.1),
-            nn.Linear(settings.hidden, settings.hidden),
-            nn.LeakyReLU(0.1),
-            nn.Linear(settings.hidden, outputs),
-        )
-        nn.init.normal_(self.head[-1].weight, std=1e-3)  # begin at the initial Gaussians
-        nn.init.zeros_(self.head[-1].bias)
+        first, second = nn.Linear(width, settings.hidden), nn.Linear(settings.hidden, settings.hidden)
+        last = nn.Linear(settings.hidden, PARAMETERS + 3 * (settings.polynomial + 1))
+        self.head = nn.Sequential(first, nn.LeakyReLU(0.1), second, nn.LeakyReLU(0.1), last)
+        nn.init.normal_(last.weight, std=1e-3)  # begin at the initial Gaussians
+        nn.init.zeros_(last.bias)
 
     def forward(self, given: Input, values: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, C) -> residuals (N, 14), velocity coefficients (N, L, 3)."""
@@ -94,7 +90,8 @@ class Branch(nn.Module):
 
 
 class Flux(nn.Module):
-    """f, and, with refinements, r."""
+    """The network: `base` in one pass and, where the settings ask for refinements, `refiner` in each of them (f and r
+    in the paper)."""
 
     def __init__(self, settings: Settings):
         super().__init__()
@@ -102,7 +99,7 @@ class Flux(nn.Module):
         self.base = Branch(PARAMETERS + 1, settings)
         self.refiner = Branch(2 * PARAMETERS + 1, settings) if settings.refinements else None
 
-    def forward(self, given: Input, loss: Callable[[Gaussians], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, given: Input, loss: Callable[[MovingGaussians], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The parameters (N, 14) and velocities (N, L, 3) of a clip's Gaussians.
 
         Args:
@@ -113,6 +110,8 @@ class Flux(nn.Module):
         found = start.with_parameters(start.parameters + residuals, velocities)
         if self.refiner is None:
             return found.parameters, found.velocities
+        if loss is None:
+            raise ValueError("a network with refinements needs a loss")
         for _ in range(self.settings.refinements):
             slope = gradient(found, loss)
             values = torch.cat([features(found, self.settings), slope], 1)
@@ -122,7 +121,7 @@ class Flux(nn.Module):
         return found.parameters, found.velocities
 
 
-def gradient(gaussians: Gaussians, loss: Callable[[Gaussians], Tensor]) -> Tensor:
+def gradient(gaussians: MovingGaussians, loss: Callable[[MovingGaussians], Tensor]) -> Tensor:
     """(N, 14) gradient of a loss by the parameters, detached, scaled to a typical size of 1 per column."""
     with torch.enable_grad():
         parameters = gaussians.parameters.detach().requires_grad_(True)
@@ -132,8 +131,8 @@ def gradient(gaussians: Gaussians, loss: Callable[[Gaussians], Tensor]) -> Tenso
     return (slope / spread).clamp(-5, 5)
 
 
-def describe(given: Input) -> dict:
-    """What a clip's voxels look like, for people."""
+def describe(given: Input) -> dict[str, Any]:
+    """Counts of a clip's Gaussians, voxels and points per voxel, and what they span in space and time."""
     gaussians, grid = given.gaussians, given.grid
     finest = grid.levels[0]
     per_voxel = torch.bincount(grid.rows, minlength=len(finest)).double()

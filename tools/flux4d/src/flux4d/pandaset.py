@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ import roma
 import torch
 from recon4d import InputError
 
-from flux4d import frames
+from flux4d import tables
 
 POINT_COLUMNS = ("x", "y", "z", "i", "t", "d")
 CUBOID_COLUMNS = (
@@ -24,7 +25,7 @@ CUBOID_COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sensor:
     """A sensor of a scene. poses: (N, 4, 4) float64, sensor to world. times: (N,) float64, seconds. files: its data."""
 
@@ -33,7 +34,7 @@ class Sensor:
     files: list[Path]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """A scene's LiDAR and cameras. K: (3, 3) by camera, pixel centres at +0.5. sizes: width, height by camera."""
 
@@ -45,7 +46,7 @@ class Scene:
     cuboids: list[Path]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cuboids:
     """The boxes of a frame: uuid (B,), label (B,), pose (B, 4, 4) box to world, size (B, 3) width, length, height.
 
@@ -60,7 +61,7 @@ class Cuboids:
     stationary: np.ndarray
 
 
-def read_json(path: Path) -> object:
+def read_json(path: Path) -> Any:
     """A JSON file's content. Raises InputError when it is missing or broken."""
     try:
         return json.loads(path.read_text())
@@ -70,7 +71,7 @@ def read_json(path: Path) -> object:
         raise InputError(f"{path} is not readable JSON ({error}); copy it again") from error
 
 
-def pose_matrices(entries: object, path: Path | str) -> np.ndarray:
+def pose_matrices(entries: Any, path: Path | str) -> np.ndarray:
     """(N, 4, 4) float64 of PandaSet's poses: position x y z, heading quaternion w x y z."""
     try:
         position = np.array([[e["position"][k] for k in "xyz"] for e in entries], np.float64).reshape(-1, 3)
@@ -86,17 +87,17 @@ def pose_matrices(entries: object, path: Path | str) -> np.ndarray:
     return poses
 
 
-def pose_entry(matrix: np.ndarray) -> dict:
+def pose_entry(matrix: np.ndarray) -> dict[str, Any]:
     """PandaSet's form of a 4x4 pose."""
     x, y, z, w = roma.rotmat_to_unitquat(torch.from_numpy(np.ascontiguousarray(matrix[:3, :3]))).tolist()
     px, py, pz = matrix[:3, 3].tolist()
     return {"position": {"x": px, "y": py, "z": pz}, "heading": {"w": w, "x": x, "y": y, "z": z}}
 
 
-def intrinsics_matrix(entry: object, path: Path | str) -> np.ndarray:
+def intrinsics_matrix(entry: Any, path: Path | str) -> np.ndarray:
     """K (3, 3) with pixel centres at +0.5 from fx, fy, cx, cy."""
     try:
-        fx, fy, cx, cy = (float(entry[key]) for key in ("fx", "fy", "cx", "cy"))  # type: ignore[index]
+        fx, fy, cx, cy = (float(entry[key]) for key in ("fx", "fy", "cx", "cy"))
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path} does not hold numbers fx, fy, cx, cy; copy it again") from error
     return np.array([[fx, 0, cx + 0.5], [0, fy, cy + 0.5], [0, 0, 1]])
@@ -153,7 +154,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def read_points(path: str | Path) -> dict[str, np.ndarray]:
     """Points of a sweep: xyz (N, 3) world and t (N,) seconds, float64; d (N,) the sensor. Only finite ones."""
-    columns = frames.read(path, POINT_COLUMNS)
+    columns = tables.read(path, POINT_COLUMNS)
     try:
         xyz = np.stack([columns[k].astype(np.float64) for k in "xyz"], -1)
         t, d = columns["t"].astype(np.float64), columns["d"].astype(np.int64)
@@ -166,7 +167,7 @@ def read_points(path: str | Path) -> dict[str, np.ndarray]:
 @lru_cache(maxsize=64)
 def read_cuboids(path: str | Path) -> Cuboids:
     """The cuboids of a frame, see `Cuboids`. Yaw 0 heads along world y, counterclockwise."""
-    columns = frames.read(path, CUBOID_COLUMNS)
+    columns = tables.read(path, CUBOID_COLUMNS)
     try:
         yaw = columns["yaw"].astype(np.float64)
         centre = np.stack([columns[f"position.{k}"].astype(np.float64) for k in "xyz"], -1)

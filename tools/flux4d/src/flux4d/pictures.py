@@ -1,6 +1,6 @@
-"""Pictures to look at: truth, render, depth and motion side by side, and LiDAR points over an image."""
+"""Pictures to look at: truth, render, depth and motion side by side, LiDAR points over an image, videos."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,17 @@ import cv2
 import numpy as np
 import torch
 from recon4d import InputError, video
-from recon4d.cli import progress
+from recon4d.cli import claim_output, pick_device, progress
 from recon4d.files import atomic_path
 from torch import Tensor
 
-from flux4d import scene
-from flux4d.clip import Clip, in_view
-from flux4d.config import Config
-from flux4d.lift import Gaussians
+from flux4d import checkpoints, clips, indices, labels
+from flux4d.clips import in_view
+from flux4d.gaussians import MovingGaussians
+from flux4d.reconstruction import gaussians_of
 from flux4d.rendering import MAX_FLOW, render
-from flux4d.scene import CameraPath
+from flux4d.samples import Sample, load_sample
+from flux4d.timed_cameras import TimedCameras, at_times
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
@@ -48,11 +49,9 @@ def flow_colours(flow: np.ndarray, top: float = MAX_FLOW) -> np.ndarray:
     return cv2.cvtColor(hsv.reshape(1, -1, 3), cv2.COLOR_HSV2RGB).reshape(*flow.shape[:-1], 3)
 
 
-def comparison(gaussians, sample, frame: int) -> np.ndarray:
+def comparison(gaussians: MovingGaussians, sample: Sample, frame: int) -> np.ndarray:
     """Truth over depth, render over motion, of one frame of a sample."""
-    from flux4d.training import some_views
-
-    shown = render(gaussians, some_views(sample.views, [frame]), flow=True)
+    shown = render(gaussians, sample.cameras[[frame]], flow=True)
     truth, image = bytes_of(sample.images[frame]), bytes_of(shown.colour[0])
     depth = depth_colours(shown.depth[0].cpu().numpy() * (shown.alpha[0] > 0.5).cpu().numpy())
     flow = flow_colours(shown.flow[0].cpu().numpy(), 5.0)
@@ -68,13 +67,25 @@ def overlay(image: np.ndarray, pixels: np.ndarray, depth: np.ndarray, size: int 
     return out
 
 
-def write_alignment(clip: Clip, frame: int, folder: Path) -> dict[str, Any]:
-    """The LiDAR points of a frame over its image, and how many fall where. InputError for no such frame."""
+def write_alignment(
+    index_path: str | Path,
+    out_dir: str | Path,
+    clip_index: int = 0,
+    frame: int = 0,
+    camera: str = "front_camera",
+    data_root: str | Path | None = None,
+) -> dict[str, Any]:
+    """Draw the LiDAR points of a clip's frame over its image, SCENE_FRAME_NN.png; its path and how many fall where.
+
+    Raises:
+        InputError: an index or clip that cannot be read, no such clip, camera or frame.
+    """
+    clip = clips.load(*indices.open_clip(index_path, clip_index, data_root), camera)
     if not 0 <= frame < len(clip.times):
         raise InputError(f"--frame-index {frame}: the clip has frames 0 to {len(clip.times) - 1}")
     points = clip.points[frame]
-    pixels, depth, inside = in_view(points, clip.K, clip.world_to_camera[frame], clip.width, clip.height)
-    path = folder / f"{clip.name}_{frame:02d}.png"
+    pixels, depth, inside = in_view(points, clip.camera(frame))
+    path = Path(out_dir) / f"{clip.name}_{frame:02d}.png"
     size = max(round(clip.width / 640), 1)
     write_png(path, overlay(clip.images[frame].numpy(), pixels[inside].numpy(), depth[inside].numpy(), size))
     return {
@@ -101,58 +112,83 @@ def frame_list(text: str, count: int) -> list[int]:
 
 @torch.no_grad()
 def write_flow(
-    model: torch.nn.Module,
-    config: Config,
-    entry: dict[str, Any],
-    root: Path,
-    device: torch.device,
-    folder: Path,
-    modes: tuple[str, ...],
-    frames: list[int],
-    reference: int,
+    checkpoint: str | Path,
+    index_path: str | Path,
+    out_dir: str | Path,
+    *,
+    clip_index: int = 0,
+    camera: str | None = None,
+    mode: str = "both",
+    frames: str = "0-15",
+    reference: int = 0,
+    config: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    data_root: str | Path | None = None,
+    device: str = "auto",
+    force: bool = False,
 ) -> dict[str, Any]:
-    """Image and image-plane motion of a clip's frames, as PNG and MP4 by mode; the mean motion over moving things and
-    the rest where cuboids are known."""
-    from flux4d import evaluation, training
+    """Draw images and image-plane motion of a clip's frames side by side, as PNG and MP4 by mode; a summary with the
+    mean motion over moving things and over the rest, where cuboids are known.
 
-    sample = training.load_sample(entry, root, config, device)
+    Args:
+        camera: whose images, by name; None: the checkpoint's.
+        mode: `fixed`, the camera stands where it was in the frame `reference`; `follow`, it moves along; or `both`.
+        frames: as in `frame_list`.
+        config, overrides: settings in place of the checkpoint's, as in `config.load_config`.
+        data_root: where the scenes are, when they are not where the index was made.
+        force: replace what is in `out_dir`.
+
+    Raises:
+        InputError: a checkpoint, index or clip that cannot be read, no such clip, camera or frame, an output that
+            exists.
+    """
+    out = claim_output(out_dir, force)
+    chosen_device = pick_device(device)
+    model, settings = checkpoints.open_model(checkpoint, chosen_device, config, overrides, camera)
+    entry, root = indices.open_clip(index_path, clip_index, data_root)
+    chosen = frame_list(frames, len(entry["frames"]))
+    sample = load_sample(entry, root, settings, chosen_device)
     if not 0 <= reference < len(sample.clip.times):
         raise InputError(f"--frame-ref {reference}: the clip has frames 0 to {len(sample.clip.times) - 1}")
-    gaussians = training.reconstruct(model, sample, config)
-    labels = evaluation.labels_of(sample.clip, root)
-    result: dict[str, Any] = {"clip": sample.clip.name, "frames": len(frames), "folder": str(folder)}
-    for mode in modes:
+    gaussians = gaussians_of(model, sample, settings)
+    known = labels.of_clip(sample.clip, root)
+    result: dict[str, Any] = {"clip": sample.clip.name, "frames": len(chosen), "folder": str(out)}
+    for kind in ("fixed", "follow") if mode == "both" else (mode,):
         pages, moving, still = [], [], []
-        for frame in frames:
-            views = training.some_views(sample.views, [frame])
-            if mode == "fixed":
-                views = replace(views, world_to_camera=sample.views.world_to_camera[[reference]])
-            shown = render(gaussians, views, flow=True)
+        for frame in chosen:
+            cameras = sample.cameras[[frame]]
+            if kind == "fixed":
+                cameras = replace(cameras, batch=sample.cameras[[reference]].batch)
+            shown = render(gaussians, cameras, flow=True)
             flow = shown.flow[0].cpu().numpy()
             pages.append(np.hstack([bytes_of(shown.colour[0]), flow_colours(flow)]))
-            write_png(folder / mode / f"{frame:02d}.png", pages[-1])
-            if labels is not None and mode == "follow":
-                points, found = labels[frame]
-                mask = evaluation.dynamic_mask(points, found.moving, sample.clip, frame)
+            write_png(out / kind / f"{frame:02d}.png", pages[-1])
+            if known is not None and kind == "follow":
+                points, found = known[frame]
+                mask = labels.dynamic_mask(points, found.moving, sample.clip, frame)
                 speed = np.linalg.norm(flow, axis=-1)
                 moving += speed[mask].tolist()
                 still += speed[~mask].tolist()
-        video.write_mp4(folder / f"{mode}.mp4", pages, 10.0)
-        if mode == "follow" and labels is not None:
+        video.write_mp4(out / f"{kind}.mp4", pages, 10.0)
+        if known is not None and kind == "follow":
             result["moving_px"] = float(np.mean(moving)) if moving else None
             result["still_px"] = float(np.mean(still)) if still else None
     return result
 
 
 @torch.no_grad()
-def write_video(path: Path, gaussians: Gaussians, along: CameraPath, fps: float, slow: float) -> int:
-    """A video of a scene in the world along its camera path; the number of frames."""
+def write_video(path: Path, gaussians: MovingGaussians, along: TimedCameras, fps: float, slow: float) -> int:
+    """A video of a scene in the world, seen from a camera that moves along a path; the number of frames.
+
+    Args:
+        slow: seconds of the video per second of the scene.
+    """
     start, end = float(along.times[0]), float(along.times[-1])
     count = max(round((end - start) * slow * fps), 1) + 1
     times = torch.linspace(start, end, count)
 
     def frames() -> Iterator[np.ndarray]:
         for time in progress(times, "rendering", count):
-            yield bytes_of(render(gaussians, scene.at_times(along, time[None])).colour[0])
+            yield bytes_of(render(gaussians, at_times(along, time[None])).colour[0])
 
     return video.write_mp4(path, frames(), fps)

@@ -6,6 +6,7 @@ any device, and serve all layers of a level (Choy et al. 2019; Tang et al. 2022)
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def from_keys(key: Tensor) -> Tensor:
     return torch.stack([key >> 2 * _BITS, (key >> _BITS) & mask, key & mask], -1) - (1 << (_BITS - 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Level:
     """The voxels of one resolution. coordinates: (V, 3), sorted by key. same: its 3x3x3 map. down: the 2x2x2 map, by
     corner, from this level's rows to the next coarser one's; none for the coarsest."""
@@ -43,7 +44,7 @@ class Level:
         return len(self.coordinates)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grid:
     """Points in voxels. levels: fine to coarse. rows: (N,) voxels of the points inside. inside: (N,) bool."""
 
@@ -99,7 +100,7 @@ class _Convolve(torch.autograd.Function):
     """Keeps no gathered copies for the backward pass: it gathers again."""
 
     @staticmethod
-    def forward(ctx, features, weight, pairs, count):
+    def forward(ctx: Any, features: Tensor, weight: Tensor, pairs: KernelMap, count: int) -> Tensor:
         ctx.save_for_backward(features, weight)
         ctx.pairs = pairs
         out = features.new_zeros(count, weight.shape[2])
@@ -110,7 +111,7 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         features, weight = ctx.saved_tensors
         by_features, by_weight = torch.zeros_like(features), torch.zeros_like(weight)
         for k, (source, target) in enumerate(ctx.pairs):
@@ -173,15 +174,15 @@ class UNet(nn.Module):
         """Features (V, inputs) of the finest level -> (V, channels[0])."""
         kept = []
         for number, level in enumerate(levels):
-            for convolution in self.down[number]:
+            for convolution in self.down[number]:  # type: ignore[attr-defined]
                 features = convolution(features, level.same, len(level))
             if level.down is not None:
                 kept.append(features)
                 features = self.coarser[number](features, level.down, len(levels[number + 1]))
         for number in reversed(range(len(levels) - 1)):
             level = levels[number]
-            up = [(parent, child) for child, parent in level.down]
+            up = [(parent, child) for child, parent in level.down or []]
             features = torch.cat([kept[number], self.finer[number](features, up, len(level))], 1)
-            for convolution in self.up[number]:
+            for convolution in self.up[number]:  # type: ignore[attr-defined]
                 features = convolution(features, level.same, len(level))
         return features

@@ -2,17 +2,19 @@
 
 import json
 import math
+import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from recon4d.cli import progress
+from recon4d.cli import claim_output, progress
 from recon4d.files import atomic_path, write_npz, write_text
 
-from flux4d import frames, world
+from flux4d import raycast, streets, tables
 from flux4d.pandaset import pose_entry
-from flux4d.world import World
+from flux4d.streets import Street
 
 EPOCH = 1557539924.0  # 2019, as PandaSet's
 PERIOD = 0.1  # seconds per sweep
@@ -30,10 +32,10 @@ def beam_elevations() -> np.ndarray:
 
 
 def ego_pose(
-    scene: World, time: float, height: float, forward: float = 0.0, axes: np.ndarray | None = None
+    street: Street, time: float, height: float, forward: float = 0.0, axes: np.ndarray | None = None
 ) -> np.ndarray:
     """(4, 4) sensor to world of something mounted on the ego vehicle."""
-    x, y, yaw = scene.ego.pose(time)
+    x, y, yaw = street.ego.pose(time)
     pose = np.eye(4)
     c, s = math.cos(yaw), math.sin(yaw)
     turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
@@ -42,7 +44,7 @@ def ego_pose(
     return pose
 
 
-def sweep(scene: World, time: float, columns: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def sweep(street: Street, time: float, columns: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """One turn of the spinning LiDAR and one frame of the forward one: PandaSet's columns, and the actor of each point.
 
     The spinning LiDAR looks backward at time - PERIOD / 2 and forward at `time`; points are in the world, noise 1 cm.
@@ -57,10 +59,10 @@ def sweep(scene: World, time: float, columns: int, rng: np.random.Generator) -> 
         else:  # the forward sensor: 60 by 10 degrees, even steps
             a, elevation = np.radians(np.linspace(-30, 30, max(columns // 8, 2))), np.radians(np.linspace(-7, 3, 20))
             moment, device = time, 1
-        pose = ego_pose(scene, moment, LIDAR_HEIGHT)
+        pose = ego_pose(street, moment, LIDAR_HEIGHT)
         a, e = (grid.ravel() for grid in np.meshgrid(a, elevation))
         directions = np.stack([np.cos(e) * np.sin(a), np.cos(e) * np.cos(a), np.sin(e)], -1) @ pose[:3, :3].T
-        distance, actor, cosine = world.scan(scene, moment, pose[:3, 3], directions)
+        distance, actor, cosine = raycast.scan(street, moment, pose[:3, 3], directions)
         seen = distance < REACH
         noisy = distance[seen] + rng.normal(0, 0.01, seen.sum())
         points = pose[:3, 3] + directions[seen] * noisy[:, None]
@@ -74,13 +76,13 @@ def sweep(scene: World, time: float, columns: int, rng: np.random.Generator) -> 
                 "t": np.full(len(points), EPOCH + moment),
                 "d": np.full(len(points), device, np.int64),
                 "actor": actor[seen],
-                "velocity": world.velocity(scene, moment, points, actor[seen]),
+                "velocity": streets.velocity(street, moment, points, actor[seen]),
             }
         )
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def cuboids(scene: World, time: float, names: list[str]) -> dict[str, np.ndarray]:
+def cuboids(street: Street, time: float, names: list[str]) -> dict[str, np.ndarray]:
     """PandaSet's cuboid table at a time."""
     rows: dict[str, list] = {}
 
@@ -88,7 +90,7 @@ def cuboids(scene: World, time: float, names: list[str]) -> dict[str, np.ndarray
         for key, value in values.items():
             rows.setdefault(key, []).append(value)
 
-    for actor, name in zip(scene.actors, names):
+    for actor, name in zip(street.actors, names):
         x, y, yaw = actor.pose(time)
         parked = actor.speed == 0
         moving = "Parked" if parked else "Moving"
@@ -123,7 +125,35 @@ def _write_jpg(path: Path, image: np.ndarray) -> None:
         cv2.imwrite(str(temporary), np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 97])
 
 
-def write_scene(folder: Path, seed: int, n: int, width: int, columns: int, samples: int) -> dict:
+def write_scenes(
+    root: str | Path,
+    scenes: int = 1,
+    first: int = 1,
+    frames: int = 80,
+    width: int = 480,
+    columns: int = 1800,
+    samples: int = 2,
+    seed: int = 0,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write scenes as folders 001, 002 and so on, in PandaSet's layout; a summary.
+
+    Args:
+        first: number of the first. frames: of each, 10 Hz. width, columns, samples: as in `write_scene`.
+        force: replace scenes that exist.
+    """
+    folders = [Path(root) / f"{number:03d}" for number in range(first, first + scenes)]
+    for folder in folders:
+        claim_output(folder, force)
+    written = []
+    for number, folder in enumerate(folders, first):
+        if folder.exists():
+            shutil.rmtree(folder)
+        written.append(write_scene(folder, 1000 * seed + number, frames, width, columns, samples))
+    return {"folder": str(root), "scenes": written}
+
+
+def write_scene(folder: Path, seed: int, n: int, width: int, columns: int, samples: int) -> dict[str, Any]:
     """Write one scene of n frames; a summary.
 
     Beside PandaSet's files: `truth/camera/NN.npz` (depth (H, W) metres along the optical axis, 0 is sky; velocity
@@ -134,38 +164,38 @@ def write_scene(folder: Path, seed: int, n: int, width: int, columns: int, sampl
         width: of the image, 16:9. columns: LiDAR directions per turn, 1800 for a Pandar64. samples: squared, rays per
             pixel.
     """
-    scene = world.street(seed, n * PERIOD)
+    street = streets.random_street(seed, n * PERIOD)
     height = round(width * 9 / 16)
     rng = np.random.default_rng((seed, 1))
-    names = [str(uuid.UUID(bytes=rng.bytes(16), version=4)) for _ in scene.actors]
+    names = [str(uuid.UUID(bytes=rng.bytes(16), version=4)) for _ in street.actors]
     fx = FOCAL * width
     K = np.array([[fx, 0, width / 2], [0, fx, height / 2], [0, 0, 1]])
     camera = folder / "camera" / "front_camera"
     lidar_poses, camera_poses, times, gps = [], [], [], []
     for i in progress(range(n), f"scene {folder.name}", n):
         time = i * PERIOD
-        pose = ego_pose(scene, time, CAMERA_HEIGHT, CAMERA_FORWARD, CAMERA_AXES)
-        image, depth, actor, place = world.photograph(scene, time, pose, K, width, height, samples)
+        pose = ego_pose(street, time, CAMERA_HEIGHT, CAMERA_FORWARD, CAMERA_AXES)
+        image, depth, actor, place = raycast.photograph(street, time, pose, K, width, height, samples)
         _write_jpg(camera / f"{i:02d}.jpg", np.round(255 * image).astype(np.uint8))
-        velocity = world.velocity(scene, time, place, actor)
+        velocity = streets.velocity(street, time, place, actor)
         write_npz(
             folder / "truth" / "camera" / f"{i:02d}.npz",
             depth=depth.astype(np.float32),
             velocity=velocity.astype(np.float16),
             actor=actor.astype(np.int16),
         )
-        points = sweep(scene, time, columns, rng)
-        frames.write(folder / "lidar" / f"{i:02d}.pkl.gz", {k: points[k] for k in "xyzitd"})
+        points = sweep(street, time, columns, rng)
+        tables.write(folder / "lidar" / f"{i:02d}.pkl.gz", {k: points[k] for k in "xyzitd"})
         write_npz(
             folder / "truth" / "lidar" / f"{i:02d}.npz",
             velocity=points["velocity"].astype(np.float32),
             actor=points["actor"].astype(np.int16),
         )
-        frames.write(folder / "annotations" / "cuboids" / f"{i:02d}.pkl.gz", cuboids(scene, time, names))
-        lidar_poses.append(pose_entry(ego_pose(scene, time, LIDAR_HEIGHT)))
+        tables.write(folder / "annotations" / "cuboids" / f"{i:02d}.pkl.gz", cuboids(street, time, names))
+        lidar_poses.append(pose_entry(ego_pose(street, time, LIDAR_HEIGHT)))
         camera_poses.append(pose_entry(pose))
         times.append(EPOCH + time)
-        gps.append({"lat": 37.4, "long": -122.1, "height": 10.0, "xvel": 0.0, "yvel": scene.ego.speed})
+        gps.append({"lat": 37.4, "long": -122.1, "height": 10.0, "xvel": 0.0, "yvel": street.ego.speed})
 
     def put(path: Path, value: object) -> None:
         write_text(path, json.dumps(value))
@@ -178,5 +208,5 @@ def write_scene(folder: Path, seed: int, n: int, width: int, columns: int, sampl
     put(camera / "intrinsics.json", {"fx": fx, "fy": fx, "cx": K[0, 2] - 0.5, "cy": K[1, 2] - 0.5})
     put(folder / "meta" / "timestamps.json", times)
     put(folder / "meta" / "gps.json", gps)
-    moving = sum(actor.speed > 0 for actor in scene.actors)
-    return {"scene": folder.name, "seed": seed, "frames": n, "actors": len(scene.actors), "moving": moving}
+    moving = sum(actor.speed > 0 for actor in street.actors)
+    return {"scene": folder.name, "seed": seed, "frames": n, "actors": len(street.actors), "moving": moving}

@@ -17,10 +17,10 @@ import torch
 import viser
 from recon4d.cli import check_address
 
-from flux4d import pictures, scene
-from flux4d.lift import Gaussians
-from flux4d.rendering import Views, render
-from flux4d.scene import CameraPath
+from flux4d import pictures, scenes
+from flux4d.gaussians import MovingGaussians
+from flux4d.rendering import render
+from flux4d.timed_cameras import TimedCameras, at_times, timed_cameras
 
 HEIGHT = 360  # of pictures while something moves
 STILL_HEIGHT = 720
@@ -48,32 +48,34 @@ class Shown:
     full: bool = False
 
 
-def free_view(position: np.ndarray, wxyz: np.ndarray, fov: float, width: int, height: int, time: float) -> Views:
-    """A view from a camera-to-world rotation and position; `fov` is vertical, radians."""
+def free_camera(
+    position: np.ndarray, wxyz: np.ndarray, fov: float, width: int, height: int, time: float
+) -> TimedCameras:
+    """One camera from a camera-to-world rotation and position; `fov` is vertical, radians."""
     pose = torch.eye(4)
     w, x, y, z = (float(value) for value in wxyz)
     pose[:3, :3] = roma.unitquat_to_rotmat(torch.nn.functional.normalize(torch.tensor([x, y, z, w]), dim=0))
     pose[:3, 3] = torch.from_numpy(np.asarray(position, np.float32))
     focal = 0.5 * height / np.tan(fov / 2)
     K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], dtype=torch.float32)
-    return Views(torch.linalg.inv(pose)[None], K, torch.tensor([time]), torch.tensor([0.1]), width, height)
+    return timed_cameras(torch.linalg.inv(pose)[None], K, torch.tensor([time]), width, height)
 
 
 @torch.no_grad()
-def picture(gaussians: Gaussians, views: Views, flow: bool) -> np.ndarray:
-    """What a view shows, RGB uint8 (H, W, 3); with `flow` the motion on the image."""
-    shown = render(gaussians, views, flow=flow)
+def picture(gaussians: MovingGaussians, camera: TimedCameras, flow: bool) -> np.ndarray:
+    """What a camera sees, RGB uint8 (H, W, 3); with `flow` the motion on the image."""
+    shown = render(gaussians, camera, flow=flow)
     return pictures.flow_colours(shown.flow[0].numpy()) if flow else pictures.bytes_of(shown.colour[0])
 
 
-def vertical_fov(path: CameraPath) -> float:
+def vertical_fov(path: TimedCameras) -> float:
     """Of the recorded camera, radians."""
-    return 2 * float(np.arctan(path.height / 2 / float(path.K[1, 1])))
+    return 2 * float(np.arctan(path.batch.height / 2 / float(path.batch.K[0, 1, 1])))
 
 
-def ride_along(client: viser.ClientHandle, path: CameraPath, time: float) -> None:
+def ride_along(client: viser.ClientHandle, path: TimedCameras, time: float) -> None:
     """Put a browser's camera where the recorded one was at a time."""
-    pose = torch.linalg.inv(scene.at_times(path, torch.tensor([time])).world_to_camera[0])
+    pose = at_times(path, torch.tensor([time])).one(0).camera_to_world
     position, forward = pose[:3, 3].numpy(), pose[:3, 2].numpy()
     with client.atomic():
         client.camera.position = position
@@ -82,15 +84,21 @@ def ride_along(client: viser.ClientHandle, path: CameraPath, time: float) -> Non
         client.camera.fov = vertical_fov(path)
 
 
-def serve(folder: Path, host: str, port: int, announce: Callable[[str], None], log: Callable[[str], None]) -> None:
+def serve(
+    scene_dir: Path,
+    host: str = "localhost",
+    port: int = 8080,
+    announce: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
+) -> None:
     """Show a scene of `reconstruct` or `edit` until Ctrl-C; `announce` gets the page's address when it is up.
 
     Raises InputError for a folder without a scene, a taken port, or a host that is not this machine's.
     """
-    gaussians, path = scene.read(folder)
+    gaussians, path = scenes.read(scene_dir)
     check_address(host, port)
     with contextlib.redirect_stdout(sys.stderr):  # viser greets and says goodbye on stdout
-        server = viser.ViserServer(host, port, label=f"flux4d: {folder.name}", verbose=False)
+        server = viser.ViserServer(host, port, label=f"flux4d: {scene_dir.name}", verbose=False)
     # A browser may leave while its picture is made.
     warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
     server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False)
@@ -114,7 +122,7 @@ def serve(folder: Path, host: str, port: int, announce: Callable[[str], None], l
             server.stop()
 
 
-def loop(server: viser.ViserServer, controls: Controls, gaussians: Gaussians, path: CameraPath) -> None:
+def loop(server: viser.ViserServer, controls: Controls, gaussians: MovingGaussians, path: TimedCameras) -> None:
     """Until interrupted: move on in time, and send each browser the picture that it lacks."""
     shown: dict[int, Shown] = {}
     before = time.monotonic()
@@ -123,7 +131,7 @@ def loop(server: viser.ViserServer, controls: Controls, gaussians: Gaussians, pa
         now = time.monotonic()
         if controls.play.value:
             moment = controls.time.value + (now - before) * controls.speed.value
-            controls.time.value = moment if moment < last else first
+            controls.time.value = moment if moment < last else first  # type: ignore[misc]
         before = now
         clients = server.get_clients()
         shown = {key: shown.get(key, Shown()) for key in clients}
@@ -131,11 +139,13 @@ def loop(server: viser.ViserServer, controls: Controls, gaussians: Gaussians, pa
             time.sleep(TICK)
 
 
-def show(client: viser.ClientHandle, last: Shown, controls: Controls, gaussians: Gaussians, path: CameraPath) -> bool:
+def show(
+    client: viser.ClientHandle, last: Shown, controls: Controls, gaussians: MovingGaussians, path: TimedCameras
+) -> bool:
     """Send a browser its picture if that has changed, or a larger one once it is still; whether it was sent."""
-    moment, camera = float(controls.time.value), client.camera
+    moment, theirs = float(controls.time.value), client.camera
     try:
-        own = (tuple(camera.position), tuple(camera.wxyz), camera.fov, camera.image_width, camera.image_height)
+        own = (tuple(theirs.position), tuple(theirs.wxyz), theirs.fov, theirs.image_width, theirs.image_height)
     except Exception:  # the browser has not said yet where its camera is
         return False
     riding = controls.ride.value
@@ -150,13 +160,12 @@ def show(client: viser.ClientHandle, last: Shown, controls: Controls, gaussians:
     height = HEIGHT if changed else STILL_HEIGHT
     width = max(2, round(height * own[3] / max(own[4], 1)))
     if riding:
-        views = scene.at_times(path, torch.tensor([moment]))
-        pose = torch.linalg.inv(views.world_to_camera[0])
+        pose = at_times(path, torch.tensor([moment])).one(0).camera_to_world
         x, y, z, w = roma.rotmat_to_unitquat(pose[:3, :3].contiguous()).tolist()
-        views = free_view(pose[:3, 3].numpy(), np.array([w, x, y, z]), vertical_fov(path), width, height, moment)
+        camera = free_camera(pose[:3, 3].numpy(), np.array([w, x, y, z]), vertical_fov(path), width, height, moment)
     else:
-        views = free_view(np.array(own[0]), np.array(own[1]), own[2], width, height, moment)
-    client.scene.set_background_image(picture(gaussians, views, controls.flow.value), format="jpeg", jpeg_quality=88)
+        camera = free_camera(np.array(own[0]), np.array(own[1]), own[2], width, height, moment)
+    client.scene.set_background_image(picture(gaussians, camera, controls.flow.value), format="jpeg", jpeg_quality=88)
     last.changed = now if changed else last.changed
     last.state, last.full = state, not changed
     return True

@@ -5,13 +5,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from flux4d import index
-from flux4d.index import PAPER, debug_slicing
+from flux4d import indices
+from flux4d.indices import PAPER, debug_slicing
 from recon4d import InputError
 
 
 def build(folder, slicing=PAPER, val=(), log=None):
-    return index.build(folder.parent, slicing, val, ("front_camera",), (log if log is not None else []).append)
+    return indices.build(folder.parent, slicing, val, ("front_camera",), (log if log is not None else []).append)
 
 
 def test_papers_clips(bare):
@@ -128,7 +128,7 @@ def test_broken_scenes_are_named(bare, tmp_path):
     intrinsics.write_text('{"fx": 1, "fy": "wide", "cx": 0, "cy": 0}')
     broken("numbers fx, fy, cx, cy")
     with pytest.raises(InputError, match="has no camera side; it has front_camera"):
-        index.build(folder.parent, PAPER, (), ("side",), print)
+        indices.build(folder.parent, PAPER, (), ("side",), print)
     with pytest.raises(InputError, match="--val-scenes names 9, which is not there; the scenes are 001"):
         build(folder, val=("9",))
     with pytest.raises(InputError, match="holds no scenes"):
@@ -141,17 +141,17 @@ def test_index_files(bare, tmp_path):
     bare("002", n=11)
     found = build(bare("001", n=11))
     path = tmp_path / "clips.pkl"  # any suffix; it is JSON
-    index.write(path, found)
-    assert index.read(path) == found == json.loads(path.read_text())
-    assert {clip["scene"] for clip in index.restrict(found, None, 1)["clips"]} == {"001"}
-    assert {clip["scene"] for clip in index.restrict(found, ("002",), 1)["clips"]} == {"002"}
+    indices.write(path, found)
+    assert indices.read(path) == found == json.loads(path.read_text())
+    assert {clip["scene"] for clip in indices.restrict(found, None, 1)["clips"]} == {"001"}
+    assert {clip["scene"] for clip in indices.restrict(found, ("002",), 1)["clips"]} == {"002"}
     with pytest.raises(InputError, match="--tiny-scenes names 7"):
-        index.restrict(found, ("7",), 1)
+        indices.restrict(found, ("7",), 1)
     with pytest.raises(InputError, match="--clip-index 2: the index has clips 0 to 1"):
-        index.choose(found, 2)
+        indices.choose(found, 2)
     for content in (b"\x80\x04K\x01.", b"{}", b"[]", path.read_bytes()[:50]):
         path.write_bytes(content)
         with pytest.raises(InputError, match="is not an index of flux4d"):
-            index.read(path)
+            indices.read(path)
     with pytest.raises(InputError, match="does not exist; write it with flux4d index"):
-        index.read(tmp_path / "none.json")
+        indices.read(tmp_path / "none.json")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from recon4d import InputError
+from recon4d.cli import claim_output
 from recon4d.files import write_text
 
 from flux4d import pandaset
@@ -21,10 +22,10 @@ JUMP_SPEED = 70.0  # m/s; a faster move from one frame to the next is a jump of 
 
 @dataclass(frozen=True)
 class Slicing:
-    """How scenes are cut. Positions within a clip: every other frame is input; the rest up to the last input are
-    targets, and so are frames after it.
+    """How scenes are cut. Of a clip's first `inputs` frames every other one is input; all others are targets.
 
-    snippets: (frames, step) pairs, or, with `starts`, the first frames of the clips. inputs: positions 0..inputs.
+    train: frames of a clip and frames from one clip's start to the next, one pair after the other. test_frames: of a
+    clip. test_starts: first frames of clips.
     """
 
     train: tuple[tuple[int, int], ...]
@@ -44,7 +45,7 @@ def debug_slicing(clip_seconds: float, stride_seconds: float) -> Slicing:
     return Slicing(train=((frames, step),), test_frames=frames, test_starts=None, inputs=min(frames, 11))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Timeline:
     """A scene's frames in order of time. sweeps: (N,) numbers of LiDAR frames; images: the nearest image by camera.
 
@@ -219,3 +220,60 @@ def choose(index: dict[str, Any], number: int) -> dict[str, Any]:
     if not 0 <= number < len(clips):
         raise InputError(f"--clip-index {number}: the index has clips 0 to {len(clips) - 1}")
     return clips[number]
+
+
+def root_of(index: dict[str, Any], data_root: str | Path | None = None) -> Path:
+    """Where an index's paths begin: `data_root`, else where the index was made. InputError when that is gone."""
+    root = Path(data_root or index["root"])
+    if not root.is_dir():
+        raise InputError(f"{root} is not there any more; give the scenes' folder with --data-root")
+    return root
+
+
+def open_clip(index_path: str | Path, number: int, data_root: str | Path | None = None) -> tuple[dict[str, Any], Path]:
+    """A clip of an index file, and where its paths begin."""
+    index = read(index_path)
+    return choose(index, number), root_of(index, data_root)
+
+
+def write_clips(
+    data_root: Path,
+    out_full: Path,
+    out_tiny: Path | None = None,
+    preset: str | None = None,
+    clip_seconds: float | None = None,
+    stride_seconds: float | None = None,
+    tiny_scenes: tuple[str, ...] | None = None,
+    tiny_number: int = 2,
+    val_scenes: tuple[str, ...] | None = None,
+    cameras: tuple[str, ...] = ("front_camera",),
+    force: bool = False,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Cut all scenes of a folder into clips and write their index, and one of a few scenes; a summary.
+
+    Args:
+        preset: `paper`, or `debug` for clips of one length; None is `debug` where seconds are given, else `paper`.
+        clip_seconds, stride_seconds: length of a clip and time to the next, of `debug`; None is 1.
+        tiny_scenes, tiny_number: the scenes of `out_tiny`, or how many, the first ones.
+        val_scenes, cameras, log: as in `build`.
+
+    Raises:
+        InputError: `paper` with seconds, outputs that exist (unless `force`), or as `build`.
+    """
+    timed = clip_seconds is not None or stride_seconds is not None
+    if preset == "paper" and timed:
+        raise InputError("--preset paper has its own lengths; leave --clip-len-s and --stride-s away or use debug")
+    debug = preset == "debug" or timed
+    slicing = debug_slicing(clip_seconds or 1.0, stride_seconds or 1.0) if debug else PAPER
+    for path in filter(None, (out_full, out_tiny)):
+        claim_output(path, force)
+    full = build(data_root, slicing, val_scenes, cameras, log)
+    result: dict[str, Any] = {"full": str(out_full), "clips": len(full["clips"])}
+    tiny = restrict(full, tiny_scenes, tiny_number) if out_tiny else None
+    write(out_full, full)
+    if out_tiny and tiny:
+        write(out_tiny, tiny)
+        result |= {"tiny": str(out_tiny), "tiny_clips": len(tiny["clips"])}
+    splits = {split: sum(clip["split"] == split for clip in full["clips"]) for split in ("train", "test")}
+    return result | splits | {"scenes": len({clip["scene"] for clip in full["clips"]})}

@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pandas as pd
 import pytest
-from flux4d import frames, pandaset
+from flux4d import pandaset, tables
 from recon4d import InputError
 
 
@@ -32,11 +32,47 @@ def same(found, expected):
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_pandas_reads_what_is_written(tmp_path, n):
     path = tmp_path / "00.pkl.gz"
-    frames.write(path, table(n))
+    tables.write(path, table(n))
     read = pd.read_pickle(path)
     same({name: read[name].to_numpy() for name in read.columns}, table(n))
     assert n == 0 or read["uuid"].dtype == object  # plain objects, which older pandas reads too
-    same(frames.read(path, ("x", "uuid")), table(n))
+    same(tables.read(path, ("x", "uuid")), table(n))
+
+
+@pytest.mark.parametrize("infer_string", [True, False])
+def test_text_categories_and_missing_values(tmp_path, infer_string):
+    """Text as pandas 3 keeps it in Arrow's memory and as older ones do, categories, numbers with gaps."""
+    with pd.option_context("future.infer_string", infer_string):
+        whole = pd.DataFrame(
+            {"x": np.arange(5.0), "uuid": [f"car-é{i}" for i in range(5)], "who": ["a", None, "", "b", "c"]}
+        )
+        whole["label"] = pd.Categorical(["Car", "Bus", None, "Car", "Car"])
+        whole["text"] = whole["uuid"].astype("string")
+        whole["count"] = pd.array([1, 2, None, 4, 5], dtype="Int64")
+        for i, part in enumerate((whole, whole.iloc[[1, 3]], whole.iloc[2:], whole.iloc[:0])):
+            path = tmp_path / f"{i}.pkl.gz"
+            part.to_pickle(path)
+            found = tables.read(path, ("x",))
+            assert list(found) == list(part.columns)
+            for name in part.columns:
+                expected = [None if pd.isna(value) else value for value in part[name]]
+                assert [None if pd.isna(value) else value for value in found[name]] == expected, name
+
+
+def test_texts_that_do_not_fit(tmp_path):
+    """Ends of Arrow's texts that go back, so that few bytes would become many."""
+    path = tmp_path / "00.pkl"
+    with pd.option_context("future.infer_string", True):
+        pd.DataFrame({"x": ["aaaa", "bbbb", "cccc"]}).to_pickle(path)
+    ends = np.array([0, 4, 8, 12]).tobytes()
+    whole = path.read_bytes()
+    assert ends in whole
+    for other in ([0, 12, 0, 12], [-4, 4, 8, 12]):
+        path.write_bytes(whole.replace(ends, np.array(other).tobytes()))
+        with pytest.raises(InputError, match="does not hold a pandas table"):
+            tables.read(path, ())
+    path.write_bytes(whole.replace(ends, np.array([0, 4, 8, 1 << 40]).tobytes()))  # past the last letter
+    assert tables.read(path, ())["x"].tolist() == ["aaaa", "bbbb", "cccc"]
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
@@ -47,7 +83,7 @@ def test_what_pandas_writes_is_read(tmp_path, protocol):
         for i, part in enumerate((whole, whole.iloc[[1, 5]], whole[["d", "x"]], whole.set_index(np.arange(8) * 3))):
             path = tmp_path / f"{i}.pkl.gz"
             part.to_pickle(path, protocol=protocol)
-            same(frames.read(path, ("x",)), {name: part[name].to_numpy() for name in part.columns})
+            same(tables.read(path, ("x",)), {name: part[name].to_numpy() for name in part.columns})
 
 
 def test_layout_before_pandas_1_3(tmp_path):
@@ -106,7 +142,7 @@ def test_layout_before_pandas_1_3(tmp_path):
         sys.modules.update({name: module for name, module in held.items() if module is not None})
     path = tmp_path / "00.pkl.gz"
     path.write_bytes(gzip.compress(data))
-    same(frames.read(path, ("x", "d")), values)
+    same(tables.read(path, ("x", "d")), values)
 
 
 class Hostile:
@@ -123,15 +159,15 @@ def test_hostile_file_runs_nothing(tmp_path):
         path = tmp_path / "00.pkl.gz"
         path.write_bytes(gzip.compress(pickle.dumps(content)))
         with pytest.raises(InputError, match=r"builtins.exec, which is not allowed"):
-            frames.read(path, ("x",))
+            tables.read(path, ("x",))
     assert not proof.exists()
 
 
 def test_broken_files_are_named(tmp_path):
     path = tmp_path / "00.pkl.gz"
     with pytest.raises(InputError, match="does not exist"):
-        frames.read(path, ())
-    frames.write(path, table())
+        tables.read(path, ())
+    tables.write(path, table())
     whole = path.read_bytes()
     for content, message in (
         (whole[:-40], "not a readable pickle file .*EOF|truncated|end-of-stream"),
@@ -143,19 +179,19 @@ def test_broken_files_are_named(tmp_path):
     ):
         path.write_bytes(content)
         with pytest.raises(InputError, match=message):
-            frames.read(path, ())
-    frames.write(path, table())
+            tables.read(path, ())
+    tables.write(path, table())
     with pytest.raises(InputError, match=r"no column z; its columns are uuid, x"):
-        frames.read(path, ("x", "z"))
+        tables.read(path, ("x", "z"))
 
 
 def test_points_that_are_not_finite_are_left_out(tmp_path):
     columns = {name: np.arange(4.0) for name in "xyzitd"}
     columns["y"][2] = np.nan
-    frames.write(tmp_path / "00.pkl.gz", columns)
+    tables.write(tmp_path / "00.pkl.gz", columns)
     found = pandaset.read_points(tmp_path / "00.pkl.gz")
     assert found["xyz"][:, 0].tolist() == found["t"].tolist() == [0, 1, 3]
     columns["x"] = np.array(["a", "b", "c", "d"], object)
-    frames.write(tmp_path / "01.pkl.gz", columns)
+    tables.write(tmp_path / "01.pkl.gz", columns)
     with pytest.raises(InputError, match="points that are not numbers"):
         pandaset.read_points(tmp_path / "01.pkl.gz")

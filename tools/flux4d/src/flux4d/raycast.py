@@ -1,237 +1,16 @@
-"""A street that can be ray cast: ground, boxes and ellipsoids with procedural colours, some of them on moving actors.
-
-World axes: x right, y along the street, z up; metres and seconds. An actor's own axes are PandaSet's for cuboids: x to
-its right, y forward, z up, yaw counterclockwise about z and 0 when it heads along world y.
-"""
+"""Rays cast into a street: what a camera photographs and what a LiDAR hits."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
-from recon4d import numba_setup
+from recon4d import threads
 
-BOX, ELLIPSOID = 0, 1
-PLAIN, CAR, FACADE, NOISY, LEAVES = range(5)
-GROUND, SKY = -1, -2
+from flux4d.streets import BOX, CAR, FACADE, LEAVES, NOISY, Street, posed
+
+GROUND, SKY = -1, -2  # in place of a shape's number
 FAR = 1e9
 TILE = 16
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A box or ellipsoid: centre, half sizes and yaw in its actor's axes (in the world's, when it has none)."""
-
-    kind: int
-    centre: tuple[float, float, float]
-    half: tuple[float, float, float]
-    colour: tuple[float, float, float]
-    pattern: int = PLAIN
-    yaw: float = 0.0
-    actor: int = -1
-
-
-@dataclass(frozen=True)
-class Actor:
-    """Something with a cuboid: where it starts, and how it moves along an arc.
-
-    label: PandaSet's class. size: width, length, height. x, y, yaw: at time 0. speed: m/s. acceleration: m/s^2, until
-    it stands still. curvature: 1/m.
-    """
-
-    label: str
-    size: tuple[float, float, float]
-    x: float
-    y: float
-    yaw: float
-    speed: float = 0.0
-    acceleration: float = 0.0
-    curvature: float = 0.0
-
-    def pose(self, time: float) -> tuple[float, float, float]:
-        """x, y, yaw at a time: s = v t + a t^2 / 2 along an arc."""
-        if self.acceleration < 0:  # it brakes to a stop and does not drive back
-            time = min(time, -self.speed / self.acceleration)
-        s = self.speed * time + self.acceleration * time * time / 2
-        turn = self.curvature * s
-        if abs(self.curvature) < 1e-9:
-            forward, left = s, 0.0
-        else:
-            forward, left = math.sin(turn) / self.curvature, (1 - math.cos(turn)) / self.curvature
-        c, d = math.cos(self.yaw), math.sin(self.yaw)
-        return self.x - d * forward - c * left, self.y + c * forward - d * left, self.yaw + turn
-
-
-@dataclass(frozen=True)
-class World:
-    """A street with its actors.
-
-    ego: the actor that carries the sensors; it has no shapes. crossing: y of the crossing street's middle.
-    """
-
-    actors: list[Actor]
-    shapes: list[Shape]
-    ego: Actor
-    crossing: float
-    sun: tuple[float, float, float]
-    seed: int
-
-
-def car(actor: int, size: tuple[float, float, float], colour: tuple[float, float, float]) -> list[Shape]:
-    """A car from boxes and flat ellipsoids, in its own axes; z = 0 is the ground."""
-    w, length, h = (s / 2 for s in size)
-    dark, glass = (0.06, 0.06, 0.07), tuple(0.35 * c + 0.1 for c in colour)
-    shapes = [
-        Shape(BOX, (0, 0, 0.62 * h + 0.12), (w, length, 0.45 * h), colour, CAR, 0.0, actor),
-        Shape(BOX, (0, -0.08 * length, 1.5 * h), (0.85 * w, 0.5 * length, 0.5 * h), glass, PLAIN, 0.0, actor),
-        Shape(BOX, (0, -0.08 * length, 1.97 * h), (0.84 * w, 0.49 * length, 0.04 * h), colour, PLAIN, 0.0, actor),
-    ]
-    for side in (-1, 1):
-        for end in (-0.62, 0.62):
-            place = (side * 0.92 * w, end * length, 0.33)
-            shapes.append(Shape(ELLIPSOID, place, (0.13, 0.34, 0.33), dark, PLAIN, 0.0, actor))
-    return shapes
-
-
-def walker(actor: int, shirt: tuple[float, float, float], trousers: tuple[float, float, float]) -> list[Shape]:
-    """A standing person, 1.75 m."""
-    return [
-        Shape(ELLIPSOID, (-0.1, 0, 0.42), (0.12, 0.15, 0.46), trousers, PLAIN, 0.0, actor),
-        Shape(ELLIPSOID, (0.1, 0, 0.42), (0.12, 0.15, 0.46), trousers, PLAIN, 0.0, actor),
-        Shape(ELLIPSOID, (0, 0, 1.1), (0.27, 0.19, 0.42), shirt, NOISY, 0.0, actor),
-        Shape(ELLIPSOID, (0, 0.02, 1.6), (0.11, 0.13, 0.15), (0.75, 0.58, 0.47), PLAIN, 0.0, actor),
-    ]
-
-
-def cyclist(actor: int, shirt: tuple[float, float, float]) -> list[Shape]:
-    """A person on a bicycle."""
-    dark = (0.1, 0.1, 0.12)
-    return [
-        Shape(ELLIPSOID, (0, -0.52, 0.34), (0.05, 0.34, 0.34), dark, PLAIN, 0.0, actor),
-        Shape(ELLIPSOID, (0, 0.52, 0.34), (0.05, 0.34, 0.34), dark, PLAIN, 0.0, actor),
-        Shape(BOX, (0, 0, 0.6), (0.04, 0.5, 0.1), shirt, PLAIN, 0.0, actor),
-        Shape(ELLIPSOID, (0, -0.05, 0.85), (0.16, 0.25, 0.35), (0.15, 0.17, 0.3), PLAIN, 0.0, actor),
-        Shape(ELLIPSOID, (0, 0.05, 1.3), (0.24, 0.22, 0.36), shirt, NOISY, 0.0, actor),
-        Shape(ELLIPSOID, (0, 0.15, 1.68), (0.12, 0.15, 0.14), (0.8, 0.1, 0.1), PLAIN, 0.0, actor),
-    ]
-
-
-def street(seed: int, seconds: float) -> World:
-    """A random street: buildings, trees, parked and moving cars, people and cyclists.
-
-    Every other seed has crossing traffic ahead of a slow ego vehicle; the rest have a car ahead and a faster one.
-    """
-    rng = np.random.default_rng(seed)
-    has_crossing = seed % 2 == 0
-    speed = rng.uniform(1.5, 4.0) if has_crossing else rng.uniform(4.0, 8.0)
-    ego = Actor("ego", (1.9, 4.6, 1.7), 1.75, 0.0, 0.0, speed, rng.uniform(-0.2, 0.3), 0.0)
-    end = ego.pose(seconds)[1]
-    crossing = end + rng.uniform(13, 20) if has_crossing else -60.0
-    actors: list[Actor] = []
-    shapes: list[Shape] = []
-
-    def paint() -> tuple[float, float, float]:
-        hue = rng.random(3)
-        return tuple(0.08 + 0.85 * (0.6 * hue + 0.4 * hue.mean()) * rng.uniform(0.5, 1))  # type: ignore[return-value]
-
-    def add_car(**motion: float) -> None:
-        size = (rng.uniform(1.75, 2.0), rng.uniform(4.0, 5.2), rng.uniform(1.4, 1.75))
-        shapes.extend(car(len(actors), size, paint()))
-        actors.append(Actor("Car", size, **motion))
-
-    def add_walker(**motion: float) -> None:
-        shapes.extend(walker(len(actors), paint(), paint()))
-        actors.append(Actor("Pedestrian", (0.6, 0.5, 1.76), **motion))
-
-    def add_cyclist(**motion: float) -> None:
-        shapes.extend(cyclist(len(actors), paint()))
-        actors.append(Actor("Bicycle", (0.6, 1.75, 1.83), **motion))
-
-    def free(y: float) -> bool:
-        return abs(y - crossing) > 9.5
-
-    if has_crossing:
-        for side in (-1, 1):  # from the right in the near lane, from the left in the far one
-            x = side * rng.uniform(8, 14)
-            for _ in range(5):
-                lane = crossing - 1.75 if side < 0 else crossing + 1.75
-                add_car(x=x, y=lane, yaw=side * math.pi / 2, speed=rng.uniform(5, 9))
-                x += side * rng.uniform(13, 20)
-        for i in range(4):
-            side = 1 if i % 2 else -1
-            x, v = side * (rng.uniform(2, 5) + 4 * (i // 2)), rng.uniform(1.0, 1.8)
-            add_walker(x=x, y=crossing - 7.0 - rng.uniform(0, 1.5), yaw=side * math.pi / 2, speed=v)
-        add_cyclist(x=rng.uniform(-14, -9), y=crossing - 4.6, yaw=-math.pi / 2, speed=rng.uniform(3, 5))
-        braking = max(crossing - 16 - end, 4.0)
-        y = end + braking + 4
-        add_car(x=-1.75, y=crossing + 12, yaw=math.pi, speed=0.0)
-    else:
-        y = rng.uniform(14, 22)
-        add_car(x=1.75, y=y, yaw=0.0, speed=speed + rng.uniform(-0.2, 2.5), acceleration=rng.uniform(-0.3, 0.5))
-        add_car(x=1.75, y=y + 30, yaw=0.0, speed=speed + 3, curvature=rng.uniform(-0.004, 0.004))
-        for y in np.cumsum(rng.uniform(18, 32, 6)):
-            add_car(x=-1.75, y=float(y) - 4, yaw=math.pi, speed=rng.uniform(5, 6))
-        add_cyclist(x=3.2, y=rng.uniform(9, 14), yaw=0.0, speed=rng.uniform(4, 6))
-        add_cyclist(x=-3.2, y=rng.uniform(35, 60), yaw=math.pi, speed=rng.uniform(3, 5))
-    for side in (-1, 1):
-        for _ in range(3):
-            y = rng.uniform(6, 45)
-            if free(y):
-                away = bool(rng.integers(2))
-                add_walker(
-                    x=side * rng.uniform(6.3, 7.8), y=y, yaw=0.0 if away else math.pi, speed=rng.uniform(0.8, 1.7)
-                )
-        y = rng.uniform(-10, 2)
-        while y < 110:
-            if free(y) and rng.random() < 0.55:
-                add_car(x=side * 4.7, y=y, yaw=0.0 if side > 0 else math.pi)
-            y += rng.uniform(6.2, 9)
-        y = -30.0
-        while y < 190:
-            length, depth, height = rng.uniform(9, 22), rng.uniform(8, 14), rng.uniform(5, 17)
-            if abs(y + length / 2 - crossing) > length / 2 + 8:
-                colour = tuple(np.array([0.55, 0.45, 0.38]) * rng.uniform(0.6, 1.3) + rng.uniform(-0.1, 0.1, 3))
-                place = (side * (9.8 + depth / 2 + rng.uniform(0, 1.5)), y + length / 2, height / 2)
-                shapes.append(Shape(BOX, place, (depth / 2, length / 2, height / 2), colour, FACADE))
-            y += length + rng.uniform(0.2, 5)
-        y = rng.uniform(-10, 0)
-        while y < 120:
-            if free(y):
-                shapes.append(Shape(BOX, (side * 8.6, y, 1.4), (0.13, 0.13, 1.4), (0.3, 0.22, 0.15), NOISY))
-                r = rng.uniform(0.9, 1.6)
-                green = (0.2 * rng.uniform(0.7, 1.3), 0.38 * rng.uniform(0.7, 1.3), 0.13)
-                shapes.append(Shape(ELLIPSOID, (side * 8.6, y, 2.6 + r), (r, r, 1.2 * r), green, LEAVES))
-            y += rng.uniform(9, 18)
-    far = crossing + 130 if has_crossing else 220.0
-    shapes.append(Shape(BOX, (0, far, 7), (60, 4, 7), (0.45, 0.43, 0.42), FACADE))
-    sun = np.array([rng.uniform(-0.7, 0.7), -0.6, 0.8])
-    return World(actors, shapes, ego, crossing, tuple(sun / np.linalg.norm(sun)), seed)
-
-
-def posed(world: World, time: float) -> np.ndarray:
-    """The shapes at a time, for the ray caster: (S, 14) kind, centre, half, cos, sin, colour, pattern, actor."""
-    poses = [actor.pose(time) for actor in world.actors]
-    rows = np.empty((len(world.shapes), 14))
-    for row, shape in zip(rows, world.shapes):
-        x, y, z = shape.centre
-        yaw = shape.yaw
-        if shape.actor >= 0:
-            ax, ay, turn = poses[shape.actor]
-            c, s = math.cos(turn), math.sin(turn)
-            x, y, yaw = ax + c * x - s * y, ay + s * x + c * y, yaw + turn
-        row[:] = (
-            shape.kind,
-            x,
-            y,
-            z,
-            *shape.half,
-            math.cos(yaw),
-            math.sin(yaw),
-            *shape.colour,
-            shape.pattern,
-            shape.actor,
-        )
-    return rows
 
 
 @njit(cache=True, nogil=True)
@@ -469,59 +248,39 @@ def _rays(origin, directions, shapes, distance, hit_actor, cosine):
 
 
 def photograph(
-    world: World, time: float, camera_to_world: np.ndarray, K: np.ndarray, width: int, height: int, samples: int
+    street: Street, time: float, camera_to_world: np.ndarray, K: np.ndarray, width: int, height: int, samples: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What a camera sees: colours (H, W, 3) in [0, 1], depth (H, W) in metres (0 is sky), actor (H, W), -1 for none,
     and the world point (H, W, 3) at each pixel's centre. `samples` squared rays make a pixel's colour."""
-    shapes = posed(world, time)
+    shapes = posed(street, time)
     image, depth = np.empty((height, width, 3)), np.empty((height, width))
     actor, place = np.empty((height, width), np.int64), np.empty((height, width, 3))
     rotation, origin = np.ascontiguousarray(camera_to_world[:3, :3]), np.ascontiguousarray(camera_to_world[:3, 3])
-    numba_setup.announce_compile("the ray caster", 10, _image_tile)
+    threads.announce_compile("the ray caster", 10, _image_tile)
     across = -(-width // TILE)
 
     def tile(part: int) -> None:
         row, column = part // across * TILE, part % across * TILE
         _image_tile(
             row, min(row + TILE, height), column, min(column + TILE, width), samples, rotation, origin,
-            K[0, 0], K[0, 2], K[1, 2], shapes, world.crossing, world.seed, np.array(world.sun),
+            K[0, 0], K[0, 2], K[1, 2], shapes, street.crossing, street.seed, np.array(street.sun),
             image, depth, actor, place,
         )  # fmt: skip
 
-    numba_setup.share(tile, across * -(-height // TILE))
+    threads.share(tile, across * -(-height // TILE))
     return image, depth, actor, place
 
 
-def scan(world: World, time: float, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, ...]:
+def scan(street: Street, time: float, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, ...]:
     """Distances (N,) along unit directions (N, 3), actors (N,) and cosines of incidence (N,); no return is FAR."""
     n = len(directions)
     distance, actor, cosine = np.empty(n), np.empty(n, np.int64), np.empty(n)
     _rays(
         np.ascontiguousarray(origin, np.float64),
         np.ascontiguousarray(directions),
-        posed(world, time),
+        posed(street, time),
         distance,
         actor,
         cosine,
     )
     return distance, actor, cosine
-
-
-def velocity(world: World, time: float, points: np.ndarray, actor: np.ndarray) -> np.ndarray:
-    """Velocities (..., 3) in m/s of world points that ride on actors (...,); 0 for the rest."""
-    out = np.zeros(points.shape)
-    step = 1e-3
-    for number in np.unique(actor[actor >= 0]):
-        (x0, y0, a0), (x1, y1, a1) = (world.actors[number].pose(time + d) for d in (-step, step))
-        x, y, a = world.actors[number].pose(time)
-        on = actor == number
-        c, s = math.cos(-a), math.sin(-a)
-        dx, dy = points[on][..., 0] - x, points[on][..., 1] - y
-        own = np.stack([c * dx - s * dy, s * dx + c * dy], -1)
-
-        def placed(px: float, py: float, turn: float, own: np.ndarray = own) -> np.ndarray:
-            c, s = math.cos(turn), math.sin(turn)
-            return np.stack([px + c * own[..., 0] - s * own[..., 1], py + s * own[..., 0] + c * own[..., 1]], -1)
-
-        out[on, :2] = (placed(x1, y1, a1) - placed(x0, y0, a0)) / (2 * step)
-    return out

@@ -1,0 +1,140 @@
+"""Reconstructed scenes on disk: `scene.ply`, moving Gaussians in the world, and `cameras.json`, the recorded path."""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recon4d import InputError, splat
+from recon4d.cli import claim_output, pick_device
+from recon4d.files import write_text
+
+from flux4d import checkpoints, indices, pictures
+from flux4d.clips import path_in_world
+from flux4d.gaussians import MovingGaussians, deviations, inverse_softplus, to_world
+from flux4d.reconstruction import gaussians_of
+from flux4d.samples import load_sample
+from flux4d.timed_cameras import TimedCameras, timed_cameras
+
+FORMAT = "flux4d-scene-1"
+_SH0 = 0.28209479177387814
+
+
+def write_gaussians(path: str | Path, gaussians: MovingGaussians) -> None:
+    """A 3DGS file with `time` (seconds), velocity coefficients `vx vy vz`, `vx_1 ...` (m/s, m/s^2 ...) and `sky`."""
+    names = [f"v{axis}{f'_{j}' if j else ''}" for j in range(gaussians.velocities.shape[1]) for axis in "xyz"]
+    extra = dict(zip(names, gaussians.velocities.flatten(1).T.numpy().astype(np.float32)))
+    extra |= {"time": gaussians.times.numpy(), "sky": gaussians.sky.numpy().astype(np.uint8)}
+    splats = splat.Gaussians(
+        means=gaussians.means,
+        quats=gaussians.quats,
+        scales=deviations(gaussians),
+        opacities=gaussians.opacities[:, 0].sigmoid(),
+        sh=((gaussians.colours.sigmoid() - 0.5) / _SH0)[:, None],
+    )
+    splat.write_ply(path, splats, extra)
+
+
+def read_gaussians(path: str | Path) -> MovingGaussians:
+    """The inverse of `write_gaussians`. Raises InputError for a file without time and velocities."""
+    splats = splat.read_ply(path)
+    extra = splats.extra
+    missing = [name for name in ("time", "vx", "vy", "vz", "sky") if name not in extra]
+    if missing:
+        raise InputError(f"{path} has no property {missing[0]}; give a scene.ply of flux4d reconstruct")
+    degree = 0
+    while f"vx_{degree + 1}" in extra:
+        degree += 1
+    columns = [extra[f"v{axis}{f'_{j}' if j else ''}"] for j in range(degree + 1) for axis in "xyz"]
+    velocities = torch.from_numpy(np.stack(columns, -1).astype(np.float32)).unflatten(1, (degree + 1, 3))
+    return MovingGaussians(
+        means=splats.means,
+        scales=inverse_softplus(splats.scales.clamp_min(1e-6)),
+        quats=splats.quats,
+        opacities=splats.opacities.clamp(1e-6, 1 - 1e-6).logit()[:, None],
+        colours=(splats.sh[:, 0] * _SH0 + 0.5).clamp(1e-4, 1 - 1e-4).logit(),
+        times=torch.from_numpy(np.asarray(extra["time"], np.float32)),
+        velocities=velocities,
+        sky=torch.from_numpy(np.asarray(extra["sky"]) > 0),
+    )
+
+
+def write(folder: str | Path, gaussians: MovingGaussians, path: TimedCameras) -> None:
+    """Write a scene; Gaussians in the world, the path's moments in order."""
+    folder = Path(folder)
+    write_gaussians(folder / "scene.ply", gaussians)
+    values = {
+        "format": FORMAT,
+        "times": path.times.tolist(),
+        "camera_to_world": torch.linalg.inv(path.batch.world_to_camera.double()).float().tolist(),
+        "K": path.batch.K[0].tolist(),
+        "size": [path.batch.width, path.batch.height],
+    }
+    write_text(folder / "cameras.json", json.dumps(values))
+
+
+def read(folder: str | Path) -> tuple[MovingGaussians, TimedCameras]:
+    """Read a scene: its Gaussians and the recorded path. Raises InputError when a file is missing or something else."""
+    folder = Path(folder)
+    place = folder / "cameras.json"
+    if not place.is_file():
+        raise InputError(f"{folder} holds no cameras.json; give a folder of flux4d reconstruct or edit")
+    try:
+        values = json.loads(place.read_text())
+        if values["format"] != FORMAT:
+            raise ValueError(values["format"])
+        times, poses, K = (torch.tensor(values[key]) for key in ("times", "camera_to_world", "K"))
+        width, height = (int(side) for side in values["size"])
+        if poses.shape != (len(times), 4, 4) or K.shape != (3, 3) or len(times) == 0:
+            raise ValueError("other shapes")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{place} is not a camera path of flux4d ({error}); write it again") from error
+    path = timed_cameras(torch.linalg.inv(poses.double()).float(), K, times, width, height)
+    return read_gaussians(folder / "scene.ply"), path
+
+
+@torch.no_grad()
+def reconstruct(
+    checkpoint: str | Path,
+    index_path: str | Path,
+    out_dir: str | Path,
+    *,
+    clip_index: int = 0,
+    overrides: Iterable[str] = (),
+    data_root: str | Path | None = None,
+    fps: float = 30.0,
+    slow: float = 4.0,
+    device: str = "auto",
+    force: bool = False,
+) -> dict[str, Any]:
+    """Reconstruct a clip by a trained network and write it as a scene, with a video along its path; a summary.
+
+    Args:
+        overrides: `key=value` settings in place of the checkpoint's.
+        data_root: where the scenes are, when they are not where the index was made.
+        fps: of the video. slow: seconds of the video per second of the clip.
+        force: replace what is in `out_dir`.
+
+    Raises:
+        InputError: a checkpoint, index or clip that cannot be read, no such clip, an output that exists.
+    """
+    out = claim_output(out_dir, force)
+    chosen_device = pick_device(device)
+    model, settings = checkpoints.open_model(checkpoint, chosen_device, overrides=overrides)
+    sample = load_sample(*indices.open_clip(index_path, clip_index, data_root), settings, chosen_device)
+    started = time.perf_counter()
+    gaussians = gaussians_of(model, sample, settings)
+    seconds = time.perf_counter() - started
+    placed, path = to_world(gaussians, sample.clip.ego_to_world), path_in_world(sample.clip)
+    write(out, placed, path)
+    frames = pictures.write_video(out / "render.mp4", placed, path, fps, slow)
+    return {
+        "clip": sample.clip.name,
+        "gaussians": len(placed),
+        "seconds": seconds,
+        "frames": frames,
+        "folder": str(out),
+    }
