@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import roma
 import torch
-from flame_encoder import encoder as encoders
-from flame_encoder import losses, observations, rendering, samples, synthetic
-from flame_encoder.encoder import Encoder
+from flame_encoder.encoder import losses, rendering, samples, synthetic, trained
+from flame_encoder.encoder.trained import Encoder
+from flame_encoder.frames import frame_paths
 from torch import Tensor
 
 UNSEEN = 987_654_321  # a seed that no training uses
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path)
     parser.add_argument("--landmarks", type=Path)
     options = parser.parse_args()
-    encoder = encoders.load(options.encoder)
+    encoder = trained.load(options.encoder)
     found = {"encoder": str(options.encoder or "shipped"), "backbone": encoder.backbone} | of_people(
         encoder, options.people
     )
@@ -88,7 +88,7 @@ def of_images(encoder: Encoder, images: Path, landmarks: Path) -> dict:
     inner = landmark_error(points, batch.landmarks, slice(17, None))
     names = [path.name for path, _ in folder.pairs]
     return {
-        "images": len(observations.frame_paths(images)),
+        "images": len(frame_paths(images)),
         "faces": len(folder),
         "landmarks_percent_images": round(landmark_error(points, batch.landmarks).mean().item(), 2),
         "inner_landmarks_percent_images": round(inner.mean().item(), 2),

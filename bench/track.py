@@ -14,15 +14,20 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import roma
 import torch
-from flame_encoder import contour, encoder, initial, observations, photometric, stream, tracker
-from flame_encoder.points import FACING
-from gaussian_avatar.motion import from_track
+from flame_encoder.encoder import trained
+from flame_encoder.frames import frame_paths
+from flame_encoder.tracker import contour, initial, observations, photometric, stream
+from flame_encoder.tracker.clip import fit
+from flame_encoder.tracker.points import FACING
+from flame_encoder.tracker.problem import Options, Problem
+from gaussian_avatar.motions import from_track
 from gaussian_avatar.synth import random_parameters
 from recon4d import head as heads
 from recon4d import synthetic
@@ -95,20 +100,20 @@ def run(method: str, model, frames: Path, landmarks: Path) -> tuple[Track, dict,
     seen = observations.read(frames, landmarks, FPS)
     start = time.process_time()
     if method.endswith("stream"):
-        views = stream.arrivals(frames, landmarks)
+        arriving = stream.arrivals(frames, landmarks)
         if method.startswith("encoder"):
-            network = encoder.load()
-            views = (initial.confirmed_view(view, network, frames, None) for view in views)
+            network = trained.load()
+            arriving = (initial.confirmed_frame(shown, network, frames, None) for shown in arriving)
         first = min(45, len(seen.names) // 3)
-        parts = [part for part, _ in stream.track(model, views, FPS, tracker.Options(), first)]
+        parts = [part for part, _ in stream.fit(model, arriving, FPS, Options(), first)]
         return join(parts), {}, time.process_time() - start
-    paths = observations.frame_paths(frames)
-    begin = None
+    paths = frame_paths(frames)
+    begin = Problem.start
     if method.startswith("encoder"):
-        network = encoder.load()
+        network = trained.load()
         seen, _ = initial.confirmed(seen, network, paths, 2.0 * max(seen.image_size))
-        begin = lambda problem: initial.encoded(problem, network, paths)  # noqa: E731
-    found, figures = tracker.track(model, seen, None, paths if "photometric" in method else None, begin)
+        begin = partial(initial.encoded, encoder=network, frames=paths)
+    found, figures = fit(model, seen, None, paths if "photometric" in method else None, begin)
     return found, figures, time.process_time() - start
 
 
@@ -187,7 +192,7 @@ def real_rows(clip: Path) -> list[dict]:
     model, rows = heads.load(), []
     for method in ("landmarks", "photometric", "encoder, photometric"):
         found, figures, seconds = run(method, model, clip / "frames", clip / "landmarks")
-        error = photometric_error(model, observations.frame_paths(clip / "frames"), found)
+        error = photometric_error(model, frame_paths(clip / "frames"), found)
         rows.append({"method": method, "seconds": round(seconds, 1)} | figures | {"photometric_error": error})
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows

@@ -7,16 +7,15 @@ python tools/flame-encoder/scripts/ship_encoder.py outputs/eidolon_encoder_final
 import sys
 from pathlib import Path
 
-from flame_encoder import encoder
+from flame_encoder.encoder import trained
 
 NOTE = "Synthetic people alone; backbone from torchvision's MobileNetV2, ImageNet. See shipped.md."
 
 
 def main() -> None:
-    state = encoder.read(Path(sys.argv[1]))
-    target = Path(encoder.__file__).with_name(encoder.SHIPPED)
-    encoder.save(target, encoder.halved(state) | {"note": NOTE})
-    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB")
+    state = trained.read(Path(sys.argv[1]))
+    trained.save(trained.SHIPPED, trained.halved(state) | {"note": NOTE})
+    print(f"{trained.SHIPPED}: {trained.SHIPPED.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import numpy as np
 import roma
 import torch
-from flame_encoder import contour, points
-from flame_encoder.observations import Observations
+from flame_encoder.tracker import contour, points
+from flame_encoder.tracker.observations import Observations
 
 
 def clip(model, n=40, yaw=25.0, noise=0.004, focal=900.0, seed=0):

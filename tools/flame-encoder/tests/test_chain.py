@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from flame_encoder import chain
+from flame_encoder.tracker import chain
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from flame_encoder import observations
 from flame_encoder.cli import main
+from flame_encoder.tracker import observations
 from flame_files import flame_arrays, write_flame_pickle
 from recon4d import head
 from recon4d.formats import insta, track, track_stream
@@ -81,6 +81,16 @@ def test_track_writes_everything(frames, tmp_path):
     assert (out / "track.npz").read_bytes() == before
     run(*arguments(frames, out, "--force", "--no-preview", "--focal", 240))
     assert track.read(out / "track.npz").K[0, 0] == pytest.approx(240, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["checkpoint/00000.frame", "overlay.png", "overlay.mp4", "track.json"])
+@pytest.mark.parametrize("more", [(), ("--stream",)])
+def test_what_another_tool_wrote_is_not_touched(frames, tmp_path, name, more):
+    path = tmp_path / "data" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"theirs")
+    assert "--force" in run(*arguments(frames, tmp_path / "data", *more), code=2).stderr
+    assert path.read_bytes() == b"theirs" and [p for p in (tmp_path / "data").rglob("*") if p.is_file()] == [path]
 
 
 def test_stream_prints_the_frames_of_the_track(frames, tmp_path):

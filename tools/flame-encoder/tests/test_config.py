@@ -2,8 +2,8 @@
 
 import pytest
 import yaml
-from flame_encoder import config as settings
-from recon4d import InputError
+from flame_encoder.encoder import config
+from recon4d import InputError, settings
 
 STAGES = [
     {"name": "A", "epochs": 2, "loss_weights": {"pixel": 1.0, "landmark": 1.0, "reg_shape": 0.5}},
@@ -19,26 +19,26 @@ def write(tmp_path, values):
 
 @pytest.mark.parametrize("form", ["list", "TRAINING_STAGES", "stages"])
 def test_stages_alone(tmp_path, form):
-    config = settings.load(write(tmp_path, STAGES if form == "list" else {form: STAGES}))
-    assert [stage.name for stage in config.stages] == ["A", "B"]
-    assert config.stages[0].learning_rate == 1e-4 and config.stages[1].learning_rate == 0.1
-    assert config.stages[0].loss_weights.reg_shape == 0.5 and config.stages[0].loss_weights.params == 0
-    assert config.encoder.backbone == "resnet50" and config.view.size == 224 and config.view.fov == 30
+    found = config.load(write(tmp_path, STAGES if form == "list" else {form: STAGES}))
+    assert [stage.name for stage in found.stages] == ["A", "B"]
+    assert found.stages[0].learning_rate == 1e-4 and found.stages[1].learning_rate == 0.1
+    assert found.stages[0].loss_weights.reg_shape == 0.5 and found.stages[0].loss_weights.params == 0
+    assert found.encoder.backbone == "resnet50" and found.view.size == 224 and found.view.fov == 30
 
 
 def test_the_first_eidolon_is_the_default():
-    config = settings.load("default")
-    assert [(s.name, s.epochs) for s in config.stages] == [("Stage1_StabilizePose", 20), ("Stage2_FinetuneDetails", 30)]
-    assert config.stages[0].loss_weights.reg_global_pose == 1.0 and config.stages[1].loss_weights.landmark == 0.1
-    assert config.encoder.weights == "imagenet" and config.encoder.freeze == "backbone"
+    found = config.load("default")
+    assert [(s.name, s.epochs) for s in found.stages] == [("Stage1_StabilizePose", 20), ("Stage2_FinetuneDetails", 30)]
+    assert found.stages[0].loss_weights.reg_global_pose == 1.0 and found.stages[1].loss_weights.landmark == 0.1
+    assert found.encoder.weights == "imagenet" and found.encoder.freeze == "backbone"
 
 
 def test_written_and_read_again(tmp_path):
-    for name in settings.PRESETS:
-        config = settings.load(name, {"": {"seed": 7}, "data": {"synthetic": 9, "images": None}})
-        assert config.seed == 7 and config.data.synthetic == 9
-        settings.write(tmp_path / "c.yaml", config)
-        assert settings.load(tmp_path / "c.yaml") == config
+    for name in config.PRESETS:
+        found = config.load(name, {"": {"seed": 7}, "data": {"synthetic": 9, "images": None}})
+        assert found.seed == 7 and found.data.synthetic == 9
+        settings.write(tmp_path / "c.yaml", found)
+        assert config.load(tmp_path / "c.yaml") == found
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_written_and_read_again(tmp_path):
 )
 def test_wrong_settings(tmp_path, values, message):
     with pytest.raises(InputError, match=rf"c\.yaml.*{message}"):
-        settings.load(write(tmp_path, values), {"view": {"size": 64}})
+        config.load(write(tmp_path, values), {"view": {"size": 64}})
 
 
 def test_no_such_file():
     with pytest.raises(InputError, match="neither a file nor one of default, shipped, quick"):
-        settings.load("nowhere.yaml")
+        config.load("nowhere.yaml")

@@ -10,12 +10,11 @@ import pytest
 import torch
 import trimesh
 from click.testing import CliRunner
-from flame_encoder import encoder as encoders
-from flame_encoder import parameters, synthetic
 from flame_encoder.cli import main
-from flame_encoder.encoder import EidolonEncoder
-from flame_encoder.vector import Layout
-from flame_encoder.view import View
+from flame_encoder.encoder import encodings, synthetic, trained
+from flame_encoder.encoder.crop import CropView
+from flame_encoder.encoder.network import EidolonEncoder
+from flame_encoder.encoder.vector import Layout
 from recon4d import head
 from recon4d.formats.track import Track
 
@@ -41,10 +40,10 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encode é")
     torch.manual_seed(0)
     network = EidolonEncoder(SMALL)
-    encoders.save(folder / "e.pth", encoders.state_of(network, Layout(), View(14.0, size=64), "open-head", SMALL))
+    trained.save(folder / "e.pth", trained.state_of(network, Layout(), CropView(fov=14.0, size=64), "open-head", SMALL))
     (folder / "images").mkdir()
     (folder / "landmarks").mkdir()
-    scene = synthetic.scene(head.load(), Layout(), View(14.0, size=160))
+    scene = synthetic.scene(head.load(), Layout(), CropView(fov=14.0, size=160))
     lines = []
     for i in range(3):
         made = synthetic.sample(scene, 11, i)
@@ -73,18 +72,18 @@ def encoded(folder):
 def test_encode(folder, encoded):
     out, result = encoded
     assert result["images"] == 3 and result["numbers"] == 227
-    found = parameters.read(out)
+    found = encodings.read(out)
     assert found.names.tolist() == ["0.png", "1.png", "2.png"] and found.image_sizes.tolist() == [[320, 240]] * 3
     assert cv2.imread(str(folder / "sheet.png")).shape == (2 * 256, 2 * 768, 3)
-    encoder = encoders.load(folder / "e.pth")
+    encoder = trained.load(folder / "e.pth")
     image = cv2.imread(str(folder / "images/1.png"))[..., ::-1].copy()
     marks = torch.from_numpy(np.load(folder / "landmarks/1.npy").astype(np.float32))[None]
-    parts = encoders.encode(encoder, torch.from_numpy(image).permute(2, 0, 1)[None] / 255, landmarks=marks)
+    parts = encoder.encode(torch.from_numpy(image).permute(2, 0, 1)[None] / 255, landmarks=marks)
     torch.testing.assert_close(found.parts([1])["shape"], parts["shape"])
     with np.load(out) as arrays:
         np.testing.assert_allclose(arrays["transl"][1], parts["transl"][0], atol=1e-6)
     R, t, K = found.head_pose(encoder.head, 1, focal=900.0)
-    expected = encoders.head_pose(encoder, parts, K)
+    expected = encoder.head_pose(parts, K)
     torch.testing.assert_close(R, expected[0][0])
     torch.testing.assert_close(t, expected[1][0])
 
@@ -97,7 +96,7 @@ def test_where_the_face_is(folder, tmp_path):
     box = ",".join(str(float(x)) for x in (*marks.min(0), *marks.max(0)))
     run("encode", images[0], "--out", tmp_path / "a.npz", "--box", box, *encoder)
     run("encode", images[0], "--out", tmp_path / "b.npz", "--landmarks", folder / "landmarks", *encoder)
-    a, b = parameters.read(tmp_path / "a.npz"), parameters.read(tmp_path / "b.npz")
+    a, b = encodings.read(tmp_path / "a.npz"), encodings.read(tmp_path / "b.npz")
     np.testing.assert_array_equal(a.crops, b.crops)
     np.testing.assert_array_equal(a.vectors, b.vectors)
     result = CliRunner().invoke(
@@ -105,7 +104,7 @@ def test_where_the_face_is(folder, tmp_path):
         [str(x) for x in ("encode", *images, "--out", tmp_path / "c.npz", "--faces", folder / "faces.jsonl", *encoder)],
     )
     assert "no face is known for 1 of 3 images (2.png ...)" in result.stderr
-    found = parameters.read(tmp_path / "c.npz")
+    found = encodings.read(tmp_path / "c.npz")
     # The box in faces.jsonl is a detector's: its middle is above that of the landmarks, its height larger.
     height = marks[:, 1].max() - marks[:, 1].min()
     assert found.crops[0, 2] == pytest.approx(1.6 * 0.78 * height, abs=1)
@@ -113,13 +112,13 @@ def test_where_the_face_is(folder, tmp_path):
     # The encoder that ships, and no word on where the face is.
     result = CliRunner().invoke(main, [str(x) for x in ("encode", images[0], "--out", tmp_path / "d.npz")])
     assert result.exit_code == 0 and "no landmarks, faces or box are given" in result.stderr
-    assert parameters.read(tmp_path / "d.npz").view.size == 112
+    assert encodings.read(tmp_path / "d.npz").view.size == 112
 
 
 def test_mesh_of_an_image(encoded, tmp_path):
     out, _ = encoded
     model = head.load()
-    found = parameters.read(out)
+    found = encodings.read(out)
     for suffix in ("obj", "ply"):
         path = tmp_path / f"posed.{suffix}"
         assert run("mesh", out, "--row", 1, "--out", path)["vertices"] == len(model.v_template)

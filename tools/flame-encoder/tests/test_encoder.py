@@ -1,17 +1,14 @@
 """The encoder: how it starts, what stays frozen, its file, and images through it."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-from flame_encoder import encoder as encoders
-from flame_encoder import losses, rendering, samples, synthetic
-from flame_encoder import view as views
-from flame_encoder.encoder import EidolonEncoder
-from flame_encoder.vector import Layout
-from flame_encoder.view import View
+from flame_encoder.encoder import losses, rendering, samples, synthetic, trained
+from flame_encoder.encoder.crop import CropView, box_of, crops_of, cut_out
+from flame_encoder.encoder.network import EidolonEncoder, freeze, set_training
+from flame_encoder.encoder.vector import Layout
 from recon4d import InputError
 
 SMALL = "mobilenetv3_small_050"  # of timm
@@ -24,8 +21,8 @@ def network():
 
 
 def save(path, network, layout=None, head="open-head", **more):
-    state = encoders.state_of(network, layout or Layout(), View(size=64), head, SMALL)
-    encoders.save(path, state | more)
+    state = trained.state_of(network, layout or Layout(), CropView(size=64), head, SMALL)
+    trained.save(path, state | more)
 
 
 def test_starts_at_the_identity(network):
@@ -76,65 +73,65 @@ def test_weights_that_are_not_there_or_do_not_fit(tmp_path, monkeypatch):
 
 
 def test_freeze(network):
-    encoders.freeze(network, "backbone")
+    freeze(network, "backbone")
     assert [n for n, p in network.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
-    encoders.freeze(network, "none")
+    freeze(network, "none")
     assert all(p.requires_grad for p in network.parameters())
-    encoders.freeze(network, "first-2")
+    freeze(network, "first-2")
     stem = {id(p) for part in (network.backbone.conv_stem, network.backbone.bn1) for p in part.parameters()}
     assert all(p.requires_grad != (id(p) in stem) for p in network.parameters())
     # Frozen blocks keep their statistics too, the others do not.
     before = {k: v.clone() for k, v in network.state_dict().items() if "running_mean" in k}
-    encoders.set_training(network)
+    set_training(network)
     network(torch.rand(4, 3, 64, 64))
     after = network.state_dict()
     assert all(torch.equal(before[k], after[k]) == k.startswith("backbone.bn1") for k in before)
     for what, message in (("first-99", "has .* blocks"), ("some", "is not known"), ("first-x", "is not known")):
         with pytest.raises(InputError, match=message):
-            encoders.freeze(network, what)
+            freeze(network, what)
 
 
 def test_file_and_back(network, tmp_path):
-    layout = Layout(100, 0, 106)
+    layout = Layout(shape=100, expression=0, detail=106)
     save(tmp_path / "e.pth", network, layout)
-    made = encoders.load(tmp_path / "e.pth")
-    assert made.layout == layout and made.view == View(size=64) and made.backbone == SMALL
+    made = trained.load(tmp_path / "e.pth")
+    assert made.layout == layout and made.view == CropView(size=64) and made.backbone == SMALL
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(made.network(images), network.eval()(images))
     assert torch.load(tmp_path / "e.pth", weights_only=True)["layout"] == {"shape": 100, "expression": 0, "detail": 106}
-    encoders.save(tmp_path / "half.pth", encoders.halved(encoders.read(tmp_path / "e.pth")))
+    trained.save(tmp_path / "half.pth", trained.halved(trained.read(tmp_path / "e.pth")))
     assert (tmp_path / "half.pth").stat().st_size < 0.6 * (tmp_path / "e.pth").stat().st_size
-    close = encoders.load(tmp_path / "half.pth").network(images)
+    close = trained.load(tmp_path / "half.pth").network(images)
     torch.testing.assert_close(close, network(images), atol=2e-2, rtol=2e-2)
 
 
 def test_files_that_are_no_encoder(network, tmp_path):
     path = tmp_path / "e.pth"
     with pytest.raises(InputError, match="does not exist"):
-        encoders.load(path)
+        trained.load(path)
     path.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(InputError, match="not a readable encoder"):
-        encoders.load(path)
+        trained.load(path)
     save(path, network)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(InputError, match="not a readable encoder"):
-        encoders.load(path)
+        trained.load(path)
     torch.save({"weights": {}}, path)
     with pytest.raises(InputError, match="is not an encoder"):
-        encoders.load(path)
+        trained.load(path)
     save(path, network, head="flame2023.pkl")
     with pytest.raises(InputError, match=r"trained with the head model flame2023\.pkl, not open-head"):
-        encoders.load(path)
+        trained.load(path)
     save(path, network, backbone="resnet18")
     with pytest.raises(InputError, match="do not fit its backbone resnet18"):
-        encoders.load(path)
+        trained.load(path)
 
 
 def test_the_one_that_ships():
     """Small, offline, and three times nearer to the landmarks of unseen people than the mean head in the crop."""
-    source = Path(encoders.__file__).with_name(encoders.SHIPPED)
+    source = trained.SHIPPED
     assert source.stat().st_size < 6e6 and source.with_suffix(".md").exists()
-    encoder = encoders.load()
+    encoder = trained.load()
     assert encoder.layout.size == 227 and encoder.head.name == "open-head" and encoder.note
     people = samples.Synthetic(synthetic.scene(encoder.head, encoder.layout, encoder.view), 24, 77)
     batch = samples.collate([people[i] for i in range(24)])
@@ -157,20 +154,20 @@ def test_the_one_that_ships():
 
 def test_encode_looks_at_the_crop(network, tmp_path):
     save(tmp_path / "e.pth", network)
-    encoder = encoders.load(tmp_path / "e.pth")
+    encoder = trained.load(tmp_path / "e.pth")
     images = torch.rand(2, 3, 90, 120)
     marks = torch.rand(2, 68, 2) * 40 + 30
-    parts = encoders.encode(encoder, images, landmarks=marks)
-    boxed = encoders.encode(encoder, images, boxes=views.box_of(marks))
+    parts = encoder.encode(images, landmarks=marks)
+    boxed = encoder.encode(images, boxes=box_of(marks))
     for name in parts:
         assert torch.equal(parts[name], boxed[name])
-    crops = views.crops_of(views.box_of(marks))
+    crops = crops_of(box_of(marks))
     assert torch.equal(parts.pop("crop"), crops)
-    direct = encoder.network(views.crop(images, crops, 64))
+    direct = encoder.network(cut_out(images, crops, 64))
     torch.testing.assert_close(encoder.layout.join(parts), direct)
-    assert encoders.encode(encoder, images)["crop"].tolist() == [[0, -15, 120]] * 2
+    assert encoder.encode(images)["crop"].tolist() == [[0, -15, 120]] * 2
     K = torch.tensor([[500.0, 0, 60], [0, 500, 45], [0, 0, 1]])
-    R, t = encoders.head_pose(encoder, encoders.encode(encoder, images, landmarks=marks), K)
+    R, t = encoder.head_pose(encoder.encode(images, landmarks=marks), K)
     torch.testing.assert_close(torch.linalg.det(R), torch.ones(2))
     size = crops[:, 2] / (2 * math.tan(math.radians(15)))
     assert torch.allclose(t[:, 2] / (500 / size * 2.7 / encoder.view.scale), torch.ones(2), atol=0.3)

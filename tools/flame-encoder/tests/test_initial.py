@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from flame_encoder import encoder as encoders
-from flame_encoder import initial, points, tracker
 from flame_encoder.cli import main
-from flame_encoder.encoder import EidolonEncoder
-from flame_encoder.observations import Observations
-from flame_encoder.vector import Layout
-from flame_encoder.view import View
+from flame_encoder.encoder import trained
+from flame_encoder.encoder.crop import CropView
+from flame_encoder.encoder.network import EidolonEncoder
+from flame_encoder.encoder.vector import Layout
+from flame_encoder.tracker import initial, points
+from flame_encoder.tracker.clip import fit
+from flame_encoder.tracker.observations import Observations
+from flame_encoder.tracker.problem import Options, Problem
 from known_clip import clip, face_error
 from recon4d import head
 
@@ -23,7 +25,7 @@ def weights(tmp_path_factory):
     """An encoder that knows nothing: its answers are near the neutral head in the middle of the crop."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("encoder") / "small.pth"
-    encoders.save(path, encoders.state_of(EidolonEncoder(SMALL), Layout(), View(size=64), "open-head", SMALL))
+    trained.save(path, trained.state_of(EidolonEncoder(SMALL), Layout(), CropView(size=64), "open-head", SMALL))
     return path
 
 
@@ -36,16 +38,16 @@ def test_the_encoders_pose_is_where_the_face_is(weights, tmp_path):
     frames = [tmp_path / str(name) for name in seen.names]
     for path in frames:
         cv2.imwrite(str(path), np.full((512, 512, 3), 120, np.uint8))
-    problem = tracker.Problem(points.Rig(model), seen, tracker.Options(focal=900.0))
-    g, q = initial.encoded(problem, encoders.load(weights), frames)
+    problem = Problem(points.Rig(model), seen, Options(focal=900.0))
+    g, q = initial.encoded(problem, trained.load(weights), frames)
     assert torch.isfinite(g).all() and torch.isfinite(q).all()
     landmarks = problem.landmarks_of(g, q)
     for i in (0, 1, 3, 4):
         assert np.linalg.norm(landmarks[i].numpy() - seen.landmarks[i], axis=1).mean() < 0.1 * seen.iod[i]
     between = (landmarks[1] + landmarks[3]).mean(0) / 2
     assert (landmarks[2].mean(0) - between).norm() < 0.3 * seen.iod[1]  # the encoder sees the place, not the turn
-    found, figures = tracker.track(
-        model, seen, tracker.Options(focal=900.0), start=lambda p: initial.encoded(p, encoders.load(weights), frames)
+    found, figures = fit(
+        model, seen, Options(focal=900.0), start=lambda p: initial.encoded(p, trained.load(weights), frames)
     )
     assert figures["mean_iod"] < 2 and face_error(model, truth[[0]], found.vertices(model)[[0]]) < 4
 

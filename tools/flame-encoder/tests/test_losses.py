@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from flame_encoder import losses, rendering, samples, synthetic, vector
-from flame_encoder.config import LossWeights
-from flame_encoder.vector import Layout
-from flame_encoder.view import View
+from flame_encoder.encoder import losses, rendering, samples, synthetic, vector
+from flame_encoder.encoder.config import LossWeights
+from flame_encoder.encoder.crop import CropView
+from flame_encoder.encoder.vector import Layout
 from recon4d import InputError, head
 from recon4d.head import HeadModel
 
-VIEW = View(fov=14.0, size=64)
+VIEW = CropView(fov=14.0, size=64)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_thinned_head_is_the_same_head(model, batch):
 
 
 def test_terms_at_the_truth(judge, batch):
-    found = losses.losses(judge, batch.vectors, batch, ALL)
+    found = losses.terms(judge, batch.vectors, batch, ALL)
     assert set(found) == set(LossWeights.model_fields) - {"perceptual"}
     assert found["params"] == 0 and found["vertices"] < 2e-3 and found["landmark"] < 1e-4
     parts = Layout().split(batch.vectors)
@@ -52,16 +52,16 @@ def test_terms_at_the_truth(judge, batch):
     torch.testing.assert_close(found["reg_global_pose"], turned.square().mean())
     # The picture of the truth itself leaves nothing of the pixel loss; another person's does.
     own, _ = rendering.render(judge.head, parts, VIEW)
-    same = losses.losses(judge, batch.vectors, samples.Batch(own, batch.landmarks, batch.vectors, batch.known), ALL)
+    same = losses.terms(judge, batch.vectors, samples.Batch(own, batch.landmarks, batch.vectors, batch.known), ALL)
     assert same["pixel"] < 1e-6 < 1e-2 < found["pixel"]
     background = torch.where(own > 0, own, 1.0)  # only the face counts
     there = samples.Batch(background, batch.landmarks, batch.vectors, batch.known)
-    assert losses.losses(judge, batch.vectors, there, ALL)["pixel"] < 1e-6
+    assert losses.terms(judge, batch.vectors, there, ALL)["pixel"] < 1e-6
 
 
 def test_landmark_error_is_in_shares_of_the_image(judge, batch):
     moved = samples.Batch(batch.images, batch.landmarks + 6.4, batch.vectors, batch.known)
-    found = losses.losses(judge, batch.vectors, moved, LossWeights(landmark=1.0))
+    found = losses.terms(judge, batch.vectors, moved, LossWeights(landmark=1.0))
     assert found["landmark"].item() == pytest.approx(0.01, rel=0.03)  # (6.4 / 64)^2
 
 
@@ -69,9 +69,9 @@ def test_unknown_vectors_do_not_count(judge, batch):
     vectors = batch.vectors + 0.1
     half = samples.Batch(batch.images, batch.landmarks, batch.vectors, torch.tensor([True, False, False]))
     weights = LossWeights(params=1.0, vertices=1.0)
-    every, some = (losses.losses(judge, vectors, b, weights) for b in (batch, half))
+    every, some = (losses.terms(judge, vectors, b, weights) for b in (batch, half))
     first = samples.Batch(*(getattr(batch, name)[:1] for name in ("images", "landmarks", "vectors", "known")))
-    alone = losses.losses(judge, vectors[:1], first, weights)
+    alone = losses.terms(judge, vectors[:1], first, weights)
     for name in weights.model_dump(exclude_defaults=True):
         torch.testing.assert_close(some[name] * 3, alone[name])
         assert every[name] > some[name]
@@ -84,7 +84,7 @@ def test_gradients_by_finite_differences(model, batch):
     start = truth.vectors + 0.05 * torch.randn(1, 227, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def value(vectors):
-        return losses.total(losses.losses(double, vectors, truth, weights), weights)
+        return losses.total(losses.terms(double, vectors, truth, weights), weights)
 
     vectors = start.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(value(vectors), vectors)
@@ -113,7 +113,7 @@ def test_lpips_without_weights_says_which_file(judge, batch, monkeypatch, tmp_pa
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     metrics.lpips_network.cache_clear()
     with pytest.raises(InputError, match=r"alexnet-owt-7be5be79\.pth"):
-        losses.losses(judge, batch.vectors, batch, LossWeights(perceptual=1.0))
+        losses.terms(judge, batch.vectors, batch, LossWeights(perceptual=1.0))
 
 
 def test_perceptual_with_a_network(judge, batch, monkeypatch):
@@ -124,12 +124,12 @@ def test_perceptual_with_a_network(judge, batch, monkeypatch):
     network = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval().requires_grad_(False)
     monkeypatch.setattr(metrics, "lpips_network", lambda *args: network)
     vectors = batch.vectors.clone().requires_grad_()
-    found = losses.losses(judge, vectors, batch, LossWeights(perceptual=1.0))["perceptual"]
+    found = losses.terms(judge, vectors, batch, LossWeights(perceptual=1.0))["perceptual"]
     found.backward()
     assert found > 0 and vectors.grad.abs().sum() > 0
     own, _ = rendering.render(judge.head, Layout().split(batch.vectors), VIEW)
     same = samples.Batch(own, batch.landmarks, batch.vectors, batch.known)
-    assert losses.losses(judge, batch.vectors, same, LossWeights(perceptual=1.0))["perceptual"] < 1e-6
+    assert losses.terms(judge, batch.vectors, same, LossWeights(perceptual=1.0))["perceptual"] < 1e-6
 
 
 def test_pytorch3d_draws_the_same_head(judge, batch):

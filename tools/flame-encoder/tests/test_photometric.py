@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import roma
 import torch
-from flame_encoder import encoder, gaze, initial, observations, photometric, points, tracker
+from flame_encoder.encoder import trained
+from flame_encoder.tracker import gaze, initial, observations, photometric, points
+from flame_encoder.tracker.clip import fit
+from flame_encoder.tracker.problem import Options, Problem
 from recon4d import head, synthetic
 from recon4d.color import linear_from_srgb
 from recon4d.files import InputError
@@ -154,7 +157,7 @@ def test_the_images_steady_a_noisy_track(clip):
     seen = observations.Observations(
         clip.truth.names, noisy.astype(np.float32), np.ones(n, bool), np.full((n, 2, 2), np.nan), (SIZE, SIZE), 25.0
     )
-    options = tracker.Options(focal=2.0 * SIZE, photometric_levels=(2, 2, 1, 1))  # fewer rounds, for speed
+    options = Options(focal=2.0 * SIZE, photometric_levels=(2, 2, 1, 1))  # fewer rounds, for speed
     keep = clip.model.regions["face"]
 
     def error(track):
@@ -163,9 +166,9 @@ def test_the_images_steady_a_noisy_track(clip):
         turn = roma.rotmat_to_rotvec(roma.rigid_points_registration(a, b)[0])
         return float(torch.rad2deg((turn - turn.mean(0)).norm(dim=1)).mean())
 
-    rough, _ = tracker.track(clip.model, seen, options)
+    rough, _ = fit(clip.model, seen, options)
     steps = []
-    fine, figures = tracker.track(clip.model, seen, options, clip.frames, report=lambda step, text: steps.append(step))
+    fine, figures = fit(clip.model, seen, options, clip.frames, report=lambda step, text: steps.append(step))
     assert error(fine) < 0.5 * error(rough)
     assert figures["photometric_error"][-1] < figures["photometric_error"][0] and figures["found"][-1] > 0.5
     assert steps == sorted(set(steps)) and steps[-1] <= options.steps(photometric=True)
@@ -181,15 +184,15 @@ def test_landmarks_that_the_encoder_contradicts_are_replaced(clip):
     valid[4], wrong[4] = False, np.nan
     irises = clip.landmarks[:, [42, 36]]
     seen = observations.Observations(clip.truth.names, wrong.astype(np.float32), valid, irises, (SIZE, SIZE), 25.0)
-    found, count = initial.confirmed(seen, encoder.load(), clip.frames, 2.0 * SIZE)
+    found, count = initial.confirmed(seen, trained.load(), clip.frames, 2.0 * SIZE)
     replaced = np.flatnonzero((found.landmarks != seen.landmarks).any((1, 2)) & valid)
     assert count == 2 and replaced.tolist() == [2, 7] and np.isnan(found.irises[replaced]).all()
     errors = np.linalg.norm(found.landmarks - clip.landmarks, axis=2)[replaced].mean(1) / eye_distance(clip)
     assert errors.max() < 0.1
     # An image with two faces, one of them wrong: a frame of a stream.
-    both = observations.View(clip.frames[2].name, wrong[[2, 2]].astype(np.float32), irises[[2, 2]], (SIZE, SIZE))
+    both = observations.FrameFaces(clip.frames[2].name, wrong[[2, 2]].astype(np.float32), irises[[2, 2]], (SIZE, SIZE))
     both.faces[1] = clip.landmarks[2]
-    again = initial.confirmed_view(both, encoder.load(), clip.frames[2].parent, None)
+    again = initial.confirmed_frame(both, trained.load(), clip.frames[2].parent, None)
     assert (again.faces[1] == both.faces[1]).all()
     assert np.linalg.norm(again.faces[0] - clip.landmarks[2], axis=1).mean() < 0.1 * eye_distance(clip)
     assert np.isnan(found.landmarks[4]).all() and (seen.landmarks[2] == wrong[2].astype(np.float32)).all()
@@ -214,12 +217,12 @@ def test_an_image_that_vanishes_is_named(clip, tmp_path):
         photometric.cut([tmp_path / "gone.png"], clip.truth.take([0]), clip.vertices[:1])
 
 
-def test_matches_enter_the_normal_equations(clip):
+def test_matches_enter_thenormal_equations(clip):
     n = 3
     seen = observations.Observations(
         clip.truth.names[:n], clip.landmarks[:n], np.ones(n, bool), np.full((n, 2, 2), np.nan), (SIZE, SIZE), 25.0
     )
-    problem = tracker.Problem(points.Rig(clip.model, 4, 5), seen, tracker.Options())
+    problem = Problem(points.Rig(clip.model, 4, 5), seen, Options())
     surface = photometric.Surface(clip.model)
     problem.surface, problem.shares = problem.rig.points(surface.faces, surface.bary), (0.3, 0.5)
     g, q = problem.start()
@@ -230,8 +233,7 @@ def test_matches_enter_the_normal_equations(clip):
     whiten = torch.randn(n, 20, 2, 2, generator=generator)
     problem.matches = photometric.Matches(chosen, pixels, whiten, 0.0, np.ones(n))
     rows = problem.choose(g, q)
-    *_, a, c = problem._normal_equations(g, q, rows)
-    a = a + problem._smooth_gradient(q)
+    *_, a, c = problem.normal_equations(g, q, rows)
 
     def slope(which, index, step=2e-4):
         values = []

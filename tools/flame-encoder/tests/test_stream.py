@@ -8,8 +8,10 @@ import time
 import cv2
 import numpy as np
 import pytest
-from flame_encoder import observations, stream, tracker
-from flame_encoder.observations import View
+from flame_encoder import frames
+from flame_encoder.tracker import observations, stream
+from flame_encoder.tracker.observations import FrameFaces
+from flame_encoder.tracker.problem import Options
 from known_clip import clip, face_error
 from recon4d import InputError, head
 
@@ -23,7 +25,7 @@ def model():
 
 def views_of(seen, gone=()):
     return [
-        View(
+        FrameFaces(
             str(name),
             np.empty((0, 68, 2)) if i in gone else seen.landmarks[i : i + 1],
             seen.irises[i : i + 1],
@@ -43,7 +45,7 @@ def test_frames_are_tracked_as_they_come(model):
             yield view
 
     found = []
-    for part, error in stream.track(model, source(), 30.0, tracker.Options(focal=900.0), CALIBRATION):
+    for part, error in stream.fit(model, source(), 30.0, Options(focal=900.0), CALIBRATION):
         assert len(taken) == max(len(found) + 1, CALIBRATION)  # no frame waits for a later one
         assert np.isnan(error) == (len(found) in gone) and not error > 8
         found.append(part)
@@ -62,7 +64,7 @@ def test_a_lost_face_is_held_and_found_again(model):
     _, seen, _ = clip(model, n=40)
     gone = range(8, 8 + stream.WINDOW + 2)
     views = views_of(seen, gone)[: gone.stop + 1]
-    found = [part for part, _ in stream.track(model, views, 30.0, tracker.Options(focal=900.0), 8)]
+    found = [part for part, _ in stream.fit(model, views, 30.0, Options(focal=900.0), 8)]
     held = found[gone.stop - 1]
     np.testing.assert_array_equal(held.R, found[gone.stop - 2].R)  # nobody in the window: the pose stays
     assert found[-1].valid[0] and not np.allclose(found[-1].t, held.t, atol=1e-4)
@@ -81,7 +83,7 @@ def test_a_lost_face_is_held_and_found_again(model):
 def test_streams_that_begin_badly(model, gone, person, message):
     _, seen, _ = clip(model, n=40)
     with pytest.raises(InputError, match=message):
-        next(stream.track(model, views_of(seen, gone), 30.0, tracker.Options(), 4, person))
+        next(stream.fit(model, views_of(seen, gone), 30.0, Options(), 4, person))
 
 
 def write_frame(folder, i, points=True):
@@ -104,8 +106,8 @@ def test_frames_that_are_still_being_written_are_waited_for(growing):
         for i in range(1, 6):
             time.sleep(0.1)
             write_frame(growing, i, points=i not in (2, 5))
-        (growing / "landmarks.json").write_text("{}")
-        (growing / "frames.json").write_text("{}")
+        (growing / "landmarks.json").write_text('{"result": {}}')
+        (growing / "frames.json").write_text('{"result": {}}')
 
     thread = threading.Thread(target=write)
     thread.start()
@@ -113,6 +115,62 @@ def test_frames_that_are_still_being_written_are_waited_for(growing):
     thread.join()
     assert [view.name for view in views] == [f"{i:05d}.png" for i in range(6)]
     assert [len(view.faces) for view in views] == [1, 1, 0, 1, 1, 0]
+
+
+def test_a_run_that_has_only_begun_is_not_the_end(growing, monkeypatch):
+    """prep-faces writes its .json when it begins, and the result into it when it is done."""
+    for name in ("frames.json", "landmarks.json"):
+        (growing / name).write_text('{"command": "x", "options": {}}')
+    for i in range(3):
+        write_frame(growing, i, points=i < 2)
+    arriving = stream.arrivals(growing / "frames", growing / "landmarks", follow=True, timeout=60)
+    assert [next(arriving).name for _ in range(2)] == ["00000.png", "00001.png"]
+
+    def write_the_rest(seconds):
+        write_frame(growing, 3)
+
+    monkeypatch.setattr(stream.time, "sleep", write_the_rest)
+    assert [len(next(arriving).faces) for _ in range(2)] == [0, 1]
+
+
+def test_a_long_stream_is_not_listed_for_every_frame(growing, monkeypatch):
+    """The folders are listed for a share of the time, and of the table only what is new is read."""
+    listed = []
+    scandir = stream.os.scandir
+    monkeypatch.setattr(stream.os, "scandir", lambda folder: listed.append(folder) or scandir(folder))
+    monkeypatch.setattr(stream, "LISTING", 1e6)
+    table = growing / "landmarks.jsonl"
+    write_frame(growing, 0)
+    count = itertools.count(1)
+
+    def write_one(seconds):
+        i = next(count)
+        with open(table, "a") as file:
+            file.write(json.dumps({"file": f"{i:05d}.png", "width": 160, "height": 120}) + "\n")
+        write_frame(growing, i)
+
+    monkeypatch.setattr(stream.time, "sleep", write_one)
+    arriving = stream.arrivals(growing / "frames", growing / "landmarks", follow=True, timeout=60)
+    found = list(itertools.islice(arriving, 40))
+    assert [frame.name for frame in found] == [f"{i:05d}.png" for i in range(40)]
+    assert len(listed) == 2  # frames and landmarks, once
+    assert found[7].faces[0, 0, 0] == (10 + 7) / 2  # made on an image of twice the size
+
+
+def test_a_table_is_read_on(tmp_path):
+    table, sizes = tmp_path / "landmarks.jsonl", {}
+    assert frames.read_on(table, sizes) == (0, 0)
+    lines = [json.dumps({"file": f"{i}.png", "width": i, "height": 9}) + "\n" for i in range(3)]
+    table.write_text(lines[0] + lines[1][:9])
+    position = frames.read_on(table, sizes)
+    assert list(sizes) == ["0"] and position[1] == len(lines[0])
+    table.write_text(lines[0].replace("9", "8") + lines[1])  # what was read is not read again
+    position = frames.read_on(table, sizes, position)
+    assert list(sizes) == ["0", "1"] and sizes["0"].tolist() == [0, 9]
+    (tmp_path / "other").write_text("".join(lines[2:]))  # the table as a whole, written anew
+    (tmp_path / "other").replace(table)
+    frames.read_on(table, sizes, position)
+    assert sizes["2"].tolist() == [2, 9]
 
 
 def test_a_stream_ends_when_nothing_comes(growing):
@@ -137,11 +195,11 @@ def test_people_are_followed_not_rows(growing):
         left, right = face_at(100 + 3 * i, 200), face_at(400 - 2 * i, 220)
         both = [left, right] if i % 2 else [right, left]
         faces.append(np.array([left]) if i >= 9 else np.empty((0, 68, 2)) if i == 4 else np.array(both))
-    first, second = observations.follow(faces)
+    first, second = observations.follow_people(faces)
     assert first.tolist() == [1, 0, 1, 0, -1, 0, 1, 0, 1, 0, 0, 0]
     assert second.tolist() == [0, 1, 0, 1, -1, 1, 0, 1, 0, -1, -1, -1]
     # with one face in every frame there is one person, however far it jumps
-    (alone,) = observations.follow([face_at(0, 0)[None], face_at(4000, 0)[None], np.empty((0, 68, 2))])
+    (alone,) = observations.follow_people([face_at(0, 0)[None], face_at(4000, 0)[None], np.empty((0, 68, 2))])
     assert alone.tolist() == [0, 0, -1]
 
 
@@ -161,10 +219,10 @@ def test_the_person_is_chosen_from_files_of_several_faces(growing):
 
 def test_a_stream_follows_its_person_among_others(growing):
     known = face_at(100, 100)
-    assert stream._nearest(np.array([face_at(300, 100), face_at(105, 100)]), known) == 1
-    assert stream._nearest(np.array([face_at(300, 100), face_at(500, 100)]), known) == -1
-    assert stream._nearest(np.array([face_at(300, 100)]), known) == 0
-    assert stream._nearest(np.empty((0, 68, 2)), known) == -1
+    assert observations.nearest(np.array([face_at(300, 100), face_at(105, 100)]), known) == 1
+    assert observations.nearest(np.array([face_at(300, 100), face_at(500, 100)]), known) == -1
+    assert observations.nearest(np.array([face_at(300, 100)]), known) == 0
+    assert observations.nearest(np.empty((0, 68, 2)), known) == -1
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,19 @@
 """Synthetic people: the truth that comes with a picture is what is in it; samples are repeatable and cached."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from flame_encoder import losses, rendering, samples, synthetic, vector
-from flame_encoder.vector import Layout
-from flame_encoder.view import View
+from flame_encoder.encoder import losses, rendering, samples, synthetic
+from flame_encoder.encoder.crop import CropView
+from flame_encoder.encoder.vector import Layout
 from recon4d import InputError, head
+from recon4d.rotations import from_6d
 from scipy.spatial.transform import Rotation
 
-VIEW = View(fov=14.0, size=48)
+VIEW = CropView(fov=14.0, size=48)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def test_people_differ(scene):
     rng = np.random.default_rng(0)
     many = [synthetic.random_parts(scene, rng) for _ in range(400)]
     six = torch.stack([p["global_rot"] for p in many])
-    angles = Rotation.from_matrix(vector.rotation_matrix(six).numpy()).as_euler("ZXY", degrees=True)
+    angles = Rotation.from_matrix(from_6d(six).numpy()).as_euler("ZXY", degrees=True)
     roll, pitch, yaw = angles.T
     assert np.abs(yaw).max() <= 60.01 and np.percentile(yaw, 95) > 40 and np.percentile(yaw, 5) < -40
     assert np.abs(pitch).max() <= 30.01 and np.std(pitch) > 8 and np.std(roll) > 6
@@ -85,7 +87,7 @@ def test_a_flame_head_can_be_drawn(model):
     )
     made = synthetic.sample(synthetic.scene(bare, Layout(), VIEW), 0, 0)
     assert made.image.std() > 8 and np.abs(made.vector[100:144]).max() > 0.5
-    first = Layout(100, 0, 106)
+    first = Layout(shape=100, expression=0, detail=106)
     made = synthetic.sample(synthetic.scene(model, first, VIEW), 0, 0)
     assert made.vector.shape == (227,) and (made.vector[121 + 27 + 8 :] == 0).all()
 
@@ -107,6 +109,26 @@ def test_cache(scene, tmp_path):
     (tmp_path / "cache" / "image.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(InputError, match="not a readable cache"):
         samples.Synthetic(scene, 6, 5, tmp_path / "cache")
+
+
+def test_processes_share_a_cache(scene, tmp_path):
+    """What workers make is in the files, and of several processes that make a cache at once one does."""
+    folder = tmp_path / "new" / "cache"
+    with ThreadPoolExecutor(4) as pool:  # as ranks do; what is made is moved there as a whole
+        several = list(pool.map(lambda _: samples.Synthetic(scene, 6, 5, folder), range(4)))
+    assert [path.name for path in folder.parent.iterdir()] == ["cache"]
+    loader = torch.utils.data.DataLoader(
+        several[0], batch_size=2, num_workers=2, collate_fn=samples.collate, multiprocessing_context="forkserver"
+    )
+    batches = list(loader)
+    assert np.load(folder / "ready.npy").all() and several[3].arrays["ready"].all()
+    for i in range(6):
+        np.testing.assert_array_equal(several[3][i][2], batches[i // 2].vectors[i % 2])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "image.npy").write_bytes(b"mine")
+    with pytest.raises(InputError, match="not a readable cache"):
+        samples.Synthetic(scene, 6, 5, tmp_path / "mine")
+    assert (tmp_path / "mine" / "image.npy").read_bytes() == b"mine"
 
 
 def test_folder_of_images(model, tmp_path):

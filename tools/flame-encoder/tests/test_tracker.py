@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import roma
 import torch
-from flame_encoder import contour, points, tracker
-from flame_encoder.observations import Observations
+from flame_encoder.tracker import contour, points
+from flame_encoder.tracker.clip import fit
+from flame_encoder.tracker.observations import Observations
+from flame_encoder.tracker.problem import Options, Problem
 from known_clip import clip, face_error
 from recon4d import InputError, head
 
@@ -17,7 +19,7 @@ def model():
 
 def test_recovers_a_known_clip_with_known_focal_length(model):
     truth, seen, jaw = clip(model)
-    found, figures = tracker.track(model, seen, tracker.Options(focal=900.0))
+    found, figures = fit(model, seen, Options(focal=900.0))
     assert face_error(model, truth, found.vertices(model)) < 2.0
     assert figures["mean_iod"] < 1.5 and figures["interpolated"] == 0
     assert found.K[0, 0] == pytest.approx(900, rel=1e-3)
@@ -27,7 +29,7 @@ def test_recovers_a_known_clip_with_known_focal_length(model):
 
 def test_recovers_a_known_clip_with_unknown_focal_length(model):
     truth, seen, _ = clip(model)
-    found, figures = tracker.track(model, seen)
+    found, figures = fit(model, seen)
     assert face_error(model, truth, found.vertices(model)) < 3.0
     assert 450 < figures["focal"] < 1800
 
@@ -37,7 +39,7 @@ def test_frames_without_landmarks_are_interpolated_and_marked(model):
     gone = np.array([0, 11, 12, 30])
     seen.valid[gone] = False
     seen.landmarks[gone] = np.nan
-    found, figures = tracker.track(model, seen, tracker.Options(focal=900.0))
+    found, figures = fit(model, seen, Options(focal=900.0))
     assert figures["interpolated"] == 4 and (~found.valid).nonzero()[0].tolist() == gone.tolist()
     assert np.isfinite(found.R).all() and np.isfinite(found.t).all()
     vertices = found.vertices(model)
@@ -49,7 +51,7 @@ def test_wild_landmarks_in_some_frames_do_not_spoil_the_rest(model):
     truth, seen, _ = clip(model)
     seen.landmarks[5, 48:] += 120
     seen.landmarks[20] += np.random.default_rng(0).normal(size=(68, 2)) * 60
-    found, _ = tracker.track(model, seen, tracker.Options(focal=900.0))
+    found, _ = fit(model, seen, Options(focal=900.0))
     rest = np.setdiff1d(np.arange(40), [4, 5, 6, 19, 20, 21])
     assert face_error(model, truth[rest], found.vertices(model)[rest]) < 2.2
 
@@ -58,7 +60,7 @@ def test_wild_landmarks_in_some_frames_do_not_spoil_the_rest(model):
 def test_very_short_clips(model, n):
     _, seen, _ = clip(model, n=40)
     short = Observations(seen.names[:n], seen.landmarks[:n], seen.valid[:n], seen.irises[:n], (512, 512), 30.0)
-    found, figures = tracker.track(model, short, tracker.Options(focal=900.0))
+    found, figures = fit(model, short, Options(focal=900.0))
     assert len(found) == n and figures["mean_iod"] < 3
 
 
@@ -66,7 +68,7 @@ def test_no_landmarks_at_all(model):
     _, seen, _ = clip(model, n=3)
     seen.valid[:] = False
     with pytest.raises(InputError, match="no frame has landmarks"):
-        tracker.track(model, seen)
+        fit(model, seen)
 
 
 def test_contour_slides_on_the_far_side_only(model):
@@ -81,15 +83,14 @@ def test_contour_slides_on_the_far_side_only(model):
         assert chosen[far].mean() > 1 + 2 * chosen[near].mean()
 
 
-def test_normal_equations_match_finite_differences(model):
+def testnormal_equations_match_finite_differences(model):
     _, seen, _ = clip(model, n=4)
-    problem = tracker.Problem(points.Rig(model, 5, 6), seen, tracker.Options())
+    problem = Problem(points.Rig(model, 5, 6), seen, Options())
     g, q = problem.start()
     g[:-1] = torch.randn(5) * 0.3
     q[:, 6:12] = torch.rand(4, 6) * 0.5
     rows = problem.choose(g, q)
-    *_, a, c = problem._normal_equations(g, q, rows)
-    a = a + problem._smooth_gradient(q)
+    *_, a, c = problem.normal_equations(g, q, rows)
 
     # The gradient of the true cost differs by the robust weights' own derivative: w r with w = 9 / (9 + r^2)
     # against the Geman-McClure derivative 81 r / (9 + r^2)^2, which is what squaring the weight gives.

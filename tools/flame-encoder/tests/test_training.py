@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from flame_encoder import encoder as encoders
-from flame_encoder import losses, training
 from flame_encoder.cli import main
-from flame_encoder.config import Stage
+from flame_encoder.encoder import losses, trained, training
+from flame_encoder.encoder.config import Stage, load
+from flame_encoder.encoder.network import EidolonEncoder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 CONFIG = {
@@ -50,7 +50,7 @@ def largest_difference(a, b):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def finished(tmp_path_factory):
     """A finished run of eight steps, its config and the cache of its samples."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "c.yaml").write_text(yaml.safe_dump(CONFIG))
@@ -58,8 +58,8 @@ def trained(tmp_path_factory):
     return folder, figures
 
 
-def test_what_a_run_leaves(trained):
-    folder, figures = trained
+def test_what_a_run_leaves(finished):
+    folder, figures = finished
     out = folder / "out"
     assert figures["steps"] == 8 and figures["validation_landmark_px"] > 0
     assert sorted(p.name for p in out.iterdir()) == [
@@ -84,23 +84,23 @@ def test_what_a_run_leaves(trained):
     assert config["data"]["cache"] == str(folder / "cache") and config["stages"][1]["name"] == "Two"
 
 
-def test_two_processes_train_what_one_does(trained):
+def test_two_processes_train_what_one_does(finished):
     """The same batches, split over two processes that average their gradients (run as a shell runs it)."""
-    folder, _ = trained
+    folder, _ = finished
     command = [Path(sys.executable).with_name("flame-encoder"), "train", "--config", folder / "c.yaml"]
     more = ["--out", folder / "two", "--cache", folder / "cache", "--devices", "2", "--device", "cpu"]
     result = subprocess.run([str(x) for x in (*command, *more)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["steps"] == 8
-    start = training.EidolonEncoder("mobilenet_v3_small").state_dict()
+    start = EidolonEncoder("mobilenet_v3_small").state_dict()
     moved = (weights(folder / "two")["head.bias"] - start["head.bias"]).abs().max()
     assert moved > 0.01
     assert largest_difference(weights(folder / "two"), weights(folder / "out")) < 1e-4
 
 
-def test_stopped_and_resumed(trained, tmp_path, monkeypatch):
+def test_stopped_and_resumed(finished, tmp_path, monkeypatch):
     """A run that dies after five steps goes on from its checkpoint after the third, to the same weights."""
-    folder, _ = trained
+    folder, _ = finished
     total, steps = losses.total, []
 
     def dies(*arguments):
@@ -111,7 +111,7 @@ def test_stopped_and_resumed(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(losses, "total", dies)
     run = ["--config", folder / "c.yaml", "--out", tmp_path / "out", "--cache", folder / "cache"]
-    train(*run, code=1)
+    train(*run, code=130)
     assert not (tmp_path / "out/eidolon_encoder_final.pth").exists()
     assert torch.load(tmp_path / "out/checkpoint.pth", weights_only=True)["step"] == 3
     monkeypatch.setattr(losses, "total", total)
@@ -138,9 +138,9 @@ def test_it_learns(tmp_path):
     assert values[-1] < 0.25 * values[0]
 
 
-def test_images_and_synthetic_people_together(trained, tmp_path):
+def test_images_and_synthetic_people_together(finished, tmp_path):
     """Files as prep-faces writes them, beside synthetic samples, with the losses of pictures."""
-    folder, _ = trained
+    folder, _ = finished
     images, points = tmp_path / "images", tmp_path / "landmarks"
     images.mkdir()
     points.mkdir()
@@ -166,7 +166,7 @@ def test_images_and_synthetic_people_together(trained, tmp_path):
 
 
 def test_the_first_eidolons_layout(tmp_path):
-    """No expression, 106 of detail: trained, written and read again."""
+    """No expression, 106 of detail: finished, written and read again."""
     weights_of = {"landmark": 10.0, "params": 1.0, "pixel": 1.0, "reg_expression": 1.0}
     config = CONFIG | {
         "layout": {"shape": 100, "expression": 0, "detail": 106},
@@ -176,13 +176,13 @@ def test_the_first_eidolons_layout(tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     figures = train("--config", tmp_path / "c.yaml", "--out", tmp_path / "out")
     assert set(figures["losses"]) == {"total", "landmark", "params", "pixel"}  # there is no expression to regularise
-    made = encoders.load(tmp_path / "out/eidolon_encoder_final.pth")
-    parts = encoders.encode(made, torch.rand(1, 3, 64, 64))
+    made = trained.load(tmp_path / "out/eidolon_encoder_final.pth")
+    parts = made.encode(torch.rand(1, 3, 64, 64))
     assert parts["expression"].shape == (1, 0) and parts["detail"].shape == (1, 106)
 
 
 def test_batches_are_those_of_one_process():
-    config = training.settings.load("quick", {"train": {"batch_size": 6}})
+    config = load("quick", {"train": {"batch_size": 6}})
     whole = list(training.batches(20, config, 0, 7, 0, 1))
     parts = [list(training.batches(20, config, 2, 7, rank, 3)) for rank in range(3)]
     assert [a + b + c for a, b, c in zip(*parts)] == whole[2:]
@@ -217,8 +217,8 @@ def test_learning_rate_falls_and_stages_follow():
         (["--head-model", "nowhere.pkl"], "does not exist"),
     ],
 )
-def test_wrong_input_keeps_the_old_run(trained, options, message):
-    folder, _ = trained
+def test_wrong_input_keeps_the_old_run(finished, options, message):
+    folder, _ = finished
     before = (folder / "out/eidolon_encoder_final.pth").read_bytes()
     config = [] if "--config" in options else ["--config", folder / "c.yaml"]
     error = train(*config, "--out", folder / "out", "--force", *options, code=2)
@@ -226,9 +226,9 @@ def test_wrong_input_keeps_the_old_run(trained, options, message):
     assert (folder / "out/eidolon_encoder_final.pth").read_bytes() == before
 
 
-def test_nothing_to_resume(trained, tmp_path):
+def test_nothing_to_resume(finished, tmp_path):
     assert "holds no run to resume" in train("--out", tmp_path, "--resume", code=2)
-    folder, _ = trained
+    folder, _ = finished
     (tmp_path / "config.yaml").write_bytes((folder / "out/config.yaml").read_bytes())
     assert "does not exist" in train("--out", tmp_path, "--resume", code=2)
     (tmp_path / "checkpoint.pth").write_bytes((folder / "out/eidolon_encoder_final.pth").read_bytes())

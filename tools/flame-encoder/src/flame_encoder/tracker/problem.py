@@ -1,4 +1,4 @@
-"""Head-model parameters of every frame of a clip, by second-order optimisation on 68 landmarks.
+"""The least-squares problem of tracking: head-model parameters of every frame of a clip from 68 landmarks.
 
 Unknown are, once for the clip, the identity and the focal length, and in each frame the head's pose, expression, jaw,
 eyelids and gaze. Stage 1 poses the mean head in each frame (PnP). Stage 2 solves for everything at once by the
@@ -7,23 +7,21 @@ that the normal equations are a band of frame blocks bordered by the shared colu
 number of frames.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import roma
 import torch
-from recon4d.files import InputError
 from recon4d.formats.track import Track
-from recon4d.head import HeadModel
 from torch import Tensor
 
-from flame_encoder import chain, gaze, photometric
-from flame_encoder.observations import Observations
-from flame_encoder.photometric import Matches, Surface
-from flame_encoder.points import FACING, Points, Rig, eye_rotation
+from flame_encoder.report import Report, unreported
+from flame_encoder.tracker import chain
+from flame_encoder.tracker.observations import Observations
+from flame_encoder.tracker.photometric import Matches
+from flame_encoder.tracker.points import FACING, Points, Rig, eye_rotation
 
 GAPS = torch.tensor([(37, 41), (38, 40), (43, 47), (44, 46), (61, 67), (62, 66), (63, 65)])  # lids and inner lips
 EYES = torch.stack([torch.arange(42, 48), torch.arange(36, 42)])  # landmarks of the person's left and right eye
@@ -32,19 +30,30 @@ CHUNK = 64  # frames linearised at a time
 
 @dataclass(frozen=True)
 class Options:
-    """Weights of the landmark stage. Standard deviations are what a residual of 1 means.
+    """How the tracker weighs what it knows.
+
+    Standard deviations (`sigma`, `smooth`) are of what a residual of 1 means. Those of landmarks are shares of the
+    distance between the outer eye corners; those of `smooth` are of second differences over frames, at 30 frames per
+    second.
 
     Attributes:
         focal: focal length in pixels; None estimates it.
         iterations: Levenberg-Marquardt steps at most.
-        landmark_sigma: of a landmark, share of the inter-ocular distance.
-        contour_sigma: of a jaw-line landmark, likewise.
-        gap_sigma: of the distance between lids or lips, likewise.
-        gaze_sigma: of an iris centre, likewise.
+        landmark_sigma: of a landmark. contour_sigma: of one of the jaw line, which slides.
+        gap_sigma: of the distance between two lids or lips.
+        gaze_sigma: of an iris centre.
         independent_frames: how many frames count as independent evidence for the identity; noise of neighbouring
             frames is alike, and without this a long clip would outvote the identity prior.
-        expression_sigma: of an expression coefficient.
-        smooth: standard deviations of second differences at 30 frames per second, per kind of parameter.
+        size_sigma: of the head's size relative to the mean head's; a video has no size of its own.
+        expression_sigma: of an expression coefficient. jaw_sigma: of the jaw's rotation vector, radians.
+        eyelid_sigma: of an eyelid, which is closed at 1. gaze_prior_sigma: of the gaze about straight ahead, radians.
+        focal_prior: likeliest focal length, times the longer side of the image. focal_sigma: of its logarithm.
+        smooth_rotation: radians. smooth_translation: of direction (radians) and of log distance, which are free of the
+            unknown size. smooth_expression, smooth_eyelids: of coefficients. smooth_jaw, smooth_gaze: radians.
+        photometric_levels: of each photometric round at most, pyramid levels above the first; coarse to fine.
+        photometric_iterations: steps in each round.
+        photometric_evidence: how many matched points of a frame count as independent; neighbours err alike.
+        landmark_share: of the landmarks' weights that is left in the photometric stage.
     """
 
     focal: float | None = None
@@ -54,125 +63,27 @@ class Options:
     gap_sigma: float = 0.01
     gaze_sigma: float = 0.02
     independent_frames: float = 5.0
-    size_sigma: float = 0.01  # of the head's size relative to the mean head's; a video has no size of its own
+    size_sigma: float = 0.01
     expression_sigma: float = 0.2
     jaw_sigma: tuple[float, float, float] = (0.15, 0.03, 0.02)
     eyelid_sigma: float = 0.5
     gaze_prior_sigma: float = 0.3
-    focal_prior: float = 2.0  # times the longer side of the image
-    focal_sigma: float = 0.5  # of the logarithm
+    focal_prior: float = 2.0
+    focal_sigma: float = 0.5
     smooth_rotation: float = 0.01
-    smooth_translation: float = 0.0015  # of direction (radians) and of log distance: free of the unknown scale
+    smooth_translation: float = 0.0015
     smooth_expression: float = 0.08
     smooth_jaw: float = 0.03
     smooth_eyelids: float = 0.3
     smooth_gaze: float = 0.1
-    photometric_levels: tuple[int, ...] = (*[2] * 8, 1, 1)  # rounds at most; pyramid levels above the first
-    photometric_iterations: int = 4  # in each round
-    photometric_evidence: float = 100.0  # how many matched points count as independent; neighbours err alike
-    landmark_share: float = 0.1  # of the landmarks' weights in the photometric stage
+    photometric_levels: tuple[int, ...] = (*[2] * 8, 1, 1)
+    photometric_iterations: int = 4
+    photometric_evidence: float = 100.0
+    landmark_share: float = 0.1
 
     def steps(self, photometric: bool) -> int:
         """Solver steps at most."""
         return self.iterations + photometric * self.photometric_iterations * len(self.photometric_levels)
-
-
-def track(
-    head: HeadModel,
-    seen: Observations,
-    options: Options | None = None,
-    frames: list[Path] | None = None,
-    start: "Callable[[Problem], tuple[Tensor, Tensor]] | None" = None,
-    report: Callable[[int, str], None] = lambda step, text: None,
-) -> tuple[Track, dict]:
-    """Fit the head model to the landmarks of a clip and, where `frames` are given, to its images.
-
-    Args:
-        head: with 68 landmarks.
-        seen: N frames of landmarks; at least one must be valid.
-        frames: the N image files, for the photometric stage.
-        start: gives the unknowns to start from (see `initial.encoded`); PnP does when it is None.
-        report: called with the step and a text as the work goes on.
-
-    Returns:
-        The track, and a dictionary of figures: `mean_px`, `p95_px` (mean and 95th percentile over landmarks and valid
-        frames of the reprojection error), `mean_iod` (the mean in % of the distance between the outer eye corners),
-        `focal`, `interpolated` (frames without landmarks), `jitter_mm` (mean second difference of the face's vertices),
-        `steps`; with `frames` also `photometric_error` (mean absolute difference, of 1, between the drawn head and
-        the frames) and `found` (share of the drawn points in sight that were found), before each round.
-
-    Raises:
-        InputError: no frame with landmarks; a head model without landmarks; an unreadable frame.
-    """
-    options = options or Options()
-    if not seen.valid.any():
-        raise InputError("no frame has landmarks; check them with prep-faces landmarks")
-    problem = Problem(Rig(head), seen, options)
-    g, q = problem.start() if start is None else start(problem)
-    g, q, steps = problem.solve(g, q, options.iterations, report)
-    figures: dict = {}
-    if frames is not None:
-        g, q, steps, figures = _refine(problem, g, q, frames, lambda step, text: report(steps + step, text))
-    found = problem.as_track(g, q)
-    errors = problem.errors(g, q)
-    figures = {
-        "mean_px": float(errors.mean()),
-        "p95_px": float(np.percentile(errors, 95)),
-        "mean_iod": float(100 * (errors / seen.iod[seen.valid][:, None]).mean()),
-        "focal": float(np.exp(g[-1])),
-        "interpolated": int((~seen.valid).sum()),
-        "jitter_mm": _jitter(head, found),
-        "steps": steps,
-    } | figures
-    return found, figures
-
-
-def _refine(problem: "Problem", g: Tensor, q: Tensor, frames: list[Path], report) -> tuple[Tensor, Tensor, int, dict]:
-    """Stage 3: draw the head as it looks, find the drawing in the frames, solve; from coarse to fine."""
-    head, seen, options = problem.rig.head, problem.seen, problem.options
-    surface = Surface(head)
-    problem.surface = problem.rig.points(surface.faces, surface.bary)
-    problem.shares = (options.landmark_share, options.photometric_evidence / photometric.POINTS)
-    iod = float(np.median(seen.iod[seen.valid]))
-    windows, done = None, 0
-
-    def at(done: int) -> Callable[[int, str], None]:
-        return lambda step, text: report(done + step, text)
-
-    figures: dict = {"photometric_error": [], "found": []}
-    coarsest = max(options.photometric_levels)
-    for levels in options.photometric_levels:
-        if levels > coarsest:
-            continue
-        found = problem.as_track(g, q)
-        vertices = found.vertices(head)
-        windows = windows or photometric.cut(frames, found, vertices)
-        looks = photometric.looks(surface, windows, found, vertices)
-        problem.matches = photometric.match(surface, looks, windows, found, vertices, iod, levels)
-        errors = figures["photometric_error"]
-        settled = len(errors) > 0 and problem.matches.error > 0.95 * errors[-1]
-        errors.append(problem.matches.error)
-        figures["found"].append(float(problem.matches.found.mean()))
-        g, q, steps = problem.solve(g, q, options.photometric_iterations, at(done))
-        done += steps
-        if settled:  # coarse rounds go on only while they help
-            coarsest = min(options.photometric_levels)
-    if windows is not None:
-        found = problem.as_track(g, q)
-        measured = gaze.measure(head, windows, found, found.vertices(head), options.gaze_prior_sigma)
-        problem.rig.layout.split(q)["gaze"][:] = problem.smooth_gaze(*measured)
-    return g, q, done, figures
-
-
-def _jitter(head: HeadModel, track: Track) -> float:
-    """Mean length, mm, of the second differences over frames of a sample of the head's vertices; 0 for short clips."""
-    if len(track) < 3:
-        return 0.0
-    total = []
-    for start in range(0, len(track) - 2, CHUNK):
-        v = track.vertices(head, slice(start, start + CHUNK + 2))[:, ::16]
-        total.append((v[2:] - 2 * v[1:-1] + v[:-2]).norm(dim=-1))
-    return 1000 * float(torch.cat(total).mean())
 
 
 class Problem:
@@ -205,11 +116,11 @@ class Problem:
         self._priors()
 
     def _priors(self) -> None:
-        o, layout = self.options, self.rig.layout
+        o, columns = self.options, self.rig.columns
         n = len(self.seen.valid)
-        fill = dict(dtype=torch.float64)
+        fill: dict[str, Any] = {"dtype": torch.float64}
         # Diagonal priors: 1 / sigma^2 and mean, per column.
-        kinds = layout.split(torch.zeros(layout.size, **fill))
+        kinds = columns.split(torch.zeros(columns.size, **fill))
         prior = {k: torch.zeros_like(v) for k, v in kinds.items()}
         prior["expression"] += o.expression_sigma**-2
         prior["jaw"] += torch.tensor(o.jaw_sigma, **fill) ** -2
@@ -229,8 +140,8 @@ class Problem:
         per_frame = (30 / self.seen.fps) ** 2  # a second difference scales with the square of the frame time
         self.smooth = torch.cat([torch.full_like(kinds[k], (smooth[k] * per_frame) ** -2) for k in kinds])
         evidence = max(1.0, float(self.seen.valid.sum()) / o.independent_frames)
-        self.shared_prior = torch.full((layout.n_shape + 1,), evidence, **fill)
-        self.shared_mean = torch.zeros(layout.n_shape + 1, **fill)
+        self.shared_prior = torch.full((columns.n_shape + 1,), evidence, **fill)
+        self.shared_mean = torch.zeros(columns.n_shape + 1, **fill)
         self.shared_mean[-1] = np.log(self.focal_guess)
         self.shared_prior[-1] = evidence * (o.focal_sigma**-2 if o.focal is None else 1e12)
         self.size_weight = evidence * o.size_sigma**-2
@@ -252,7 +163,7 @@ class Problem:
             faces: (N, 68, 3) unposed landmarks to pose instead of the mean head's.
         """
         g = self.shared_mean.clone()
-        q = torch.zeros(self.n, self.rig.layout.size, dtype=torch.float64)
+        q = torch.zeros(self.n, self.rig.columns.size, dtype=torch.float64)
         K = np.diag([self.focal_guess, self.focal_guess, 1.0])
         K[:2, 2] = self.centre
         model = self.rig.head.landmarks(self.rig.head.v_template[None])[0].double().numpy()
@@ -274,9 +185,8 @@ class Problem:
 
     def _frontal_translation(self, points: np.ndarray) -> np.ndarray:
         model = self.rig.head.landmarks(self.rig.head.v_template[None])[0].numpy()
-        depth = (
-            self.focal_guess * np.linalg.norm(model[36] - model[45]) / max(np.linalg.norm(points[36] - points[45]), 1)
-        )
+        true, seen = (float(np.linalg.norm(p[36] - p[45])) for p in (model, points))
+        depth = self.focal_guess * true / max(seen, 1)
         middle = (points.mean(0) - self.centre.numpy()) / self.focal_guess * depth
         return np.array([middle[0] - model[:, 0].mean(), middle[1] + model[:, 1].mean(), depth])
 
@@ -291,17 +201,20 @@ class Problem:
 
     def _residuals(self, g: Tensor, q: Tensor, rows: Tensor, part: slice, derivatives: bool = False) -> list:
         """Per kind of data the residuals (B, m, 2), in standard deviations, of some frames; with their derivatives."""
-        seen = self.rig.project(g, q[part], self.rig.chosen(rows[part]), self.centre, derivatives)
-        points, *J = seen if derivatives else (seen,)
+        points, *J = self._projected(g, q[part], self.rig.chosen(rows[part]), derivatives)
         weight = self.weight[part][..., None]
         found = [((_compared(points) - self.observed[part]) * weight, *(_compared(j) * weight[..., None] for j in J))]
         if self.matches is not None and self.surface is not None:
             m = self.matches
-            seen = self.rig.project(g, q[part], self.surface.taken(m.rows[part]), self.centre, derivatives)
-            points, *J = seen if derivatives else (seen,)
+            points, *J = self._projected(g, q[part], self.surface.taken(m.rows[part]), derivatives)
             error = (m.whiten[part] @ (points - m.pixels[part])[..., None])[..., 0]
             found.append((error, *(m.whiten[part] @ j for j in J)))
         return found
+
+    def _projected(self, g: Tensor, q: Tensor, points: Points, derivatives: bool) -> tuple[Tensor, ...]:
+        if derivatives:
+            return self.rig.project_with_derivatives(g, q, points, self.centre)
+        return (self.rig.project(g, q, points, self.centre),)
 
     def cost(self, g: Tensor, q: Tensor, rows: Tensor) -> float:
         """The data terms (Geman-McClure at 3 sigma) plus the priors."""
@@ -323,9 +236,9 @@ class Problem:
 
     # -- stage 2 ---------------------------------------------------------------------------------------------------
 
-    def _normal_equations(self, g: Tensor, q: Tensor, rows: Tensor):
+    def normal_equations(self, g: Tensor, q: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         """Frame blocks (N, P, P), border (N, P, G), shared block (G, G), gradients (N, P) and (G,)."""
-        G, P = len(g), self.rig.layout.size
+        G, P = len(g), self.rig.columns.size
         A, B = torch.zeros(self.n, P, P, dtype=torch.float64), torch.zeros(self.n, P, G, dtype=torch.float64)
         C = torch.zeros(G, G, dtype=torch.float64)
         a, c = torch.zeros(self.n, P, dtype=torch.float64), torch.zeros(G, dtype=torch.float64)
@@ -344,7 +257,7 @@ class Problem:
         excess = self._excess(q)
         diagonal = self.frame_prior + self.bound_weight * (excess != 0)
         A.diagonal(dim1=1, dim2=2).add_(diagonal)
-        a += q * self.frame_prior + self.bound_weight * excess
+        a += q * self.frame_prior + self.bound_weight * excess + self._smooth_gradient(q)
         growth = torch.cat([self.rig.growth, torch.zeros(1)]).double()
         C.diagonal().add_(self.shared_prior)
         C += self.size_weight * growth[:, None] * growth
@@ -361,7 +274,7 @@ class Problem:
         return gradient
 
     def solve(
-        self, g: Tensor, q: Tensor, most: int, report=lambda step, text: None, hold: bool = False
+        self, g: Tensor, q: Tensor, most: int, report: Report = unreported, hold: bool = False
     ) -> tuple[Tensor, Tensor, int]:
         """Levenberg-Marquardt until the cost stops falling; damping shrinks on success and grows on failure.
 
@@ -372,9 +285,8 @@ class Problem:
         cost = self.cost(g, q, rows)
         step = 0
         for step in range(1, most + 1):
-            A, B, C, a, c = self._normal_equations(g, q, rows)
-            a = a + self._smooth_gradient(q)
-            G, P = len(g), self.rig.layout.size
+            A, B, C, a, c = self.normal_equations(g, q, rows)
+            G, P = len(g), self.rig.columns.size
             fell = False
             for _ in range(6):
                 damped = A + damping * torch.diag_embed(A.diagonal(dim1=1, dim2=2))
@@ -404,7 +316,7 @@ class Problem:
     def smooth_gaze(self, measured: Tensor, information: Tensor) -> Tensor:
         """The likeliest gaze (N, 2) for measurements (N, 2) with inverse covariances (N, 2, 2), smooth over time."""
         information = information.double()
-        smooth = self.rig.layout.split(self.smooth)["gaze"]
+        smooth = self.rig.columns.split(self.smooth)["gaze"]
         return chain.solve(information, smooth, information @ measured.double()[..., None])[..., 0]
 
     # -- results ---------------------------------------------------------------------------------------------------
@@ -418,7 +330,8 @@ class Problem:
         return (self.landmarks_of(g, q) - self.observed[:, :68]).norm(dim=-1).numpy()[self.seen.valid]
 
     def as_track(self, g: Tensor, q: Tensor) -> Track:
-        parts = {k: v.float() for k, v in self.rig.layout.split(q).items()}
+        """The unknowns as a track."""
+        parts = {k: v.float() for k, v in self.rig.columns.split(q).items()}
         n, focal, size = self.n, float(g[-1].exp()), float(self.rig.size(g))
         eye = eye_rotation(parts["gaze"])
         x, y, log_z = parts["place"].unbind(1)
@@ -437,7 +350,7 @@ class Problem:
             neck=np.tile(np.eye(3, dtype=np.float32), (n, 1, 1)),
             jaw=roma.rotvec_to_rotmat(parts["jaw"]).numpy(),
             eyes=torch.stack([eye, eye], 1).numpy(),
-            eyelids=size * parts["eyelids"].numpy() if self.rig.layout.eyelids else np.zeros((n, 2), np.float32),
+            eyelids=size * parts["eyelids"].numpy() if self.rig.columns.eyelids else np.zeros((n, 2), np.float32),
         )
 
 

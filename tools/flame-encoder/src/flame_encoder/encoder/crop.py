@@ -7,29 +7,30 @@ The view's axes are y up and z towards the camera, which stands at (0, 0, distan
 """
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from recon4d import cameras
 from recon4d.head import HeadModel
+from recon4d.settings import Section
 from torch import Tensor
 
 FACING = (1.0, -1.0, -1.0)  # view axes to OpenCV's
 CROP_SCALE = 1.6  # side of the crop as a share of the longer side of the box of the 68 landmarks
 
 
-@dataclass(frozen=True)
-class View:
-    """The camera of the crop.
+class CropView(Section):
+    """How the head stands in the crop: a camera, and the size of the head before it.
 
     fov: angle of view, degrees. distance: of the camera, in units of the scaled head. head_size: metres of a head
     that fill the crop at that distance. size: pixels.
     """
 
-    fov: float = 30.0
-    distance: float = 2.7
-    head_size: float = 0.24
-    size: int = 224
+    fov: Annotated[float, Field(gt=0, lt=120)] = 30.0
+    distance: Annotated[float, Field(gt=0)] = 2.7
+    head_size: Annotated[float, Field(gt=0)] = 0.24
+    size: Annotated[int, Field(ge=32)] = 224
 
     @property
     def scale(self) -> float:
@@ -38,6 +39,7 @@ class View:
 
     @property
     def K(self) -> Tensor:
+        """(3, 3) intrinsics, pixels."""
         return cameras.intrinsics_from_fov(math.radians(self.fov), self.size, self.size)
 
 
@@ -47,7 +49,7 @@ def middle(head: HeadModel) -> Tensor:
     return (joints[3] + joints[4]) / 2 - joints.new_tensor([0.0, 0.03, 0.0])
 
 
-def pose(head: HeadModel, view: View, rotation: Tensor, transl: Tensor) -> tuple[Tensor, Tensor]:
+def pose(head: HeadModel, view: CropView, rotation: Tensor, transl: Tensor) -> tuple[Tensor, Tensor]:
     """Head to camera, OpenCV axes, metres: R (B, 3, 3), t (B, 3) with x_camera = R x_head + t, camera `view.K`.
 
     Args:
@@ -57,18 +59,18 @@ def pose(head: HeadModel, view: View, rotation: Tensor, transl: Tensor) -> tuple
     return R, place(view, transl) - R @ middle(head).to(R)
 
 
-def place(view: View, transl: Tensor) -> Tensor:
+def place(view: CropView, transl: Tensor) -> Tensor:
     """Where the middle of the face stands before the camera (B, 3), metres, OpenCV axes."""
     return (transl * transl.new_tensor(FACING) + transl.new_tensor([0.0, 0.0, view.distance])) / view.scale
 
 
-def transl_of(view: View, place: Tensor) -> Tensor:
+def transl_of(view: CropView, place: Tensor) -> Tensor:
     """The inverse of `place`."""
     return (place * view.scale - place.new_tensor([0.0, 0.0, view.distance])) * place.new_tensor(FACING)
 
 
 def image_pose(
-    head: HeadModel, view: View, rotation: Tensor, transl: Tensor, crops: Tensor, K: Tensor
+    head: HeadModel, view: CropView, rotation: Tensor, transl: Tensor, crops: Tensor, K: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Head to the camera of the whole image: R (B, 3, 3), t (B, 3), metres.
 
@@ -76,12 +78,12 @@ def image_pose(
     changes with the focal length, so that the head keeps its size in the image.
 
     Args:
-        crops: (B, 3) left, top, side, pixels, as `crop` gives them. K: (3, 3) or (B, 3, 3) intrinsics of the image.
+        crops: (B, 3) left, top, side, pixels, as `crops_of` gives them. K: (3, 3) or (B, 3, 3) intrinsics of the image.
     """
     R, _ = pose(head, view, rotation, transl)
     centre = middle(head).to(R)
     stand = place(view, transl)
-    seen_with = focal(view, crops)
+    seen_with = focal_of(view, crops)
     crop_centre = crops[:, :2] + crops[:, 2:] / 2
     pixel = crop_centre + seen_with[:, None] * stand[:, :2] / stand[:, 2:]
     K = K.to(R).expand(len(R), 3, 3)
@@ -91,7 +93,7 @@ def image_pose(
     return turned, ray * depth[:, None] - turned @ centre
 
 
-def focal(view: View, crops: Tensor) -> Tensor:
+def focal_of(view: CropView, crops: Tensor) -> Tensor:
     """Focal length (B,) of the view's camera in pixels of the image that was cropped."""
     return crops[:, 2] / (2 * math.tan(math.radians(view.fov) / 2))
 
@@ -121,7 +123,7 @@ def crops_of(boxes: Tensor) -> Tensor:
     return torch.cat([corner, side[:, None]], 1)
 
 
-def crop(images: Tensor, crops: Tensor, size: int) -> Tensor:
+def cut_out(images: Tensor, crops: Tensor, size: int) -> Tensor:
     """Crops (B, C, size, size) of images (B, C, H, W); the image's border goes on outside it.
 
     Args:

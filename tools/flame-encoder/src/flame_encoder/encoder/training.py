@@ -2,34 +2,30 @@
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
+import recon4d.head
 import torch
 from lightning_fabric import Fabric
-from recon4d import head as heads
-from recon4d import metrics
-from recon4d.cli import progress_bar
-from recon4d.files import InputError, atomic_path
-from recon4d.head import HeadModel
+from recon4d import metrics, settings
+from recon4d.cli import claim_output, pick_device
+from recon4d.files import InputError
+from recon4d.head import HeadModel, with_uv
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torch.utils.tensorboard import SummaryWriter
 
-from flame_encoder import config as settings
-from flame_encoder import encoder as encoders
-from flame_encoder import losses as terms
-from flame_encoder import preview, rendering, samples
-from flame_encoder.config import Config, Stage
-from flame_encoder.encoder import EidolonEncoder
-from flame_encoder.losses import Judge
-from flame_encoder.samples import Batch
-from flame_encoder.synthetic import scene
-from flame_encoder.vector import Layout
-from flame_encoder.view import View
+from flame_encoder import drawing
+from flame_encoder.encoder import losses, rendering, samples, trained
+from flame_encoder.encoder.config import Config, Stage, of_run
+from flame_encoder.encoder.losses import Judge
+from flame_encoder.encoder.network import EidolonEncoder, freeze, set_training
+from flame_encoder.encoder.samples import Batch, Item
+from flame_encoder.encoder.synthetic import scene
+from flame_encoder.report import Log, Progress, unsaid, unseen
 
 FINAL = "eidolon_encoder_final.pth"
 CHECKPOINT = "checkpoint.pth"
@@ -64,20 +60,21 @@ class Plan:
         return rate * min((step + 1) / (self.warmup + 1), 1.0)
 
 
-def datasets(config: Config, head: HeadModel) -> tuple[Dataset, Dataset]:
+def datasets(config: Config, head: HeadModel) -> tuple[ConcatDataset[Item], ConcatDataset[Item]]:
     """Training and held-out samples. Raises InputError when the settings name none, or too few."""
-    layout, view = layout_of(config), view_of(config)
-    training: list[Dataset] = []
-    held_out: list[Dataset] = []
+    layout, view = config.layout, config.view
+    training: list[Dataset[Item]] = []
+    held_out: list[Dataset[Item]] = []
     held = config.data.validation
-    if (config.data.images is None) != (config.data.landmarks is None):
-        raise InputError("images and landmarks go together; give --images and --landmarks")
-    if config.data.images is not None:
-        folder = samples.Folder(Path(config.data.images), Path(config.data.landmarks), layout, view)
+    images, landmarks = config.data.images, config.data.landmarks
+    if images is not None and landmarks is not None:
+        folder = samples.Folder(Path(images), Path(landmarks), layout, view)
         # The last ones, but never more than a quarter; a single image is both.
         count = min(held, len(folder) // 4)
         training.append(Subset(folder, range(len(folder) - count)))
         held_out.append(Subset(folder, range(len(folder) - max(count, 1), len(folder))))
+    elif (images is None) != (landmarks is None):
+        raise InputError("images and landmarks go together; give --images and --landmarks")
     if config.data.synthetic:
         drawn = scene(head, layout, view)
         cache = None if config.data.cache is None else Path(config.data.cache)
@@ -86,14 +83,6 @@ def datasets(config: Config, head: HeadModel) -> tuple[Dataset, Dataset]:
     if not training:
         raise InputError("nothing to train on; give --images and --landmarks, or --synthetic N")
     return ConcatDataset(training), ConcatDataset(held_out)
-
-
-def layout_of(config: Config) -> Layout:
-    return Layout(**config.layout.model_dump())
-
-
-def view_of(config: Config) -> View:
-    return View(**config.view.model_dump())
 
 
 def batches(n: int, config: Config, first: int, last: int, rank: int, world: int) -> Iterator[list[int]]:
@@ -123,17 +112,61 @@ def jittered(images: Tensor, amount: float, seed: int, step: int, rank: int, wor
     return ((images - 0.5) * gain + 0.5 + change[:, 4:7] * 0.3 + change[:, 7:8] * 0.5).clamp(0, 1)
 
 
-def train(config: Config, out: Path, fabric: Fabric, resume: bool, log: Callable[[str], None]) -> dict:
-    """Train as the config says; checkpoints, logs, grids and the final encoder go to `out`.
+def start(
+    config: Config,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    force: bool = False,
+    log: Log = unsaid,
+    progress: Progress = unseen,
+) -> dict | None:
+    """Train an encoder; `out` gets config.yaml, checkpoint.pth, runs/ (TensorBoard), pictures and the final encoder.
+
+    With several processes each runs this: Lightning Fabric starts the others by running the program again.
+
+    Args:
+        config: of `config.load`.
+        device: cpu, cuda, cuda:N or auto. devices: processes or GPUs. nodes: machines, under torchrun.
+        force: replace what is there.
 
     Returns:
-        Figures of the run: steps, the last losses, the held-out landmark error in pixels, the final file.
+        Figures of the run: `steps`, the last `losses`, the held-out landmark error in pixels, the `final` file; None
+        in all processes but the first.
 
     Raises:
-        InputError: data or settings that do not work, a checkpoint that does not fit them.
+        InputError: data or settings that do not work; an output that exists without `force`.
     """
-    head = heads.with_uv(heads.load(config.head_model, config.landmark_embedding))
-    layout, view = layout_of(config), view_of(config)
+    fabric = launched(device, devices, nodes)
+    if fabric.is_global_zero:
+        claim_output(out, force)
+    return _train(config, Path(out), fabric, False, log, progress)
+
+
+def resume(
+    out: str | Path,
+    *,
+    device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    log: Log = unsaid,
+    progress: Progress = unseen,
+) -> dict | None:
+    """Go on with the run in `out` from its last checkpoint, with its own settings; otherwise as `start`.
+
+    Raises:
+        InputError: no run, or a checkpoint that does not fit its settings.
+    """
+    config = of_run(Path(out))
+    return _train(config, Path(out), launched(device, devices, nodes), True, log, progress)
+
+
+def _train(config: Config, out: Path, fabric: Fabric, resumed: bool, log: Log, progress: Progress) -> dict | None:
+    if not fabric.is_global_zero:
+        log, progress = unsaid, unseen
+    head = with_uv(recon4d.head.load(config.head_model, config.landmark_embedding))
     world, rank = fabric.world_size, fabric.global_rank
     if config.train.batch_size % world:
         raise InputError(f"train.batch_size {config.train.batch_size} does not divide by the {world} processes")
@@ -142,24 +175,24 @@ def train(config: Config, out: Path, fabric: Fabric, resume: bool, log: Callable
     training, held_out = datasets(config, head)
     plan = Plan(config.stages, max(len(training) // config.train.batch_size, 1), config.train.warmup)
     torch.manual_seed(config.seed)
-    network = EidolonEncoder(config.encoder.backbone, config.encoder.weights if not resume else "none", layout)
-    encoders.freeze(network, config.encoder.freeze)
-    trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate(0), weight_decay=config.train.weight_decay)
+    network = EidolonEncoder(config.encoder.backbone, "none" if resumed else config.encoder.weights, config.layout)
+    freeze(network, config.encoder.freeze)
+    learning = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=plan.learning_rate(0), weight_decay=config.train.weight_decay)
     first = 0
-    if resume:
-        first = _restore(out / CHECKPOINT, network, optimizer, layout, view, config)
+    if resumed:
+        first = _restore(out / CHECKPOINT, network, optimizer, config)
         log(f"resumed at step {first} of {plan.total}")
     wrapped, optimizer = fabric.setup(network, optimizer)
-    judge = _to(terms.judge(head, layout, view, config.train.renderer), fabric.device)
+    judge = losses.judge(head, config.layout, config.view, config.train.renderer).to(fabric.device)
     seen = samples.collate([held_out[i] for i in range(len(held_out))]).to(fabric.device)
 
     def checkpoint(step: int) -> None:
         if fabric.is_global_zero:
             state = _state(network, config, head) | {"optimizer": optimizer.state_dict(), "step": step}
-            encoders.save(out / CHECKPOINT, state)
+            trained.save(out / CHECKPOINT, state)
 
-    if fabric.is_global_zero and not resume:
+    if fabric.is_global_zero and not resumed:
         clear(out)
         settings.write(out / "config.yaml", config)
     fabric.barrier()
@@ -173,8 +206,8 @@ def train(config: Config, out: Path, fabric: Fabric, resume: bool, log: Callable
     )
     found: dict[str, float] = {}
     stage_before = -1
-    encoders.set_training(network)
-    with progress_bar("train", plan.total) as report:
+    set_training(network)
+    with progress("train", plan.total) as report:
         for step, batch in enumerate(loader, first):
             i, _ = plan.at(step)
             weights = config.stages[i].loss_weights
@@ -186,8 +219,8 @@ def train(config: Config, out: Path, fabric: Fabric, resume: bool, log: Callable
             stage_before = i
             batch = batch.to(fabric.device)
             vectors = wrapped(jittered(batch.images, config.train.jitter, config.seed, step, rank, world))
-            each = terms.losses(judge, vectors, batch, weights)
-            loss = terms.total(each, weights)
+            each = losses.terms(judge, vectors, batch, weights)
+            loss = losses.total(each, weights)
             optimizer.zero_grad()
             fabric.backward(loss)
             fabric.clip_gradients(network if world == 1 else wrapped, optimizer, max_norm=10.0)
@@ -204,35 +237,31 @@ def train(config: Config, out: Path, fabric: Fabric, resume: bool, log: Callable
             if writer and (done % config.train.validate_every == 0 or last):
                 network.eval()
                 validate(network, judge, seen, out, done, writer)
-                encoders.set_training(network)
+                set_training(network)
             if done % config.train.checkpoint_every == 0 or last:
                 checkpoint(done)
     network.eval()
     figures = validate(network, judge, seen, None, plan.total, None)
     if fabric.is_global_zero:
-        encoders.save(out / FINAL, _state(network, config, head))
+        trained.save(out / FINAL, _state(network, config, head))
         if writer:
             writer.close()
     fabric.barrier()
+    if not fabric.is_global_zero:
+        return None
     return {"steps": plan.total, "losses": found, **figures, "final": str(out / FINAL)}
 
 
 def _state(network: EidolonEncoder, config: Config, head: HeadModel) -> dict:
-    return encoders.state_of(network, layout_of(config), view_of(config), head.name, config.encoder.backbone)
+    return trained.state_of(network, config.layout, config.view, head.name, config.encoder.backbone)
 
 
-def _to(judge: Judge, device: torch.device) -> Judge:
-    return Judge(
-        judge.head.to(device), judge.points.to(device), judge.face.to(device), judge.layout, judge.view, judge.renderer
-    )
-
-
-def _restore(path: Path, network: EidolonEncoder, optimizer, layout: Layout, view: View, config: Config) -> int:
+def _restore(path: Path, network: EidolonEncoder, optimizer: torch.optim.Optimizer, config: Config) -> int:
     """Load weights and optimizer; the step to go on at."""
-    state = encoders.read(path)
+    state = trained.read(path)
     if "optimizer" not in state:
         raise InputError(f"{path} holds no training to resume; train again with --force")
-    if (Layout(**state["layout"]), View(**state["view"])) != (layout, view):
+    if (state["layout"], state["view"]) != (config.layout.model_dump(), config.view.model_dump()):
         raise InputError(f"{path} was made with another layout or view than the config; train again with --force")
     try:
         network.load_state_dict(state["weights"])
@@ -253,7 +282,7 @@ def validate(
     vectors = network(batch.images)
     parts = judge.layout.split(vectors)
     turned = rendering.turned(judge.points, parts)
-    points = terms.landmark_pixels(judge, turned, parts["transl"])
+    points = losses.landmark_pixels(judge, turned, parts["transl"])
     figures = {"validation_landmark_px": (points - batch.landmarks).norm(dim=-1).mean().item()}
     if batch.known.any():
         goal = rendering.turned(judge.points, judge.layout.split(batch.vectors))
@@ -268,8 +297,7 @@ def validate(
     sheet = grid(batch.images[:SHOWN], image, triangles >= 0, batch.landmarks[:SHOWN], points[:SHOWN])
     writer.add_image("validation", sheet, step, dataformats="HWC")
     path = out / "validation_images" / f"{step:07d}.png"
-    with atomic_path(path) as temporary:
-        cv2.imwrite(str(temporary), sheet[..., ::-1])
+    drawing.write_png(path, sheet)
     return figures
 
 
@@ -285,16 +313,17 @@ def grid(images: Tensor, predicted: Tensor, mask: Tensor, truth: Tensor, points:
     marked = []
     for image, *sets in zip(rows[0], truth.cpu().numpy(), points.cpu().numpy()):
         image = np.ascontiguousarray(image)
-        for marks, colour in zip(sets, (preview.GREEN, preview.RED)):
-            preview.dot(image, marks, colour)
+        for marks, colour in zip(sets, (drawing.GREEN, drawing.RED)):
+            drawing.dot(image, marks, colour)
         marked.append(image)
     return np.vstack([np.hstack(list(row)) for row in (np.stack(marked), rows[1], rows[2])])
 
 
-def fabric(device: torch.device, devices: int, nodes: int) -> Fabric:
+def launched(device_name: str, devices: int, nodes: int) -> Fabric:
     """Lightning Fabric, launched: several processes on a CPU, or one per GPU. Raises InputError for GPUs not there."""
     if devices < 1 or nodes < 1:
         raise InputError(f"--devices {devices} and --nodes {nodes} must be at least 1")
+    device = pick_device(device_name)
     if device.type == "cuda" and device.index is None and devices > torch.cuda.device_count():
         raise InputError(f"--devices {devices}: this machine has {torch.cuda.device_count()} CUDA devices")
     chosen: int | list[int] = [device.index] if device.type == "cuda" and device.index is not None else devices
@@ -311,10 +340,3 @@ def clear(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
     for name in ("runs", "validation_images"):
         shutil.rmtree(out / name, ignore_errors=True)
-
-
-def final_config(out: Path) -> Config:
-    """The settings of the run in `out`. Raises InputError when there is none."""
-    if not (out / "config.yaml").is_file():
-        raise InputError(f"{out} holds no run to resume; train without --resume first")
-    return settings.load(out / "config.yaml")

@@ -9,19 +9,19 @@ import roma
 import torch
 from torch import Tensor
 
-from flame_encoder import encoder as encoders
-from flame_encoder import vector, view
-from flame_encoder.encoder import Encoder
-from flame_encoder.observations import Observations, View
-from flame_encoder.points import FACING
-from flame_encoder.samples import read_image
-from flame_encoder.tracker import Options, Problem
+from flame_encoder.encoder.crop import box_of
+from flame_encoder.encoder.trained import Encoder
+from flame_encoder.encoder.vector import head_arguments
+from flame_encoder.frames import read_image
+from flame_encoder.tracker.observations import FrameFaces, Observations
+from flame_encoder.tracker.points import FACING
+from flame_encoder.tracker.problem import Options, Problem
 
 BATCH = 16
 CONTRADICTION = 0.15  # mean distance of landmarks that an encoder does not confirm, share of the inter-ocular distance
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Seen:
     """B encoded faces: head-to-camera poses R (B, 3, 3) and t (B, 3), the head's arguments, unposed landmarks."""
 
@@ -43,9 +43,9 @@ def _encoded(
     head = encoder.head
     for part in np.array_split(rows, -(-len(rows) // BATCH)):
         images = torch.from_numpy(np.stack([read_image(frames[i]) for i in part])).permute(0, 3, 1, 2) / 255
-        found = encoders.encode(encoder, images, torch.from_numpy(boxes[part]))
-        R, t = encoders.head_pose(encoder, found, K)
-        arguments = vector.head_arguments(head, found)
+        found = encoder.encode(images, torch.from_numpy(boxes[part]))
+        R, t = encoder.head_pose(found, K)
+        arguments = head_arguments(head, found)
         unposed = {name: value for name, value in arguments.items() if name not in ("neck", "eyes")}
         yield part, Seen(R, t, arguments, head.landmarks(head(**unposed)))
 
@@ -53,7 +53,7 @@ def _encoded(
 def _boxes(seen: Observations) -> np.ndarray:
     """(N, 4) boxes of the faces; of frames without landmarks between their neighbours'."""
     rows = np.flatnonzero(seen.valid)
-    boxes = view.box_of(torch.from_numpy(seen.landmarks[rows]).float()).numpy()
+    boxes = box_of(torch.from_numpy(seen.landmarks[rows]).float()).numpy()
     return np.stack([np.interp(np.arange(len(seen.valid)), rows, column) for column in boxes.T], 1).astype(np.float32)
 
 
@@ -76,7 +76,7 @@ def confirmed(seen: Observations, encoder: Encoder, frames: list[Path], focal: f
     doubted = []
     for part, faces in _encoded(encoder, frames, boxes, np.flatnonzero(seen.valid), K):
         pixels = faces.pixels(K)
-        boxes[part] = view.box_of(torch.from_numpy(pixels)).numpy()
+        boxes[part] = box_of(torch.from_numpy(pixels)).numpy()
         doubted += part[~_agree(pixels, landmarks[part])].tolist()
     wrong = 0
     if doubted:
@@ -88,7 +88,7 @@ def confirmed(seen: Observations, encoder: Encoder, frames: list[Path], focal: f
     return replace(seen, landmarks=landmarks, irises=irises), wrong
 
 
-def confirmed_view(seen: View, encoder: Encoder, frames: Path, focal: float | None) -> View:
+def confirmed_frame(seen: FrameFaces, encoder: Encoder, frames: Path, focal: float | None) -> FrameFaces:
     """The same for all faces of one image in the folder `frames`; `focal` is guessed where it is None."""
     n = len(seen.faces)
     if not n:
@@ -112,8 +112,8 @@ def encoded(problem: Problem, encoder: Encoder, frames: list[Path]) -> tuple[Ten
     and keeps the encoder's pose. The identity is the mean over the frames.
     """
     rig, seen = problem.rig, problem.seen
-    q = torch.zeros(problem.n, rig.layout.size, dtype=torch.float64)
-    unknown = rig.layout.split(q)  # views of q
+    q = torch.zeros(problem.n, rig.columns.size, dtype=torch.float64)
+    unknown = rig.columns.split(q)  # views of q
     shapes, faces = [], []
     K = _intrinsics(seen, problem.focal_guess)
     for part, found in _encoded(encoder, frames, _boxes(seen), np.arange(problem.n), K):
@@ -129,6 +129,6 @@ def encoded(problem: Problem, encoder: Encoder, frames: list[Path]) -> tuple[Ten
     g, posed = problem.start(np.concatenate(faces))
     rows = np.flatnonzero(seen.valid)
     q[rows, :6] = posed[rows, :6]
-    shape = torch.cat(shapes).mean(0).double()[: rig.layout.n_shape]
+    shape = torch.cat(shapes).mean(0).double()[: rig.columns.n_shape]
     g[: len(shape)] = shape
     return g, q.clamp(problem.lower, problem.upper)

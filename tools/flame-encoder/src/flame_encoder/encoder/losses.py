@@ -8,11 +8,11 @@ from recon4d.files import InputError
 from recon4d.head import HeadModel
 from torch import Tensor
 
-from flame_encoder import rendering
-from flame_encoder.config import LossWeights
-from flame_encoder.samples import Batch
-from flame_encoder.vector import IDENTITY_6D, Layout
-from flame_encoder.view import View
+from flame_encoder.encoder import rendering
+from flame_encoder.encoder.config import LossWeights
+from flame_encoder.encoder.crop import CropView
+from flame_encoder.encoder.samples import Batch
+from flame_encoder.encoder.vector import IDENTITY_6D, Layout
 
 # Typical sizes of the parts of a vector: `params` compares in these units.
 UNITS = {
@@ -38,7 +38,7 @@ REGULARISED = {
 CENTIMETRE = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Judge:
     """What the losses need beside prediction and truth.
 
@@ -50,11 +50,15 @@ class Judge:
     points: HeadModel
     face: Tensor
     layout: Layout
-    view: View
+    view: CropView
     renderer: str
 
+    def to(self, device: torch.device) -> "Judge":
+        """The same on another device."""
+        return replace(self, head=self.head.to(device), points=self.points.to(device), face=self.face.to(device))
 
-def judge(head: HeadModel, layout: Layout, view: View, renderer: str = "recon4d") -> Judge:
+
+def judge(head: HeadModel, layout: Layout, view: CropView, renderer: str = "recon4d") -> Judge:
     """Prepare a head model with texture coordinates and landmarks."""
     regions = head.regions or {}
     face = torch.ones(len(head.faces), dtype=torch.bool)
@@ -100,42 +104,42 @@ def landmark_pixels(judge: Judge, turned: Tensor, transl: Tensor) -> Tensor:
     return camera[..., :2] / depth * focal + judge.view.size / 2
 
 
-def losses(judge: Judge, vectors: Tensor, batch: Batch, weights: LossWeights) -> dict[str, Tensor]:
+def terms(judge: Judge, vectors: Tensor, batch: Batch, weights: LossWeights) -> dict[str, Tensor]:
     """The unweighted terms whose weight is not zero, each a scalar.
 
     Args:
         vectors: (B, layout.size) predictions.
     """
     parts = judge.layout.split(vectors)
-    terms: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     turned = rendering.turned(judge.points, parts)
     known = batch.known.to(vectors.dtype)
     if weights.landmark:
         error = landmark_pixels(judge, turned, parts["transl"]) - batch.landmarks
-        terms["landmark"] = (error / judge.view.size).square().mean()
+        found["landmark"] = (error / judge.view.size).square().mean()
     if weights.params:
         truth = judge.layout.split(batch.vectors)
         used = {name: part for name, part in parts.items() if part.shape[1]}
         errors = [((part - truth[name]) / UNITS[name]).square().mean(1) for name, part in used.items()]
-        terms["params"] = (torch.stack(errors).mean(0) * known).mean()
+        found["params"] = (torch.stack(errors).mean(0) * known).mean()
     if weights.vertices:
         with torch.no_grad():
             goal = rendering.turned(judge.points, judge.layout.split(batch.vectors))
         distance = (turned - goal).square().sum(-1).add(1e-10).sqrt().mean(1)
-        terms["vertices"] = (distance * known).mean() / CENTIMETRE
+        found["vertices"] = (distance * known).mean() / CENTIMETRE
     if weights.pixel or weights.perceptual:
         draw = rendering.render_pytorch3d if judge.renderer == "pytorch3d" else rendering.render
         image, triangles = draw(judge.head, parts, judge.view)
         mask = ((triangles >= 0) & judge.face[triangles.long()])[:, None].to(image)
         if weights.pixel:
-            terms["pixel"] = ((image - batch.images).abs() * mask).sum() / (3 * mask.sum().clamp_min(1))
+            found["pixel"] = ((image - batch.images).abs() * mask).sum() / (3 * mask.sum().clamp_min(1))
         if weights.perceptual:
-            terms["perceptual"] = metrics.lpips(image, batch.images, mask).mean()
+            found["perceptual"] = metrics.lpips(image, batch.images, mask).mean()
     for term, name in REGULARISED.items():
         if getattr(weights, term) and parts[name].shape[1]:
             rest = vectors.new_tensor(IDENTITY_6D) if name == "global_rot" else 0.0
-            terms[term] = (parts[name] - rest).square().mean()
-    return terms
+            found[term] = (parts[name] - rest).square().mean()
+    return found
 
 
 def total(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:

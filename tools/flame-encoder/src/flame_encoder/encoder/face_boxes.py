@@ -1,13 +1,14 @@
 """Where the face is in each image that is encoded: landmarks or detections of prep-faces, a box, or the whole image."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from recon4d.files import InputError
 
-from flame_encoder import observations
+from flame_encoder.frames import check_landmarks, landmark_sizes, read_landmarks
+from flame_encoder.report import Log
 
 # From a detector's box to the box of the 68 landmarks: how far its middle is below, and its side, in box heights.
 DETECTORS = {"mtcnn": (0.153, 0.78), "dlib": (0.08, 1.0), "face-alignment": (0.08, 0.9)}
@@ -15,11 +16,11 @@ DETECTORS = {"mtcnn": (0.153, 0.78), "dlib": (0.08, 1.0), "face-alignment": (0.0
 
 def boxes(
     paths: list[Path],
-    sizes: list[tuple[int, int]],
-    landmarks: Path | None,
-    faces: Path | None,
+    sizes: Sequence[tuple[int, ...]],
+    landmarks: str | Path | None,
+    faces: str | Path | None,
     box: tuple[float, float, float, float] | None,
-    log: Callable[[str], None],
+    log: Log,
 ) -> np.ndarray:
     """Boxes (N, 4) left, top, right, bottom, from the brows to the chin, of the largest face in each image, pixels.
 
@@ -38,24 +39,27 @@ def boxes(
         return np.repeat(np.array([box], np.float32), len(paths), 0)
     found: dict[str, np.ndarray] = {}
     if landmarks is not None:
-        observations.check_landmarks(landmarks)
-        made_on = observations.landmark_sizes(landmarks)
+        folder = Path(landmarks)
+        check_landmarks(folder)
+        made_on = landmark_sizes(folder)
         for path, size in zip(paths, sizes):
-            people = observations.read_landmarks(landmarks / f"{path.stem}.npy")
+            people = read_landmarks(folder / f"{path.stem}.npy")
             if len(people):
                 people = people * (np.array(size) / made_on.get(path.stem, size))
                 corners = np.concatenate([people.min(1), people.max(1)], 1)
                 found[path.name] = corners[np.argmax(corners[:, 2] - corners[:, 0])]
     elif faces is not None:
-        found = read_faces(faces, {path.name: size for path, size in zip(paths, sizes)})
+        found = read_faces(Path(faces), {path.name: size for path, size in zip(paths, sizes)})
     missing = [path.name for path in paths if path.name not in found]
     if missing:
         why = "no landmarks, faces or box are given" if landmarks is None and faces is None else "no face is known"
         log(f"{why} for {len(missing)} of {len(paths)} images ({missing[0]} ...): the middle of the image is taken")
-    return np.stack([found.get(path.name, _middle(*size)) for path, size in zip(paths, sizes)]).astype(np.float32)
+    return np.stack([found.get(path.name, _middle(size[0], size[1])) for path, size in zip(paths, sizes)]).astype(
+        np.float32
+    )
 
 
-def read_faces(path: Path, sizes: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+def read_faces(path: Path, sizes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Largest face of each file in a `faces.jsonl`, as the box of its landmarks, in images of `sizes`."""
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file; make it with prep-faces detect")

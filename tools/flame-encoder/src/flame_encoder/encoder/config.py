@@ -5,8 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from recon4d import settings
+from recon4d.files import InputError
 from recon4d.settings import Section
-from recon4d.settings import write as write
+
+from flame_encoder.encoder.crop import CropView
+from flame_encoder.encoder.vector import Layout
 
 PRESETS = ("default", "shipped", "quick")
 
@@ -16,29 +19,12 @@ Length = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 
 
-class Layout(Section):
-    """Numbers of the vector (vector.py). 100, 0, 106 is the first Eidolon's."""
-
-    shape: Positive = 100
-    expression: Count = 50
-    detail: Count = 56
-
-
-class View(Section):
-    """The camera of the crop (view.py)."""
-
-    fov: Annotated[float, Field(gt=0, lt=120)] = 30.0  # degrees
-    distance: Length = 2.7
-    head_size: Length = 0.24  # metres that fill the picture
-    size: Annotated[int, Field(ge=32)] = 224  # pixels
-
-
-class Encoder(Section):
-    """The network."""
+class Network(Section):
+    """The backbone of the encoder."""
 
     backbone: str = "resnet50"  # a torchvision or timm model
     weights: str = "imagenet"  # none, imagenet or a file
-    freeze: str = Field("backbone", pattern=r"^(backbone|none|first-\d+)$")
+    freeze: str = Field(default="backbone", pattern=r"^(backbone|none|first-\d+)$")
 
 
 class Data(Section):
@@ -99,8 +85,8 @@ class Config(Section):
     landmark_embedding: str | None = None
     seed: int = 0
     layout: Layout = Layout()
-    view: View = View()
-    encoder: Encoder = Encoder()
+    view: CropView = CropView()
+    encoder: Network = Network()
     data: Data = Data()
     train: Train = Train()
     stages: Annotated[list[Stage], Field(min_length=1)]
@@ -115,7 +101,7 @@ def load(source: str | Path, changes: dict[str, dict[str, Any]] | None = None) -
     Raises:
         InputError: a missing file, bad YAML, an unknown key, a wrong type; the message names file and key.
     """
-    values = settings.preset_or_file(source, "flame_encoder", PRESETS)
+    values = settings.preset_or_file(source, "flame_encoder.encoder", PRESETS)
     if isinstance(values, list):
         values = {"stages": values}
     if isinstance(values, dict):
@@ -126,3 +112,10 @@ def load(source: str | Path, changes: dict[str, dict[str, Any]] | None = None) -
                 if value is not None:
                     settings.place(values, f"{section}.{key}" if section else key, value, str(source))
     return settings.check(Config, values, source, "configs/default.yaml")
+
+
+def of_run(folder: Path) -> Config:
+    """The settings of the run in a folder. Raises InputError when there is none."""
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder} holds no run to resume; train without --resume first")
+    return load(folder / "config.yaml")

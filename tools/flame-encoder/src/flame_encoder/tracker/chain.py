@@ -34,7 +34,9 @@ def solve(blocks: Tensor, smooth: Tensor, right: Tensor) -> Tensor:
 
     tie = torch.diag(smooth)
     none = torch.zeros_like(tie)
-    factors, couplings, y = [], [], []
+    factors: list[Tensor] = []
+    couplings: list[Tensor] = []
+    y: list[Tensor] = []
     for k in range(pairs):
         i = 2 * k
         block, value = pair(D[i], near[i, 1] * tie, near[i, 1] * tie, D[i + 1]), b[k]

@@ -7,7 +7,7 @@ import torch
 from recon4d.head import HeadModel
 from torch import Tensor
 
-from flame_encoder import contour
+from flame_encoder.tracker import contour
 
 FACING = torch.diag(torch.tensor([1.0, -1.0, -1.0]))  # head space (y up, z out of the face) facing an OpenCV camera
 
@@ -17,7 +17,9 @@ def eye_rotation(gaze: Tensor) -> Tensor:
     return roma.rotvec_to_rotmat(torch.stack([-gaze[..., 1], gaze[..., 0], torch.zeros_like(gaze[..., 0])], -1))
 
 
-def posed(pose: Tensor, template: Tensor, joints: Tensor, weights: Tensor, posedirs: Tensor):
+def posed(
+    pose: Tensor, template: Tensor, joints: Tensor, weights: Tensor, posedirs: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Points of one head in camera space, and what makes them: their rotations and their shares of the joints.
 
     Args:
@@ -41,7 +43,7 @@ def posed(pose: Tensor, template: Tensor, joints: Tensor, weights: Tensor, posed
 
 
 @dataclass(frozen=True)
-class Layout:
+class Columns:
     """Columns of a frame's parameters: rotation vector 3, place 3, expression E, jaw 3, eyelids 2, gaze 2.
 
     One video does not tell a small head nearby from a large one far away, so no prior may prefer either: place is
@@ -55,15 +57,17 @@ class Layout:
 
     @property
     def size(self) -> int:
+        """How many columns."""
         return 6 + self.n_expression + 3 + 2 * self.eyelids + 2
 
     def split(self, q: Tensor) -> dict[str, Tensor]:
+        """Views of the columns (..., P) of `q` by their names."""
         sizes = [3, 3, self.n_expression, 3, 2 if self.eyelids else 0, 2]
         names = ("rotation", "place", "expression", "jaw", "eyelids", "gaze")
         return dict(zip(names, q.split(sizes, -1)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Points:
     """Points on a head model as vertices of their own: arrays of the model, interpolated; coefficients side by side.
 
@@ -81,7 +85,7 @@ class Points:
     @staticmethod
     def on(head: HeadModel, faces: Tensor, bary: Tensor, n_shape: int, n_expression: int) -> "Points":
         """Points (n,) on faces of the model, by the first coefficients of each kind."""
-        joints, shape_basis, expression_basis = head._joint_basis
+        joints, shape_basis, expression_basis = head.joint_basis
         basis = [head.shapedirs[:, :, :n_shape], head.expressiondirs[:, :, :n_expression]]
         joint_basis = [shape_basis[:, :, :n_shape], expression_basis[:, :, :n_expression]]
         if head.eyelids is not None:
@@ -127,34 +131,37 @@ def eye_radius(head: HeadModel) -> float:
     ball = head.v_template[head.weights[:, 3] > 0.99]
     if not len(ball):
         return 0.012
-    return float((ball - head._joint_basis[0][3]).norm(dim=1).median())
+    return float((ball - head.joint_basis[0][3]).norm(dim=1).median())
 
 
 class Rig:
     """A head model as a tracker moves it: its landmarks and irises, and other points, as functions of the unknowns.
 
-    Unknowns are g (S + 1,), identity and logarithm of the focal length, and q (N, P), see `Layout`.
+    Unknowns are g (S + 1,), identity and logarithm of the focal length, and q (N, P), see `Columns`.
     """
 
     def __init__(self, head: HeadModel, n_shape: int = 100, n_expression: int = 100):
         self.head = head
-        self.layout = Layout(min(n_shape, head.n_shape), min(n_expression, head.n_expression), head.eyelids is not None)
+        self.columns = Columns(
+            min(n_shape, head.n_shape), min(n_expression, head.n_expression), head.eyelids is not None
+        )
         contour_faces, contour_bary = contour.candidates(head)
+        assert head.landmark_faces is not None and head.landmark_bary is not None
         self.n_candidates = contour_faces.shape[1]
         skin = self.points(
             torch.cat([contour_faces.reshape(-1), head.landmark_faces[17:]]),
             torch.cat([contour_bary.reshape(-1, 3), head.landmark_bary[17:]]),
         )
-        self.growth = skin.growth(self.layout.n_shape)
+        self.growth = skin.growth(self.columns.n_shape)
         self.landmarks = skin.with_irises(head)  # 17 rows of contour candidates, 51 landmarks, 2 irises
 
     def points(self, faces: Tensor, bary: Tensor) -> Points:
         """Points (n,) on faces of the model."""
-        return Points.on(self.head, faces, bary, self.layout.n_shape, self.layout.n_expression)
+        return Points.on(self.head, faces, bary, self.columns.n_shape, self.columns.n_expression)
 
     def size(self, g: Tensor) -> Tensor:
         """Size of the head relative to the mean head's, linear in the identity."""
-        return 1 + self.growth.to(g) @ g[: self.layout.n_shape]
+        return 1 + self.growth.to(g) @ g[: self.columns.n_shape]
 
     def chosen(self, rows: Tensor) -> Points:
         """The landmarks in `rows` (B, 68), and the irises."""
@@ -167,44 +174,62 @@ class Rig:
         rows = torch.arange(17) * self.n_candidates + contour.visible(points.view(-1, 17, self.n_candidates, 2))
         return torch.cat([rows, 17 * self.n_candidates + torch.arange(51).expand(len(q), -1)], 1)
 
-    def project(self, g: Tensor, q: Tensor, points: Points, centre: Tensor, derivatives: bool = False):
-        """Points (B, n, 2) in pixels and, where asked, their derivatives (B, n, 2, G) and (B, n, 2, P).
+    def project(self, g: Tensor, q: Tensor, points: Points, centre: Tensor) -> Tensor:
+        """Points (B, n, 2) in pixels."""
+        pose, data, _ = self._unposed(g, q, points)
+        return torch.func.vmap(_pixels, in_dims=_dims(points))(pose, g.float()[-1], centre, *data)
+
+    def project_with_derivatives(
+        self, g: Tensor, q: Tensor, points: Points, centre: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Points (B, n, 2) in pixels and their derivatives (B, n, 2, G) and (B, n, 2, P).
 
         For a fixed pose the posed points are affine in the coefficients, so those derivatives are the basis, posed like
         a point; the few pose parameters go through forward-mode differentiation.
         """
-        g, q = g.float(), q.float()
-        S, parts = self.layout.n_shape, self.layout.split(q)
-        size = self.size(g)
+        pose, data, relative = self._unposed(g, q, points)
+        g, dims = g.float(), _dims(points)
+        S, E, size = self.columns.n_shape, self.columns.n_expression, self.size(g)
+        found = torch.func.vmap(_pixels, in_dims=dims)(pose, g[-1], centre, *data)
+        by_both = torch.func.jacfwd(_pixels, (0, 1))
+        by_pose, by_focal = torch.func.vmap(by_both, in_dims=dims)(pose, g[-1], centre, *data)
+        camera, turned, spread = torch.func.vmap(posed, in_dims=(0, *dims[3:]))(pose, *data)
+        moved = turned @ points.basis + torch.einsum("bnjcd,jds->bncs", spread, points.joint_basis)
+        depth = camera[..., 2:, None].clamp_min(1e-3)
+        by_coefficient = (moved[:, :, :2] - camera[..., :2, None] / depth * moved[:, :, 2:]) / depth * g[-1].exp()
+        by_size = (by_coefficient[..., S:] @ relative[:, None, :, None])[..., 0]
+        by_shape = by_coefficient[..., :S] + by_size[..., None] * self.growth
+        by_frame = size * by_coefficient[..., S:]
+        Jg = torch.cat([by_shape, by_focal[..., None]], -1)
+        columns = [by_pose[..., :6], by_frame[..., :E], by_pose[..., 6:9], by_frame[..., E:], by_pose[..., 9:]]
+        return found, Jg, torch.cat(columns, -1)
+
+    def _unposed(self, g: Tensor, q: Tensor, points: Points) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """What poses the points: (B, 11) and the other arguments of `posed`; coefficients relative to the size."""
+        g, parts = g.float(), self.columns.split(q.float())
         relative = torch.cat([parts["expression"], parts["eyelids"]], 1)
-        coefficients = torch.cat([g[:S].expand(len(q), -1), size * relative], 1)
+        shape = g[: self.columns.n_shape].expand(len(q), -1)
+        coefficients = torch.cat([shape, self.size(g) * relative], 1)
         template = points.template + (points.basis @ coefficients[:, None, :, None])[..., 0]
         joints = points.joints + torch.einsum("jcs,bs->bjc", points.joint_basis, coefficients)
         pose = torch.cat([parts["rotation"], parts["place"], parts["jaw"], parts["gaze"]], 1)
-        data = (template, joints, points.weights, points.posedirs)
-        batched = (0, None, 0, 0, *((None, None) if points.template.ndim == 2 else (0, 0)))
+        return pose, (template, joints, points.weights, points.posedirs), relative
 
-        def pixels(pose, log_focal, template, joints, weights, posedirs):
-            camera = posed(pose, template, joints, weights, posedirs)[0]
-            return camera[:, :2] / camera[:, 2:].clamp_min(1e-3) * log_focal.exp() + centre
 
-        found = torch.func.vmap(pixels, in_dims=batched)(pose, g[-1], *data)
-        if not derivatives:
-            return found
-        by_pose, by_focal = torch.func.vmap(torch.func.jacfwd(pixels, (0, 1)), in_dims=batched)(pose, g[-1], *data)
-        camera, turned, spread = torch.func.vmap(posed, in_dims=(0, 0, 0, *batched[4:]))(pose, *data)
-        moved = turned @ points.basis + torch.einsum("bnjcd,jds->bncs", spread, points.joint_basis)
-        depth = camera[..., 2:].clamp_min(1e-3)
-        by_coefficient = (moved[:, :, :2] - camera[..., :2, None] / depth[..., None] * moved[:, :, 2:]) / depth[
-            ..., None
-        ]
-        by_coefficient = by_coefficient * g[-1].exp()
-        by_size = (by_coefficient[..., S:] @ relative[:, None, :, None])[..., 0]
-        by_shape = by_coefficient[..., :S] + by_size[..., None] * self.growth
-        Jg = torch.cat([by_shape, by_focal[..., None]], -1)
-        by_frame = size * by_coefficient[..., S:]
-        E = self.layout.n_expression
-        Jq = torch.cat(
-            [by_pose[..., :6], by_frame[..., :E], by_pose[..., 6:9], by_frame[..., E:], by_pose[..., 9:]], -1
-        )
-        return found, Jg, Jq
+def _pixels(
+    pose: Tensor,
+    log_focal: Tensor,
+    centre: Tensor,
+    template: Tensor,
+    joints: Tensor,
+    weights: Tensor,
+    posedirs: Tensor,
+) -> Tensor:
+    """Points (n, 2) of one head in the image, pixels."""
+    camera = posed(pose, template, joints, weights, posedirs)[0]
+    return camera[:, :2] / camera[:, 2:].clamp_min(1e-3) * log_focal.exp() + centre
+
+
+def _dims(points: Points) -> tuple[int | None, ...]:
+    """Which arguments of `_pixels` have a dimension for the frames."""
+    return (0, None, None, 0, 0, *((None, None) if points.template.ndim == 2 else (0, 0)))

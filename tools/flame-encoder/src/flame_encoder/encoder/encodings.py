@@ -1,27 +1,23 @@
-"""Encoded images as a file: `flame-encoder encode` writes it, `mesh` reads it."""
+"""Encoded images and their file: `photographs.encode` writes it, `meshes` reads it."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from recon4d.files import InputError, read_npz, write_npz
 from recon4d.head import HeadModel
+from recon4d.rotations import from_6d
 from torch import Tensor
 
-from flame_encoder import encoder as encoders
-from flame_encoder import vector, view
-from flame_encoder.encoder import Encoder
-from flame_encoder.samples import read_image
-from flame_encoder.vector import Layout
-from flame_encoder.view import View
+from flame_encoder.encoder.crop import CropView, focal_of, image_pose
+from flame_encoder.encoder.vector import Layout
 
 FORMAT = "eidolon-vectors-1"
 
 
-@dataclass(frozen=True)
-class Parameters:
+@dataclass(frozen=True, eq=False)
+class Encoding:
     """N encoded images.
 
     Attributes:
@@ -37,19 +33,20 @@ class Parameters:
     vectors: np.ndarray
     crops: np.ndarray
     layout: Layout
-    view: View
+    view: CropView
 
     def parts(self, rows: slice | list[int] = slice(None)) -> dict[str, Tensor]:
+        """The parts of the vectors of some images, (n, length) each."""
         return self.layout.split(torch.from_numpy(self.vectors[rows]))
 
     def head_pose(self, head: HeadModel, row: int, focal: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """R (3, 3), t (3,), metres, and K (3, 3) of image `row`; by default the focal length of the encoder's view."""
         width, height = (int(x) for x in self.image_sizes[row])
         crops = torch.from_numpy(self.crops[[row]]).float()
-        focal = focal or view.focal(self.view, crops)[0].item()
+        focal = focal or focal_of(self.view, crops)[0].item()
         K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
         parts = self.parts([row])
-        R, t = view.image_pose(head, self.view, vector.rotation_matrix(parts["global_rot"]), parts["transl"], crops, K)
+        R, t = image_pose(head, self.view, from_6d(parts["global_rot"]), parts["transl"], crops, K)
         return R[0], t[0], K
 
     def write(self, path: Path) -> None:
@@ -65,21 +62,21 @@ class Parameters:
             image_sizes=self.image_sizes,
             vectors=self.vectors,
             crops=self.crops,
-            **{f"layout_{key}": value for key, value in asdict(self.layout).items()},
-            **{f"view_{key}": value for key, value in asdict(self.view).items()},
+            **{f"layout_{key}": value for key, value in self.layout.model_dump().items()},
+            **{f"view_{key}": value for key, value in self.view.model_dump().items()},
             **named,
         )
 
 
-def read(path: Path) -> Parameters:
+def read(path: Path) -> Encoding:
     """Raises InputError for a file that is not one of `encode`, or holds vectors that do not fit their layout."""
     arrays = read_npz(path)
     if str(arrays.get("format")) != FORMAT:
         raise InputError(f"{path} is neither a file of flame-encoder encode nor a track")
     try:
         layout = Layout(**{key: int(arrays[f"layout_{key}"]) for key in ("shape", "expression", "detail")})
-        seen = View(**{key: float(arrays[f"view_{key}"]) for key in ("fov", "distance", "head_size")})
-        seen = View(seen.fov, seen.distance, seen.head_size, int(arrays["view_size"]))
+        places = {key: float(arrays[f"view_{key}"]) for key in ("fov", "distance", "head_size")}
+        view = CropView(**places, size=int(arrays["view_size"]))
         names, vectors = arrays["names"].astype(str), arrays["vectors"].astype(np.float32)
         sizes, crops = arrays["image_sizes"].astype(int), arrays["crops"].astype(np.float32)
     except (KeyError, ValueError, TypeError) as error:
@@ -89,29 +86,4 @@ def read(path: Path) -> Parameters:
         raise InputError(f"{path}: vectors of shape {vectors.shape} do not fit {n} images of {layout.size} numbers")
     if not np.isfinite(vectors).all():
         raise InputError(f"{path}: vectors hold NaN or infinite numbers; encode the images again")
-    return Parameters(str(arrays["head_model"]), names, sizes, vectors, crops, layout, seen)
-
-
-def encode(
-    encoder: Encoder, paths: list[Path], boxes: np.ndarray, report: Callable[[int], None] | None = None
-) -> Parameters:
-    """Encode the face in `boxes` (N, 4) of each image file. Raises InputError for a file that is not an image."""
-    vectors, crops, sizes = [], [], []
-    for i, path in enumerate(paths):
-        image = read_image(path)
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-        parts = encoders.encode(encoder, pixels, torch.from_numpy(boxes[[i]]))
-        crops.append(parts.pop("crop"))
-        vectors.append(encoder.layout.join(parts))
-        sizes.append(image.shape[1::-1])
-        if report:
-            report(i + 1)
-    return Parameters(
-        head_model=encoder.head.name,
-        names=np.array([path.name for path in paths]),
-        image_sizes=np.array(sizes),
-        vectors=torch.cat(vectors).numpy(),
-        crops=torch.cat(crops).numpy(),
-        layout=encoder.layout,
-        view=encoder.view,
-    )
+    return Encoding(str(arrays["head_model"]), names, sizes, vectors, crops, layout, view)

@@ -22,6 +22,7 @@ def candidates(head: HeadModel) -> tuple[Tensor, Tensor]:
     """
     vertices = head.v_template.double()
     landmarks = head.landmarks(vertices[None].float())[0].double()
+    assert head.landmark_faces is not None and head.landmark_bary is not None
     axis_z = float(landmarks[[0, 16], 2].mean())
     faces, bary = [], []
     for i in range(17):

@@ -16,11 +16,10 @@ from recon4d.head import HeadModel
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from flame_encoder import rendering, vector
-from flame_encoder import view as views
-from flame_encoder.rendering import TEXELS, reduced
-from flame_encoder.vector import LIGHT, NEUTRAL_LIGHT, Layout
-from flame_encoder.view import FACING, View
+from flame_encoder.encoder import rendering, vector
+from flame_encoder.encoder.crop import CROP_SCALE, FACING, CropView, transl_of
+from flame_encoder.encoder.rendering import TEXELS, reduced
+from flame_encoder.encoder.vector import LIGHT, NEUTRAL_LIGHT, Layout
 
 FINE = 1.5  # supersampling
 
@@ -31,7 +30,7 @@ HAIR = np.array(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """image: (S, S, 3) uint8 RGB. vector: (layout.size,) float32. landmarks: (68, 2) float32, pixels of the image."""
 
@@ -40,13 +39,13 @@ class Sample:
     landmarks: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """What every sample needs of a head model, prepared once by `scene`."""
 
     head: HeadModel
     layout: Layout
-    view: View
+    view: CropView
     texels: Tensor  # (TEXELS, TEXELS, 3, 1 + C) sRGB mean and components
     hairy: np.ndarray  # (F,) bool, faces of the scalp
     face: np.ndarray  # (F,) bool
@@ -54,7 +53,7 @@ class Scene:
     inside: np.ndarray  # (F,) bool, faces in the mouth
 
 
-def scene(head: HeadModel, layout: Layout, view: View) -> Scene:
+def scene(head: HeadModel, layout: Layout, view: CropView) -> Scene:
     """Prepare a head model (with texture coordinates) for sampling."""
     small = reduced(head)
     if small.albedo_mean is None:
@@ -84,7 +83,7 @@ def sample(scene: Scene, seed: int, index: int) -> Sample:
     camera_focal = view.K[0, 0].item()
     # The encoder's camera stands at a fixed focal length: it sees a head of the same size in another distance.
     seen_from = place * torch.tensor([1.0, 1.0, camera_focal / focal])
-    parts["transl"] = views.transl_of(view, seen_from)
+    parts["transl"] = transl_of(view, seen_from)
     image, landmarks = picture(scene, parts, turned, place, focal, rng)
     numbers = scene.layout.join({name: part[None] for name, part in parts.items()})[0].numpy()
     return Sample(image, numbers, landmarks.numpy().astype(np.float32))
@@ -122,7 +121,7 @@ def random_expression(head: HeadModel, layout: Layout, rng: np.random.Generator)
     else:
         names = head.expression_names[:n]
         free = [i for i, name in enumerate(names) if name not in LEFT_OUT]
-        chosen = list(rng.choice(free, min(rng.integers(0, 7), len(free)), replace=False))
+        chosen = list(rng.choice(free, min(int(rng.integers(0, 7)), len(free)), replace=False))
         if rng.random() < 0.3:
             chosen += [i for i, name in enumerate(names) if name.startswith("mouthSmile")][:1]
         for i in chosen:
@@ -166,7 +165,7 @@ def random_place(scene: Scene, turned: Tensor, rng: np.random.Generator) -> tupl
     points = scene.head.landmarks(turned[None])[0] * torch.tensor(FACING)
     flat = points[:, :2] / (points[:, 2:] + distance)
     low, high = flat.amin(0), flat.amax(0)
-    side = views.CROP_SCALE * (high - low).max().item() * math.exp(rng.normal(0, 0.1))
+    side = CROP_SCALE * (high - low).max().item() * math.exp(rng.normal(0, 0.1))
     shift = torch.from_numpy(rng.normal(0, 0.045, 2).astype(np.float32)) * side
     across = (shift - (low + high) / 2) * distance
     return torch.tensor([across[0], across[1], distance]), scene.view.size / side
@@ -229,7 +228,7 @@ def random_colour(rng: np.random.Generator) -> np.ndarray:
 
 def background(size: int, rng: np.random.Generator) -> np.ndarray:
     """Something behind the head (size, size, 3) in [0, 1]: colours, blobs, boxes and lines, more or less sharp."""
-    out = random_colour(rng) + rng.uniform(0, 0.25) * noise(size, int(rng.integers(2, 5)), rng, 3)
+    out: np.ndarray = random_colour(rng) + rng.uniform(0, 0.25) * noise(size, int(rng.integers(2, 5)), rng, 3)
     out = np.ascontiguousarray(out, np.float32)
     for _ in range(rng.integers(0, 10)):
         a, b = rng.integers(-size // 4, size * 5 // 4, (2, 2))
@@ -277,9 +276,9 @@ def dressed(
     bald = rng.random() < 0.15
     out = canvas
 
-    def ellipse(centre, axes, angle=0.0):
+    def ellipse(centre: np.ndarray, axes: np.ndarray) -> np.ndarray:
         mask = np.zeros((size, size), np.uint8)
-        cv2.ellipse(mask, [int(x) for x in centre], [max(int(x), 1) for x in axes], angle, 0, 360, 1, -1)
+        cv2.ellipse(mask, [int(x) for x in centre], [max(int(x), 1) for x in axes], 0, 0, 360, 1, -1)
         return mask.astype(bool)
 
     if not bald and rng.random() < 0.5:  # hair behind the head, short to long
@@ -297,7 +296,7 @@ def dressed(
         polygon = marks[60:68]
         share = rng.uniform(0.3, 1.0)
         lower = polygon[[7, 6, 5]] * share + polygon[[1, 2, 3]] * (1 - share)
-        mask = np.zeros((size, size), np.uint8)
+        mask: np.ndarray = np.zeros((size, size), np.uint8)
         cv2.fillPoly(mask, [np.round(np.concatenate([polygon[:5], lower[::-1]])).astype(np.int32)], 1)
         mask = mask.astype(bool) & seen & scene.inside[tri]
         out[mask] = np.array([0.9, 0.86, 0.78]) * rng.uniform(0.4, 1.05)
@@ -367,7 +366,7 @@ def occluded(image: np.ndarray, marks: np.ndarray, width: float, rng: np.random.
         edge = int(rng.uniform(0.02, 0.25) * size)
         side = rng.integers(4)
         mask[:edge] = 1
-        mask = np.ascontiguousarray(np.rot90(mask, side))
+        mask = np.ascontiguousarray(np.rot90(mask, int(side)))
         colour = random_colour(rng)
     textured = colour * (1 + 0.12 * noise(size, 12, rng))
     return np.where(mask[..., None] > 0, np.clip(textured, 0, 1), image)
@@ -391,5 +390,7 @@ def photographed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     out = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     if rng.random() < 0.5:
         _, data = cv2.imencode(".jpg", out[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 95))])
-        out = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        assert decoded is not None
+        out = decoded[..., ::-1]
     return np.ascontiguousarray(out)

@@ -1,21 +1,17 @@
 """Pictures of what a vector says: the head with its albedo under its light, in the encoder's view."""
 
 from dataclasses import replace
-from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 from recon4d import cameras, mesh
 from recon4d.color import linear_from_srgb, srgb_from_linear
-from recon4d.files import InputError, atomic_path
+from recon4d.files import InputError
 from recon4d.head import HeadModel
+from recon4d.rotations import from_6d
 from torch import Tensor
 
-from flame_encoder import vector
-from flame_encoder import view as views
-from flame_encoder.vector import IDENTITY_6D, Layout
-from flame_encoder.view import View
+from flame_encoder.encoder import vector
+from flame_encoder.encoder.crop import FACING, CropView, middle, place
 
 TEXELS = 256
 
@@ -36,24 +32,25 @@ def reduced(head: HeadModel, texels: int = TEXELS) -> HeadModel:
 
 def turned(head: HeadModel, parts: dict[str, Tensor]) -> Tensor:
     """Vertices (B, V, 3) about the middle of the face, turned as `global_rot` says, y up, z to the camera; metres."""
-    rotation = vector.rotation_matrix(parts["global_rot"])
-    vertices = head(**vector.head_arguments(head, parts)) - views.middle(head)
+    rotation = from_6d(parts["global_rot"])
+    vertices = head(**vector.head_arguments(head, parts)) - middle(head)
     return vertices @ rotation.transpose(1, 2)
 
 
-def placed(view: View, vertices: Tensor, transl: Tensor) -> Tensor:
+def placed(view: CropView, vertices: Tensor, transl: Tensor) -> Tensor:
     """What `turned` gives, in the camera's OpenCV axes, metres: (B, V, 3)."""
-    facing = vertices.new_tensor(views.FACING)
-    return vertices * facing + views.place(view, transl)[:, None]
+    facing = vertices.new_tensor(FACING)
+    return vertices * facing + place(view, transl)[:, None]
 
 
-def render(head: HeadModel, parts: dict[str, Tensor], view: View) -> tuple[Tensor, Tensor]:
+def render(head: HeadModel, parts: dict[str, Tensor], view: CropView) -> tuple[Tensor, Tensor]:
     """Pictures (B, 3, S, S) in [0, 1] on black, and which faces are seen: (B, S, S) int32, -1 where none.
 
-    Differentiable, but for which triangle a pixel sees. The head model needs texture coordinates.
+    Differentiable, but for which triangle a pixel sees. Raises ValueError for a head model without texture
+    coordinates.
     """
     if head.vt is None or head.ft is None:
-        raise InputError(f"{head.name} has no texture coordinates; call head.with_uv first")
+        raise ValueError(f"{head.name} has no texture coordinates; call head.with_uv first")
     upright = turned(head, parts)
     vertices = placed(view, upright, parts["transl"])
     camera = cameras.Camera(view.K.to(vertices), torch.eye(4).to(vertices), view.size, view.size)
@@ -69,37 +66,7 @@ def render(head: HeadModel, parts: dict[str, Tensor], view: View) -> tuple[Tenso
     return srgb_from_linear(lit).permute(0, 3, 1, 2) * rast.mask[:, None], rast.tri_id
 
 
-def mean_face(head: HeadModel, layout: Layout, view: View) -> np.ndarray:
-    """The average face, unturned, as an encoder sees it: (S, S, 3) uint8 on white."""
-    rest = torch.zeros(1, layout.size)
-    parts = layout.split(rest) | {"global_rot": torch.tensor([IDENTITY_6D])}
-    image, triangles = render(reduced(head), parts, view)
-    picture = torch.where(triangles >= 0, image[0], 1.0)
-    return (picture.permute(1, 2, 0) * 255).round().byte().numpy()
-
-
-def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write RGB uint8 (H, W, 3) atomically."""
-    with atomic_path(path) as temporary:
-        cv2.imwrite(str(temporary), picture[..., ::-1])
-
-
-def show(picture: np.ndarray, title: str) -> None:
-    """Open a window and wait until it is closed. Raises InputError where there is no screen."""
-    try:
-        import tkinter
-
-        root = tkinter.Tk()
-    except Exception as error:  # ImportError, or TclError where there is no display
-        raise InputError(f"--show can't open a window ({error}); look at the PNG instead") from error
-    root.title(title)
-    data = cv2.imencode(".ppm", picture[..., ::-1])[1].tobytes()
-    photo = tkinter.PhotoImage(data=data, format="ppm")
-    tkinter.Label(root, image=photo).pack()
-    root.mainloop()
-
-
-def render_pytorch3d(head: HeadModel, parts: dict[str, Tensor], view: View) -> tuple[Tensor, Tensor]:
+def render_pytorch3d(head: HeadModel, parts: dict[str, Tensor], view: CropView) -> tuple[Tensor, Tensor]:
     """`render` by PyTorch3D's soft Phong shader: soft edges; one lamp at the camera and the light's mean colour.
 
     Raises InputError when PyTorch3D is not installed.
@@ -111,6 +78,7 @@ def render_pytorch3d(head: HeadModel, parts: dict[str, Tensor], view: View) -> t
         raise InputError("--renderer pytorch3d needs PyTorch3D; install the extra recon4d[pytorch3d]") from error
     vertices = placed(view, turned(head, parts), parts["transl"])
     batch, device = len(vertices), vertices.device
+    assert head.vt is not None and head.ft is not None
     R, T, focal, principal = cameras.to_pytorch3d(
         cameras.Camera(view.K.to(vertices), torch.eye(4).to(vertices), view.size, view.size)
     )

@@ -1,23 +1,25 @@
 """Training samples: a folder of images with landmarks, synthetic ones, or both."""
 
 import json
-from dataclasses import asdict, dataclass
+import shutil
+import tempfile
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from recon4d.files import InputError, write_text
 from torch import Tensor
 
-from flame_encoder import observations, synthetic
-from flame_encoder import view as views
-from flame_encoder.synthetic import Scene
-from flame_encoder.vector import Layout
-from flame_encoder.view import View
+from flame_encoder.encoder import synthetic
+from flame_encoder.encoder.crop import CropView, box_of, crops_of, cut_out
+from flame_encoder.encoder.synthetic import Scene
+from flame_encoder.encoder.vector import Layout
+from flame_encoder.frames import check_landmarks, frame_paths, landmark_sizes, read_image, read_landmarks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """B samples.
 
@@ -31,26 +33,39 @@ class Batch:
     known: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(getattr(self, name).to(device) for name in ("images", "landmarks", "vectors", "known")))
+        """The same on another device."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 Item = tuple[np.ndarray, np.ndarray, np.ndarray, bool]  # image (S, S, 3) uint8, landmarks, vector, known
 
 
 def collate(items: list[Item]) -> Batch:
+    """Items of a dataset as one batch."""
     images = torch.from_numpy(np.stack([item[0] for item in items])).permute(0, 3, 1, 2).float() / 255
     landmarks, vectors = (torch.from_numpy(np.stack([item[i] for item in items])) for i in (1, 2))
     return Batch(images, landmarks, vectors, torch.tensor([item[3] for item in items]))
 
 
-class Synthetic(torch.utils.data.Dataset):
-    """`count` synthetic samples, made when they are first asked for and kept in `cache`, if that is a folder."""
+class Synthetic(torch.utils.data.Dataset[Item]):
+    """`count` synthetic samples, made when they are first asked for and kept in `cache`, if that is a folder.
+
+    Several processes may share a cache: what one of them has made is there for all. Raises InputError for a cache of
+    other samples.
+    """
 
     def __init__(self, scene: Scene, count: int, seed: int, cache: Path | None = None):
-        self.scene, self.count, self.seed = scene, count, seed
-        self.arrays: dict[str, np.ndarray] | None = None
-        if cache is not None:
-            self.arrays = _open_cache(scene, count, seed, cache)
+        self.scene, self.count, self.seed, self.cache = scene, count, seed, cache
+        self.arrays = None if cache is None else _open_cache(scene, count, seed, cache)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker's copy opens the files itself: a memory map that is pickled becomes an array of its own.
+        return self.__dict__ | {"arrays": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.cache is not None:
+            self.arrays = _open_cache(self.scene, self.count, self.seed, self.cache)
 
     def __len__(self) -> int:
         return self.count
@@ -73,24 +88,22 @@ def _open_cache(scene: Scene, count: int, seed: int, folder: Path) -> dict[str, 
     made_for = {
         "head_model": scene.head.name,
         "seed": seed,
-        "layout": asdict(scene.layout),
-        "view": asdict(scene.view),
+        "layout": scene.layout.model_dump(),
+        "view": scene.view.model_dump(),
     }
-    shapes = {
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "image": ((count, size, size, 3), np.uint8),
         "landmarks": ((count, 68, 2), np.float32),
         "vector": ((count, scene.layout.size), np.float32),
         "ready": ((count,), np.bool_),
     }
-    record = folder / "samples.json"
-    if not record.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, (shape, kind) in shapes.items():
-            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, shape)
-        write_text(record, json.dumps(made_for))
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        _make_cache(folder, shapes, made_for)
     try:
-        found = json.loads(record.read_text())
-        arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in shapes}
+        found = json.loads((folder / "samples.json").read_text())
+        arrays: dict[str, np.ndarray] = {
+            name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in shapes
+        }
         # More samples than asked for do: they are numbered.
         fits = found == made_for and all(len(arrays[name]) >= count for name in shapes)
     except (ValueError, OSError) as error:
@@ -100,21 +113,38 @@ def _open_cache(scene: Scene, count: int, seed: int, folder: Path) -> dict[str, 
     return arrays
 
 
-class Folder(torch.utils.data.Dataset):
+def _make_cache(folder: Path, shapes: dict[str, tuple[tuple[int, ...], Any]], made_for: dict[str, Any]) -> None:
+    """Make an empty cache beside `folder` and move it there as a whole, unless another process did so meanwhile."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        for name, (shape, kind) in shapes.items():
+            np.lib.format.open_memmap(made / f"{name}.npy", "w+", kind, shape)
+        write_text(made / "samples.json", json.dumps(made_for))
+        made.chmod(0o755)  # mkdtemp makes private folders
+        if folder.exists():  # Windows moves nothing onto a folder
+            folder.rmdir()
+        made.rename(folder)
+    except OSError:
+        if not (folder / "samples.json").exists():
+            raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+class Folder(torch.utils.data.Dataset[Item]):
     """Images with 68 landmarks, as prep-faces writes them; each is cropped to its face, or to each of them.
 
     Landmarks made on another image size (said in `landmarks.jsonl` beside their folder) are scaled. Images without
     landmarks are left out. Raises InputError when none is left, or for a file that cannot be read.
     """
 
-    def __init__(self, images: Path, landmarks: Path, layout: Layout, view: View):
+    def __init__(self, images: Path, landmarks: Path, layout: Layout, view: CropView):
         self.layout, self.view = layout, view
-        paths = observations.frame_paths(images)
-        observations.check_landmarks(landmarks)
-        self.sizes = observations.landmark_sizes(landmarks)
-        self.pairs = [
-            (path, points) for path in paths for points in observations.read_landmarks(landmarks / f"{path.stem}.npy")
-        ]
+        paths = frame_paths(images)
+        check_landmarks(landmarks)
+        self.sizes = landmark_sizes(landmarks)
+        self.pairs = [(path, points) for path in paths for points in read_landmarks(landmarks / f"{path.stem}.npy")]
         if not self.pairs:
             raise InputError(f"{landmarks} has landmarks for none of the {len(paths)} images of {images}")
 
@@ -127,29 +157,9 @@ class Folder(torch.utils.data.Dataset):
         if path.stem in self.sizes:
             points = points * (np.array(image.shape[1::-1]) / self.sizes[path.stem])
         marks = torch.from_numpy(points.astype(np.float32))[None]
-        crops = views.crops_of(views.box_of(marks))
+        crops = crops_of(box_of(marks))
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-        seen = views.crop(pixels, crops, self.view.size)[0].round().clamp(0, 255).byte()
+        seen = cut_out(pixels, crops, self.view.size)[0].round().clamp(0, 255).byte()
         scale = self.view.size / crops[:, None, 2:]
-        marks = ((marks - crops[:, None, :2]) * scale)[0].numpy()
-        return seen.permute(1, 2, 0).numpy(), marks, np.zeros(self.layout.size, np.float32), False
-
-
-def read_image(path: Path) -> np.ndarray:
-    """RGB uint8 (H, W, 3). Raises InputError for what is not an image."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
-    if image is None:
-        raise InputError(f"{path} is not a readable image; give a PNG or JPEG file")
-    return np.ascontiguousarray(image[..., ::-1])
-
-
-def image_paths(sources: tuple[Path, ...] | list[Path]) -> list[Path]:
-    """Files as they are given, and the images of folders. Raises InputError for what is neither, or an empty folder."""
-    paths: list[Path] = []
-    for source in sources:
-        paths += observations.frame_paths(source) if source.is_dir() else [source]
-    names = [path.name for path in paths]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise InputError(f"two images are named {twice}; encode them in two calls")
-    return paths
+        there = ((marks - crops[:, None, :2]) * scale)[0].numpy()
+        return seen.permute(1, 2, 0).numpy(), there, np.zeros(self.layout.size, np.float32), False

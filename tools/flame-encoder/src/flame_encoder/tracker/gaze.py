@@ -13,8 +13,8 @@ from recon4d.formats.track import Track
 from recon4d.head import HeadModel
 from torch import Tensor
 
-from flame_encoder.photometric import Windows
-from flame_encoder.points import eye_radius, eye_rotation
+from flame_encoder.tracker.photometric import Windows
+from flame_encoder.tracker.points import eye_radius, eye_rotation
 
 IRIS = 0.0059  # radius, metres
 RIM = 0.06  # softness of the rim, radians

@@ -1,19 +1,56 @@
 """One head of a file of parameters as a mesh: OBJ, PLY or glTF, through trimesh."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import recon4d.head
 import torch
 import trimesh
+from recon4d.cli import claim_output
 from recon4d.files import InputError, atomic_path, read_npz
-from recon4d.formats import track as tracks
+from recon4d.formats import track as track_format
 from recon4d.head import HeadModel
 from torch import Tensor
 
-from flame_encoder import parameters, vector
+from flame_encoder.encoder import encodings, vector
 
 SUFFIXES = (".obj", ".ply", ".gltf", ".glb")
 UPRIGHT = (1.0, -1.0, -1.0)  # OpenCV camera axes to y up, z to the viewer
+
+
+class Written(NamedTuple):
+    """What is in a mesh file: vertices (V, 3), metres, y up; the sRGB texture (T, T, 3), if there is one."""
+
+    vertices: Tensor
+    texture: Tensor | None
+
+
+def write(
+    source: str | Path,
+    out: str | Path,
+    *,
+    head_model: str | Path | None = None,
+    landmark_embedding: str | Path | None = None,
+    row: int = 0,
+    neutral: bool = False,
+    force: bool = False,
+) -> Written:
+    """Write one head of a file of parameters as OBJ, PLY, glTF or GLB.
+
+    Args:
+        source, row, neutral: see `vertices_of`.
+        head_model: the FLAME file that `source` belongs to; the open head when None.
+        force: replace what is there.
+
+    Raises:
+        InputError: as `vertices_of` and `save`; an output that exists without `force`.
+    """
+    claim_output(out, force)
+    head = recon4d.head.load(head_model, landmark_embedding)
+    vertices, texture = vertices_of(Path(source), head, row, neutral)
+    save(Path(out), head, vertices, texture)
+    return Written(vertices, texture)
 
 
 def vertices_of(source: Path, head: HeadModel, row: int, neutral: bool) -> tuple[Tensor, Tensor | None]:
@@ -28,14 +65,14 @@ def vertices_of(source: Path, head: HeadModel, row: int, neutral: bool) -> tuple
         InputError: another file, a row that is not there, another head model.
     """
     texture = None
-    if str(read_npz(source).get("format")) == tracks.FORMAT:
-        track = tracks.read(source)
+    if str(read_npz(source).get("format")) == track_format.FORMAT:
+        track = track_format.read(source)
         _check(source, track.head_model, head, row, len(track))
         if neutral:
             return head(torch.from_numpy(track.shape[None]))[0], None
         posed = track.vertices(head, np.array([row]))[0]
     else:
-        found = parameters.read(source)
+        found = encodings.read(source)
         _check(source, found.head_model, head, row, len(found.names))
         parts = found.parts([row])
         if head.albedo_mean is not None:
@@ -55,7 +92,7 @@ def _check(source: Path, name: str, head: HeadModel, row: int, rows: int) -> Non
         raise InputError(f"--row {row} is not in {source}, which has rows 0 to {rows - 1}")
 
 
-def write(path: Path, head: HeadModel, vertices: Tensor, texture: Tensor | None) -> None:
+def save(path: Path, head: HeadModel, vertices: Tensor, texture: Tensor | None) -> None:
     """Write a mesh atomically; glTF with texture coordinates and, where given, the texture.
 
     OBJ and PLY keep the head model's own vertices, in order. Raises InputError for another suffix.

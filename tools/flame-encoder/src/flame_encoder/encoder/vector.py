@@ -7,19 +7,20 @@
 | `global_rot` | 6 | head rotation, 6D: the first two rows of the matrix |
 | `jaw`, `neck` | 3, 3 | rotation vectors, radians |
 | `eyes` | 6 | rotation vectors of the left and the right eye |
-| `transl` | 3 | place of the head in the encoder's view (`view.py`) |
+| `transl` | 3 | place of the head in the encoder's view (`crop.py`) |
 | `detail` | 56 | 27 of light (9 harmonics x RGB, minus `NEUTRAL_LIGHT`), then albedo coefficients |
 
 A head model with fewer coefficients uses the first of each part; the rest stay zero.
 """
 
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import roma
 import torch
-from recon4d.files import InputError
+from pydantic import Field
 from recon4d.head import HeadModel
+from recon4d.settings import Section
 from torch import Tensor
 
 FIXED = {"global_rot": 6, "jaw": 3, "eyes": 6, "neck": 3, "transl": 3}
@@ -28,13 +29,12 @@ IDENTITY_6D = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 NEUTRAL_LIGHT = 0.8 * math.sqrt(4 * math.pi)  # L_00 of constant radiance 0.8
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How long the parts of the vector are. The default is 227 numbers; (100, 0, 106) is the first Eidolon's."""
+class Layout(Section):
+    """How long the parts of the vector are. The default is 227 numbers; 100, 0, 106 are the first Eidolon's."""
 
-    shape: int = 100
-    expression: int = 50
-    detail: int = 56
+    shape: Annotated[int, Field(gt=0)] = 100
+    expression: Annotated[int, Field(ge=0)] = 50
+    detail: Annotated[int, Field(ge=0)] = 56
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -46,9 +46,9 @@ class Layout:
         return sum(self.lengths.values())
 
     def split(self, vectors: Tensor) -> dict[str, Tensor]:
-        """Vectors (B, size) as a dict of parts (B, length). Raises InputError for vectors of another length."""
+        """Vectors (B, size) as a dict of parts (B, length). Raises ValueError for vectors of another length."""
         if vectors.shape[-1] != self.size:
-            raise InputError(f"the vector has {vectors.shape[-1]} numbers, but the layout has {self.size}")
+            raise ValueError(f"the vector has {vectors.shape[-1]} numbers, but the layout has {self.size}")
         return dict(zip(self.lengths, vectors.split(list(self.lengths.values()), -1)))
 
     def join(self, parts: dict[str, Tensor]) -> Tensor:
@@ -57,19 +57,9 @@ class Layout:
         for name, length in self.lengths.items():
             part = parts[name]
             if part.shape[-1] > length:
-                raise InputError(f"{name} has {part.shape[-1]} numbers, but the layout has room for {length}")
+                raise ValueError(f"{name} has {part.shape[-1]} numbers, but the layout has room for {length}")
             columns.append(torch.nn.functional.pad(part, (0, length - part.shape[-1])))
         return torch.cat(columns, -1)
-
-
-def rotation_6d(matrices: Tensor) -> Tensor:
-    """(..., 3, 3) -> (..., 6), the first two rows."""
-    return matrices[..., :2, :].flatten(-2)
-
-
-def rotation_matrix(six: Tensor) -> Tensor:
-    """(..., 6) -> (..., 3, 3) by Gram-Schmidt (Zhou et al. 2019, equation 16, with rows)."""
-    return roma.special_gramschmidt(six.unflatten(-1, (2, 3)).transpose(-1, -2)).transpose(-1, -2)
 
 
 def head_arguments(head: HeadModel, parts: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ patch tells each direction. The tracker takes them like landmarks. Texture, draw
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,10 +16,11 @@ import torch
 from recon4d import mesh
 from recon4d.cameras import Camera
 from recon4d.color import linear_from_srgb, srgb_from_linear
-from recon4d.files import InputError
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel, with_uv
 from torch import Tensor
+
+from flame_encoder.frames import read_image
 
 WINDOW = 256  # pixels per side at most, of the part of a frame that holds the head
 TEXELS = 256  # per side of the albedo
@@ -32,7 +34,7 @@ FLOOR = 0.004  # standard deviation of a perfect match, share of the inter-ocula
 RETURN = 0.01  # how far a match may miss its start when it is looked up backwards, likewise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Windows:
     """The head's part of N frames.
 
@@ -54,7 +56,7 @@ class Windows:
         return ((at >= 0) & (at < torch.from_numpy(frame_size))).all(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Looks:
     """albedo: (T, T, 3) linear, of the head's texture layout. light: (N, 9, 3) radiance in camera axes."""
 
@@ -62,7 +64,7 @@ class Looks:
     light: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matches:
     """Surface points found in N frames: at most P in each.
 
@@ -83,7 +85,9 @@ class Surface:
 
     def __init__(self, head: HeadModel):
         self.head = head if head.vt is not None else with_uv(head)
-        texels = mesh.bake_uv(self.head.vt, self.head.ft, (TEXELS, TEXELS))
+        assert self.head.vt is not None and self.head.ft is not None
+        self.vt, self.ft = self.head.vt, self.head.ft
+        texels = mesh.bake_uv(self.vt, self.ft, (TEXELS, TEXELS))
         self.mask = texels.mask
         self.texel_faces = texels.tri_id[self.mask].long()
         self.texel_bary = texels.bary[self.mask]
@@ -115,17 +119,13 @@ def cut(frames: list[Path], track: Track, vertices: Tensor) -> Windows:
     offset = size / 2 - scale * (low + high) / 2
     images = np.empty((len(frames), size, size, 3), np.uint8)
     for i, path in enumerate(frames):
-        image = cv2.imread(str(path))
-        if image is None:
-            raise InputError(f"{path} is not a readable image; make the frames again")
+        image = read_image(path)
         if scale < 1:
             image = cv2.GaussianBlur(image, (0, 0), 0.4 / scale)
         # OpenCV's pixel centres are whole numbers, ours at +0.5.
         shift = offset[i] + 0.5 * scale - 0.5
         warp = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
-        images[i] = cv2.warpAffine(image, warp, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[
-            ..., ::-1
-        ]
+        images[i] = cv2.warpAffine(image, warp, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return Windows(images, scale, offset)
 
 
@@ -168,7 +168,9 @@ def looks(surface: Surface, windows: Windows, track: Track, vertices: Tensor) ->
     return Looks(mesh.fill_gutter(texture, surface.mask, 8), every.view(-1, 9, 3))
 
 
-def _texel_colours(surface: Surface, windows: Windows, track: Track, vertices: Tensor, i: int):
+def _texel_colours(
+    surface: Surface, windows: Windows, track: Track, vertices: Tensor, i: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Linear colour (n, 3), weight (n,) by sight and slant, and normal (n, 3) of every texel in frame i."""
     head, size = surface.head, windows.images.shape[1]
     points = surface.at(vertices[i], surface.texel_faces, surface.texel_bary)
@@ -212,13 +214,15 @@ def _fit_light(basis: Tensor, albedo: Tensor, colour: Tensor, weight: Tensor, ne
     return torch.stack(light, 1)
 
 
-def draw(surface: Surface, looks: Looks, windows: Windows, track: Track, vertices: Tensor, i: int):
+def draw(
+    surface: Surface, looks: Looks, windows: Windows, track: Track, vertices: Tensor, i: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Frame i's window with the textured head over it (S, S, 3) float in [0, 1], and the head's mask (S, S)."""
     head, size = surface.head, windows.images.shape[1]
     camera = Camera(windows.K(track.K, i), torch.eye(4), size, size)
     rast = mesh.rasterize(camera.clip(vertices[i : i + 1]), head.faces, (size, size))
     normals = mesh.interpolate(mesh.vertex_normals(vertices[i : i + 1], head.faces), rast, head.faces)
-    uv = mesh.interpolate(head.vt[None], rast, head.ft)
+    uv = mesh.interpolate(surface.vt[None], rast, surface.ft)
     seen = rast.mask[0]
     albedo = mesh.texture(looks.albedo[None], uv[0][seen][None, None])
     lit = mesh.shade(albedo, normals[0][seen][None, None], sh=looks.light[i])[0, 0].clamp(0, 1)
@@ -243,7 +247,7 @@ def match(
     errors = []
     rng = np.random.default_rng(0)
     unit = iod * windows.scale
-    lk = dict(winSize=(PATCH, PATCH), maxLevel=levels, criteria=(3, 20, 0.01))
+    lk: dict[str, Any] = {"winSize": (PATCH, PATCH), "maxLevel": levels, "criteria": (3, 20, 0.01)}
     for i in range(n):
         drawing, mask = draw(surface, looks, windows, track, vertices, i)
         frame = windows.images[i].astype(np.float32) / 255
@@ -261,8 +265,8 @@ def match(
         if not len(chosen):
             continue
         start = pixels[chosen].numpy().astype(np.float32) - 0.5
-        there, ok, _ = cv2.calcOpticalFlowPyrLK(a, b, start[:, None], None, **lk)
-        back, ok_back, _ = cv2.calcOpticalFlowPyrLK(b, a, there, None, **lk)
+        there, ok, _ = cv2.calcOpticalFlowPyrLK(a, b, start[:, None], np.empty_like(start[:, None]), **lk)
+        back, ok_back, _ = cv2.calcOpticalFlowPyrLK(b, a, there, np.empty_like(there), **lk)
         missed = np.linalg.norm(back[:, 0] - start, axis=1)
         good = (ok[:, 0] > 0) & (ok_back[:, 0] > 0) & (missed < RETURN * unit)
         found_share[i] = good.mean()

@@ -1,0 +1,135 @@
+"""A trained encoder: its file, and images through it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import recon4d.head
+import torch
+from recon4d.files import InputError, atomic_path
+from recon4d.head import HeadModel
+from recon4d.rotations import from_6d
+from torch import Tensor
+
+from flame_encoder.encoder.crop import CropView, box_of, crops_of, cut_out, image_pose
+from flame_encoder.encoder.network import EidolonEncoder
+from flame_encoder.encoder.vector import Layout
+
+FORMAT = "eidolon-encoder-1"
+SHIPPED = Path(__file__).with_name("shipped.pth")
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A trained encoder with all that its numbers mean.
+
+    Attributes:
+        network: in evaluation mode.
+        head: the head model its coefficients belong to.
+        backbone: name. note: where it comes from.
+    """
+
+    network: EidolonEncoder
+    layout: Layout
+    view: CropView
+    head: HeadModel
+    backbone: str
+    note: str = ""
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, boxes: Tensor | None = None, landmarks: Tensor | None = None) -> dict[str, Tensor]:
+        """The parts of the vector for faces in images.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], sRGB.
+            boxes: (B, 4) left, top, right, bottom of the face from the brows to the chin, pixels.
+            landmarks: (B, 68, 2), instead of boxes. Without either the whole image is the crop.
+
+        Returns:
+            `shape`, `expression`, `global_rot` (6D), `jaw`, `eyes`, `neck`, `transl`, `detail` as in `vector.py`,
+            (B, n), and `crop` (B, 3): left, top, side of the square that was looked at, pixels.
+        """
+        if landmarks is not None:
+            boxes = box_of(landmarks)
+        if boxes is not None:
+            crops = crops_of(boxes)
+        else:
+            height, width = images.shape[-2:]
+            side = max(height, width)
+            crops = images.new_tensor([[(width - side) // 2, (height - side) // 2, side]]).expand(len(images), 3)
+        seen = cut_out(images, crops, self.view.size).to(self.network.mean.device)
+        return self.layout.split(self.network(seen).cpu()) | {"crop": crops}
+
+    def head_pose(self, parts: dict[str, Tensor], K: Tensor) -> tuple[Tensor, Tensor]:
+        """Head-to-camera pose R (B, 3, 3), t (B, 3), metres, OpenCV axes, in images with intrinsics K (3, 3)."""
+        return image_pose(self.head, self.view, from_6d(parts["global_rot"]), parts["transl"], parts["crop"], K)
+
+
+def state_of(network: EidolonEncoder, layout: Layout, view: CropView, head: str, backbone: str) -> dict:
+    """What a file of an encoder holds: plain values and tensors, for `torch.load(weights_only=True)`."""
+    return {
+        "format": FORMAT,
+        "backbone": backbone,
+        "head_model": head,
+        "layout": layout.model_dump(),
+        "view": view.model_dump(),
+        "weights": {name: weight.detach().cpu() for name, weight in network.state_dict().items()},
+    }
+
+
+def halved(state: dict) -> dict:
+    """The same file with weights in half precision and nothing of its training: half the size or less."""
+    kept = {key: state[key] for key in ("format", "backbone", "head_model", "layout", "view")}
+    return kept | {"weights": {k: w.half() if w.is_floating_point() else w for k, w in state["weights"].items()}}
+
+
+def save(path: Path, state: dict) -> None:
+    """Write what `state_of` gives, atomically."""
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def read(path: Path) -> dict:
+    """The content of an encoder's file. Raises InputError for anything else, and unpickles nothing but tensors."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is not a file; give an encoder made by flame-encoder train")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path} is not a readable encoder ({type(error).__name__}); train it again") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError(f"{path} is not an encoder ({FORMAT}); make one with flame-encoder train")
+    return state
+
+
+def load(
+    path: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    head_model: str | Path | None = None,
+    landmark_embedding: str | Path | None = None,
+) -> Encoder:
+    """An encoder from its file; the shipped one when `path` is None.
+
+    Args:
+        head_model: the FLAME file that the encoder was trained with; the open head when None.
+
+    Raises:
+        InputError: a missing or broken file, or another head model than the encoder's; the message names both.
+    """
+    source = Path(path) if path is not None else SHIPPED
+    state = read(source)
+    head = recon4d.head.load(head_model, landmark_embedding)
+    if state["head_model"] != head.name:
+        raise InputError(
+            f"{source} was trained with the head model {state['head_model']}, not {head.name}; "
+            "give that model with --head-model"
+        )
+    layout, view = Layout(**state["layout"]), CropView(**state["view"])
+    network = EidolonEncoder(state["backbone"], "none", layout)
+    try:
+        network.load_state_dict(state["weights"])
+    except RuntimeError as error:
+        raise InputError(
+            f"{source}: its weights do not fit its backbone {state['backbone']}; train it again"
+        ) from error
+    network = network.float().eval().requires_grad_(False).to(device)
+    return Encoder(network, layout, view, head, state["backbone"], state.get("note", ""))

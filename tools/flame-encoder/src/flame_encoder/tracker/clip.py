@@ -1,0 +1,190 @@
+"""Tracking a whole clip: from its landmarks and, where asked, from its images."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from recon4d.files import InputError
+from recon4d.formats.track import Track
+from recon4d.head import HeadModel
+from torch import Tensor
+
+from flame_encoder.frames import frame_paths
+from flame_encoder.report import Log, Progress, Report, unreported, unsaid, unseen
+from flame_encoder.tracker import gaze, initial, observations, photometric, run
+from flame_encoder.tracker.observations import Observations
+from flame_encoder.tracker.photometric import Surface
+from flame_encoder.tracker.points import Rig
+from flame_encoder.tracker.problem import CHUNK, Options, Problem
+
+Start = Callable[[Problem], tuple[Tensor, Tensor]]  # shared and per-frame unknowns to start from
+
+
+class Tracked(NamedTuple):
+    """A track, and how well it fits; see `fit`."""
+
+    track: Track
+    figures: dict
+
+
+def track(
+    frames: str | Path,
+    landmarks: str | Path,
+    out: str | Path,
+    *,
+    head_model: str | Path | None = None,
+    landmark_embedding: str | Path | None = None,
+    person: int = 0,
+    focal: float | None = None,
+    fps: float | None = None,
+    iterations: int = 40,
+    photometric: bool = False,
+    init: str = "pnp",
+    encoder: str | Path | None = None,
+    preview: bool = True,
+    force: bool = False,
+    log: Log = unsaid,
+    progress: Progress = unseen,
+) -> Tracked:
+    """Track one person in a folder of frames; writes track.npz, checkpoint/*.frame and track.json (the figures).
+
+    Args:
+        frames: folder of images. landmarks: folder of `<stem>.npy` (68, 2) or (P, 68, 2), pixels.
+        head_model: a FLAME file with `landmark_embedding` beside it or given; the open head when None.
+        person: whose face, where files hold several: 0 is who is in most frames.
+        focal: focal length in pixels; estimated when None. fps: frames per second; when None of `frames.jsonl`, or 30.
+        iterations: solver steps at most.
+        photometric: refine on the images too.
+        init: where to start: `pnp`, or `encoder`, which replaces wrong landmarks too. encoder: its file; the shipped
+            one when None.
+        preview: write overlay.png and overlay.mp4.
+        force: replace what is there.
+
+    Raises:
+        InputError: input that cannot be read or tracked; an output that exists without `force`.
+    """
+    frames, landmarks, out = Path(frames), Path(landmarks), Path(out)
+    run.check_numbers(focal=focal, fps=fps, iterations=iterations)
+    run.claim(out, preview, force)
+    head, network = run.models(head_model, landmark_embedding, init, encoder)
+    seen = observations.read(frames, landmarks, fps, person)
+    missing = int((~seen.valid).sum())
+    if missing:
+        log(f"{missing} of {len(seen.valid)} frames have no landmarks; they are interpolated and marked")
+    paths, options = frame_paths(frames), Options(focal=focal, iterations=iterations)
+    start: Start = Problem.start
+    replaced = {}
+    if network is not None:
+        seen, wrong = initial.confirmed(seen, network, paths, focal or options.focal_prior * max(seen.image_size))
+        if wrong:
+            log(f"the encoder contradicts the landmarks of {wrong} frames; its own take their place there")
+        start, replaced = partial(initial.encoded, encoder=network, frames=paths), {"replaced": wrong}
+    with progress("track", options.steps(photometric)) as report:
+        found = fit(head, seen, options, paths if photometric else None, start, report)
+    found = found._replace(figures=found.figures | replaced)
+    run.write(out, found.track, found.figures)
+    if preview:
+        run.draw(out, head, found.track, frames, seen.landmarks)
+    return found
+
+
+def fit(
+    head: HeadModel,
+    seen: Observations,
+    options: Options | None = None,
+    frames: list[Path] | None = None,
+    start: Start = Problem.start,
+    report: Report = unreported,
+) -> Tracked:
+    """Fit the head model to the landmarks of a clip and, where `frames` are given, to its images.
+
+    Args:
+        head: with 68 landmarks.
+        seen: N frames of landmarks; at least one must be valid.
+        frames: the N image files, for the photometric stage.
+        start: gives the unknowns to start from: PnP, or `initial.encoded`.
+        report: called with the step and a text as the work goes on.
+
+    Returns:
+        The track, and a dictionary of figures: `mean_px`, `p95_px` (mean and 95th percentile over landmarks and valid
+        frames of the reprojection error), `mean_iod` (the mean in % of the distance between the outer eye corners),
+        `focal`, `interpolated` (frames without landmarks), `jitter_mm` (mean second difference of the face's vertices),
+        `steps`; with `frames` also `photometric_error` (mean absolute difference, of 1, between the drawn head and
+        the frames) and `found` (share of the drawn points in sight that were found), before each round.
+
+    Raises:
+        InputError: no frame with landmarks; a head model without landmarks; an unreadable frame.
+    """
+    options = options or Options()
+    if not seen.valid.any():
+        raise InputError("no frame has landmarks; check them with prep-faces landmarks")
+    problem = Problem(Rig(head), seen, options)
+    g, q = start(problem)
+    g, q, steps = problem.solve(g, q, options.iterations, report)
+    figures: dict = {}
+    if frames is not None:
+        g, q, steps, figures = _refine(problem, g, q, frames, lambda step, text: report(steps + step, text))
+    found = problem.as_track(g, q)
+    errors = problem.errors(g, q)
+    figures = {
+        "mean_px": float(errors.mean()),
+        "p95_px": float(np.percentile(errors, 95)),
+        "mean_iod": float(100 * (errors / seen.iod[seen.valid][:, None]).mean()),
+        "focal": float(np.exp(g[-1])),
+        "interpolated": int((~seen.valid).sum()),
+        "jitter_mm": _jitter(head, found),
+        "steps": steps,
+    } | figures
+    return Tracked(found, figures)
+
+
+def _refine(
+    problem: Problem, g: Tensor, q: Tensor, frames: list[Path], report: Report
+) -> tuple[Tensor, Tensor, int, dict]:
+    """Stage 3: draw the head as it looks, find the drawing in the frames, solve; from coarse to fine."""
+    head, seen, options = problem.rig.head, problem.seen, problem.options
+    surface = Surface(head)
+    problem.surface = problem.rig.points(surface.faces, surface.bary)
+    problem.shares = (options.landmark_share, options.photometric_evidence / photometric.POINTS)
+    iod = float(np.median(seen.iod[seen.valid]))
+    found = problem.as_track(g, q)
+    windows, done = photometric.cut(frames, found, found.vertices(head)), 0
+
+    def after(done: int) -> Report:
+        return lambda step, text: report(done + step, text)
+
+    figures: dict = {"photometric_error": [], "found": []}
+    coarsest = max(options.photometric_levels)
+    for levels in options.photometric_levels:
+        if levels > coarsest:
+            continue
+        found = problem.as_track(g, q)
+        vertices = found.vertices(head)
+        looks = photometric.looks(surface, windows, found, vertices)
+        problem.matches = photometric.match(surface, looks, windows, found, vertices, iod, levels)
+        errors = figures["photometric_error"]
+        settled = len(errors) > 0 and problem.matches.error > 0.95 * errors[-1]
+        errors.append(problem.matches.error)
+        figures["found"].append(float(problem.matches.found.mean()))
+        g, q, steps = problem.solve(g, q, options.photometric_iterations, after(done))
+        done += steps
+        if settled:  # coarse rounds go on only while they help
+            coarsest = min(options.photometric_levels)
+    found = problem.as_track(g, q)
+    measured = gaze.measure(head, windows, found, found.vertices(head), options.gaze_prior_sigma)
+    problem.rig.columns.split(q)["gaze"][:] = problem.smooth_gaze(*measured)
+    return g, q, done, figures
+
+
+def _jitter(head: HeadModel, track: Track) -> float:
+    """Mean length, mm, of the second differences over frames of a sample of the head's vertices; 0 for short clips."""
+    if len(track) < 3:
+        return 0.0
+    total = []
+    for start in range(0, len(track) - 2, CHUNK):
+        v = track.vertices(head, slice(start, start + CHUNK + 2))[:, ::16]
+        total.append((v[2:] - 2 * v[1:-1] + v[:-2]).norm(dim=-1))
+    return 1000 * float(torch.cat(total).mean())

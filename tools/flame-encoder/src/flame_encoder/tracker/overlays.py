@@ -1,0 +1,36 @@
+"""Pictures of a track: the mesh and the landmarks over the frames."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from recon4d.files import InputError
+from recon4d.formats.track import Track
+from recon4d.head import HeadModel
+
+from flame_encoder import drawing
+from flame_encoder.frames import read_image
+
+
+def overlays(head: HeadModel, track: Track, frames: Path, seen: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 RGB with the shaded mesh half over them, its landmarks (red) and the detected (green).
+
+    Args:
+        seen: (N, 68, 2) detected landmarks, NaN where there are none.
+        rows: which frames.
+    """
+    width, height = (int(s) for s in track.image_size)
+    for i in rows:
+        path = frames / track.names[i]
+        image = read_image(path) / 255
+        if image.shape[:2] != (height, width):
+            raise InputError(f"{path} is no longer {width}x{height}; make the frames again")
+        vertices = track.vertices(head, np.array([i]))
+        shading, mask = drawing.shaded(head, vertices, track.K, (height, width))
+        out = np.where(mask[..., None], 0.45 * image + 0.55 * shading, image)
+        out = np.ascontiguousarray((out * 255).round().astype(np.uint8))
+        model = head.landmarks(vertices)[0] @ torch.from_numpy(track.K).T
+        for points, colour in ((seen[i], drawing.GREEN), ((model[:, :2] / model[:, 2:]).numpy(), drawing.RED)):
+            drawing.dot(out, points, colour)
+        yield out
