@@ -23,15 +23,9 @@ from pathlib import Path
 import numpy as np
 import recon4d  # noqa: F401 (before torch, whose threads it tames)
 import torch
-from gaussian_avatar import avatar as avatars
-from gaussian_avatar import capture as captures
-from gaussian_avatar import config as settings
-from gaussian_avatar import learner as learners
-from gaussian_avatar import motion as motions
-from gaussian_avatar import online
-from gaussian_avatar import run as runs
-from gaussian_avatar import stream as streams
-from gaussian_avatar.learner import Batch
+from gaussian_avatar import avatars, captures, learners, motions, online, streams
+from gaussian_avatar.config import load_config
+from gaussian_avatar.learners import Batch
 
 CODE = "import sys; from gaussian_avatar.cli import main; main(sys.argv[1:])"
 CPU = torch.device("cpu")
@@ -155,27 +149,31 @@ def _speed_row(size: int, tex_size: int, options: argparse.Namespace, scratch: P
     folder = scratch / "data" / f"s{size}"
     if not folder.exists():
         command("synth", folder.parent, "--subject", folder.name, "--size", size, "--frames", 40)
-    config = settings.load("cpu-quick", [f"data.image_size={size}", f"model.tex_size={tex_size}"])
-    head = runs.load_head(None)
+    config = load_config("cpu-quick", [f"data.image_size={size}", f"model.tex_size={tex_size}"])
+    head = motions.load_head(None)
     capture = captures.open_capture(folder, size, lambda _: None)
     motion = motions.from_track(capture.track, head)
     images = captures.preload(capture, np.arange(len(capture)))
-    view = avatars.View(motion.world_to_camera, motion.K, size, size)
-    trained = learners.new(config, head, view, motion.inputs.shape[1], 0, CPU)
+    trained = learners.new(config, head, motion.camera, motion.inputs.shape[1], 0, CPU)
 
     def learn(step: int) -> None:
         chosen = torch.arange(10) * 4 + step % 4
         batch = Batch(motion.vertices[chosen], motion.inputs[chosen], images[chosen], torch.rand(10, 3))
-        unpainted = slice(None) if step < 4 else None
-        learners.step(trained, batch, 1000 + 10 * step, 0.1, unpainted)
+        learners.step(trained, batch, 1000 + 10 * step, 0.1, slice(None) if step < 4 else None)
 
     def draw(step: int) -> None:
         chosen = torch.arange(8) * 5 + step % 5
         with torch.no_grad():
             splats, _ = avatars.deform(
-                trained.avatar, head, motion.vertices[chosen], motion.inputs[chosen], view.world_to_camera, True, True
+                trained.avatar,
+                head,
+                motion.vertices[chosen],
+                motion.inputs[chosen],
+                motion.camera.world_to_camera,
+                True,
+                True,
             )
-            avatars.rasterize(splats, view)
+            avatars.rasterize(splats, motion.camera)
 
     training, drawing = (count / _seconds(action, options.repetitions) for action, count in ((learn, 10), (draw, 8)))
     print(f"| {size} | {len(trained.avatar)} | {training:.1f} | {drawing:.1f} |", flush=True)
@@ -196,8 +194,8 @@ def soak(options: argparse.Namespace, scratch: Path) -> None:
     data, name = subject(options, scratch)
     output = scratch / "output"
     output.mkdir()
-    config = settings.load("cpu-online", [f"data.image_size={options.size}"])
-    head = runs.load_head(None)
+    config = load_config("cpu-online", [f"data.image_size={options.size}"])
+    head = motions.load_head(None)
     stream = streams.from_folder(data / name, head, config, CPU, 10**9, lambda _: None)
     until = time.monotonic() + 60 * options.minutes
     arrived: list[int] = []

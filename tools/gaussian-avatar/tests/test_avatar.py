@@ -5,8 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from gaussian_avatar import avatar as avatars
-from gaussian_avatar import model_file
+from gaussian_avatar import avatars, model_file
 from gaussian_avatar.attachment import Attach
 from gaussian_renderer.core import util_gau
 from plyfile import PlyData
@@ -175,7 +174,7 @@ def test_compiled_attachment_is_the_torch_one_with_its_gradients(head):
     for compiled in (False, True):
         leaves = [x.clone().requires_grad_() for x in (local, quats)]
         if compiled:
-            uv = avatars._uv_edges(head, avatar.face_id)
+            uv = avatars.uv_edges(head, avatar.face_id)
             out = Attach.apply(vertices, head.faces[avatar.face_id], avatar.bary, uv, eye, *leaves)
         else:
             out = avatars.attach(avatar, head, vertices, eye, *leaves)
@@ -258,6 +257,29 @@ def test_ply_round_trip_and_layout(head, tmp_path):
     np.testing.assert_allclose(splats.scale, avatar.log_scales.detach().exp(), rtol=1e-5)
     np.testing.assert_allclose(splats.opacity[seen], avatar.opacity_logits.detach().sigmoid()[seen], rtol=1e-5)
     assert not splats.opacity[~seen].any()
+
+
+@pytest.mark.parametrize("hidden", [3, 48, 128, 200])
+def test_a_network_of_any_width_is_read_back(head, tmp_path, hidden):
+    """Also where the file does not say it, as RGBAvatar's and those of the first version."""
+    avatar = avatars.new(head, TEX, INPUTS, 5, hidden, None, 0.5, torch.Generator().manual_seed(0))
+    path = tmp_path / "model.ply"
+    model_file.write_ply(path, avatar)
+    said = f"comment mlp {INPUTS} {hidden} 5\n".encode()
+    assert said in path.read_bytes()
+    for content in (path.read_bytes(), path.read_bytes().replace(said, b"")):
+        path.write_bytes(content)
+        back = model_file.read_ply(path, head, INPUTS)
+        for ours, theirs in zip(back.mlp.parameters(), avatar.mlp.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_moving_an_avatar_leaves_the_one_it_was_made_from(head):
+    avatar = random_avatar(head)
+    moved = avatar.to("meta")
+    assert moved.means.is_meta and all(p.is_meta for p in moved.mlp.parameters())
+    assert not avatar.means.is_meta and not any(p.is_meta for p in avatar.mlp.parameters())
+    assert avatar == avatar and avatar != moved
 
 
 def test_wrong_ply_files(head, tmp_path):

@@ -7,13 +7,14 @@ import av
 import cv2
 import numpy as np
 import pytest
+import roma
 import torch
-from gaussian_avatar import capture as captures
-from gaussian_avatar import config as settings
-from gaussian_avatar import motion as motions
+from gaussian_avatar import captures, motions, synth
+from gaussian_avatar.backgrounds import composite
+from gaussian_avatar.config import load_config
 from recon4d import InputError
 from recon4d.formats import insta
-from recon4d.formats import track as track_format
+from recon4d.formats.track import read as read_track
 
 
 def quiet(_):
@@ -22,7 +23,7 @@ def quiet(_):
 
 def test_synth_writes_what_it_rendered(head, data_dir):
     folder = data_dir / "one"
-    track = track_format.read(folder / "track.npz")
+    track = read_track(folder / "track.npz")
     frames, notes = insta.read(folder, name=track.head_model)
     assert notes == []
     for name in ("expression", "R", "t", "jaw", "eyes", "eyelids", "shape", "K"):
@@ -37,8 +38,8 @@ def test_synth_writes_what_it_rendered(head, data_dir):
         inside = image[..., 3] == 255
         assert np.abs(pictures[i][inside].astype(int) - image[inside][:, 2::-1]).mean() < 12
         # The matte covers the vertices and not much more.
-        points = motion.vertices[i] @ motion.world_to_camera[:3, :3].T + motion.world_to_camera[:3, 3]
-        pixels = (points @ motion.K.T)[:, :2] / points[:, 2:]
+        points = motion.vertices[i] @ motion.camera.world_to_camera[:3, :3].T + motion.camera.world_to_camera[:3, 3]
+        pixels = (points @ motion.camera.K.T)[:, :2] / points[:, 2:]
         rows, columns = np.nonzero(image[..., 3])
         low, high = pixels.min(0).values.numpy(), pixels.max(0).values.numpy()
         assert np.abs(np.array([columns.min(), rows.min()]) - low).max() < 2
@@ -49,16 +50,12 @@ def test_synth_writes_what_it_rendered(head, data_dir):
 
 
 def test_the_same_seed_makes_the_same_person(head):
-    from gaussian_avatar import synth
-
     a, b, c = (synth.random_parameters(head, 30, 64, 25.0, seed) for seed in (1, 1, 2))
     assert np.array_equal(a.shape, b.shape) and np.array_equal(a.R, b.R)
     assert not np.array_equal(a.shape, c.shape)
 
 
 def test_a_capture_that_turns_late(head):
-    from gaussian_avatar import synth
-
     track = synth.random_parameters(head, 100, 64, 25.0, 4, "frontal-then-turn")
     ahead = (motions.AXES @ track.R)[:, :, 2]
     yaw = np.degrees(np.arctan2(ahead[:, 0], ahead[:, 2]))
@@ -67,10 +64,10 @@ def test_a_capture_that_turns_late(head):
 
 
 def test_motion_keeps_the_face_and_frees_the_neck(head, data_dir):
-    track = track_format.read(data_dir / "one" / "track.npz")
+    track = read_track(data_dir / "one" / "track.npz")
     motion = motions.from_track(track, head)
     assert motion.inputs.shape == (24, motions.n_inputs(head))
-    E = motion.world_to_camera
+    E = motion.camera.world_to_camera
     ours = motion.vertices @ E[:3, :3].T + E[:3, 3]
     theirs = track.vertices(head)
     rigid = head.weights[:, 0] < 1e-6
@@ -84,22 +81,20 @@ def test_motion_keeps_the_face_and_frees_the_neck(head, data_dir):
 
 
 def test_a_neck_rotation_is_composed(head, data_dir):
-    import roma
-
-    track = track_format.read(data_dir / "one" / "track.npz")
+    track = read_track(data_dir / "one" / "track.npz")
     neck = roma.rotvec_to_rotmat(torch.tensor([0.1, 0.3, -0.1])).numpy()
     bent = replace(track, neck=np.tile(neck, (24, 1, 1)))
     ours = motions.from_track(bent, head)
-    E = ours.world_to_camera
+    E = ours.camera.world_to_camera
     theirs = bent.vertices(head)
     face = head.weights[:, 0] < 1e-6
     assert ((ours.vertices @ E[:3, :3].T + E[:3, 3])[:, face] - theirs[:, face]).abs().max() < 1e-5
 
 
 def test_orbit_turns_about_the_head(head, data_dir):
-    motion = motions.from_track(track_format.read(data_dir / "one" / "track.npz"), head)
-    cameras = motions.orbit(motion, torch.tensor([0.0, 30.0, -90.0]))
-    torch.testing.assert_close(cameras[0], motion.world_to_camera)
+    motion = motions.from_track(read_track(data_dir / "one" / "track.npz"), head)
+    cameras = motions.orbit(motion, torch.tensor([0.0, 30.0, -90.0])).world_to_camera
+    torch.testing.assert_close(cameras[0], motion.camera.world_to_camera)
     centre = motion.vertices.mean((0, 1))
     for camera in cameras:
         torch.testing.assert_close(camera[:3, :3] @ camera[:3, :3].T, torch.eye(3), atol=1e-5, rtol=0)
@@ -127,7 +122,7 @@ def test_untracked_frames_are_left_out(data_dir):
     valid[[2, 23]] = False
     capture = replace(capture, track=replace(capture.track, valid=valid))
     notes = []
-    chosen = captures.choose_frames(capture, settings.load("offline"), "all", notes.append)
+    chosen = captures.choose_frames(capture, load_config("offline"), "all", notes.append)
     assert len(chosen) == 22 and not {2, 23} & set(chosen.tolist())
     assert any("2 frames without a track" in note for note in notes)
 
@@ -145,7 +140,7 @@ def test_images_are_reduced_with_their_mask(tmp_path):
     whole = captures.read_image(tmp_path / "a.png", 64, 64, (64, 64))
     np.testing.assert_array_equal(whole, image[..., [2, 1, 0, 3]])
     background = torch.tensor([[1.0, 0.0, 0.5]])
-    target, mask = captures.composite(torch.from_numpy(whole)[None], background)
+    target, mask = composite(torch.from_numpy(whole)[None], background)
     torch.testing.assert_close(target[0, 0, 0], background[0])
     torch.testing.assert_close(target[0, 32, 32], torch.full((3,), 200 / 255))
     assert mask.max() == 1 and mask.min() == 0

@@ -16,7 +16,9 @@ import pytest
 import yaml
 from gaussian_avatar.cli import main
 from plyfile import PlyData
-from recon4d.formats import track as track_format
+from recon4d.formats.track import Track
+from recon4d.formats.track import read as read_track
+from recon4d.head import load
 from scipy.spatial.transform import Rotation
 
 QUICK = ["--preset", "cpu-quick"] + [
@@ -87,7 +89,7 @@ def test_import(trained, broken, capfd):
         main(["import", str(trained[0] / "data/me")])
     found = json.loads(capfd.readouterr().out)
     assert stop.value.code == 0 and (found["frames"], found["tracked"], found["width"]) == (14, 14, 64)
-    track = track_format.read(trained[0] / "data/me/track.npz")
+    track = read_track(trained[0] / "data/me/track.npz")
     # Yaw about the vertical axis, to the person's left, as SciPy takes it from the rotation.
     yaw = Rotation.from_matrix(np.diag([1.0, -1, -1]) @ track.R).as_euler("YXZ", degrees=True)[:, 0]
     assert (found["yaw_from"], found["yaw_to"]) == pytest.approx((yaw.min(), yaw.max()), abs=0.01)
@@ -119,10 +121,10 @@ def test_metrics(trained):
 def test_fitted_poses_undo_a_wrong_track(trained, tmp_path, capfd):
     """The held-out poses turned by three degrees: the metrics fall, those with fitted poses do not."""
     shutil.copytree(trained[0] / "output/me/w", tmp_path / "me/w")
-    track = track_format.read(tmp_path / "me/w/track.npz")
+    track = read_track(tmp_path / "me/w/track.npz")
     R = track.R.copy()
     R[12:] = R[12:] @ Rotation.from_euler("y", 3, degrees=True).as_matrix().astype(np.float32)
-    track_format.Track(**(vars(track) | {"R": R})).write(tmp_path / "me/w/track.npz")
+    Track(**(vars(track) | {"R": R})).write(tmp_path / "me/w/track.npz")
     with pytest.raises(SystemExit):
         main(["metrics", "--subject", "me", "--work-name", "w", "--output-dir", str(tmp_path), "--refine-pose"])
     means = json.loads(capfd.readouterr().out)
@@ -147,9 +149,9 @@ def test_render(trained, capfd):
     assert turn[31] > 3 and turn[94] > 3 and turn[-1] < 0.5 * turn[31]
 
     # Another track, here the same backwards; RGBA.
-    track = track_format.read(folder / "data/me/track.npz")
+    track = read_track(folder / "data/me/track.npz")
     order = np.arange(14)[::-1]
-    track_format.Track(
+    Track(
         **{
             k: (v[order] if getattr(v, "ndim", 0) and len(v) == 14 and k != "names" else v)
             for k, v in vars(track).items()
@@ -247,9 +249,9 @@ def test_options_that_do_not_fit(trained, tmp_path, capfd):
     assert "--split 99 leaves no frame" in refused(capfd, "metrics", *run_w, "--split", 99)
     assert "--data-dir" in refused(capfd, "metrics", *run_w, "--data-dir", tmp_path)
     assert "does not exist" in refused(capfd, "render", *run_w, "--track", tmp_path / "no.npz")
-    track = track_format.read(folder / "data/me/track.npz")
+    track = read_track(folder / "data/me/track.npz")
     wide = np.zeros((14, 400), np.float32)
-    track_format.Track(**(vars(track) | {"expression": wide})).write(tmp_path / "flame.npz")
+    Track(**(vars(track) | {"expression": wide})).write(tmp_path / "flame.npz")
     assert "400 expression coefficients" in refused(capfd, "render", *run_w, "--track", tmp_path / "flame.npz")
     assert "must be even" in refused(capfd, "synth", tmp_path / "s", "--size", 65)
     assert not (tmp_path / "s").exists()
@@ -257,9 +259,7 @@ def test_options_that_do_not_fit(trained, tmp_path, capfd):
 
 def test_a_flame_file_can_drive_it(trained, tmp_path):
     """The whole way on another head model: a FLAME-format npz without eyelids, albedo or expression names."""
-    from recon4d import head as heads
-
-    head = heads.load()
+    head = load()
     path: Path = tmp_path / "generic_model.npz"
     parents = np.array([4294967295, 0, 1, 1, 1], np.int64)
     directions = np.concatenate([head.shapedirs[:, :, :10].numpy(), head.expressiondirs[:, :, :12].numpy()], 2)

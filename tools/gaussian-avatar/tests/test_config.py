@@ -1,21 +1,22 @@
 """Configs: the presets, and what is wrong with others."""
 
 import pytest
-from gaussian_avatar import config as settings
+from gaussian_avatar.config import PRESETS, load_config
 from recon4d import InputError
+from recon4d.settings import write
 
 
 def test_presets_load_and_repeat_from_what_is_written(tmp_path):
-    for name in settings.PRESETS:
-        config = settings.load(name, ["train.iterations=70", "train.rates.mlp=2e-3"], seed=5)
+    for name in PRESETS:
+        config = load_config(name, ["train.iterations=70", "train.rates.mlp=2e-3"], seed=5)
         assert (config.train.iterations, config.train.rates.mlp, config.seed) == (70, 0.002, 5)
-        settings.write(tmp_path / "config.yaml", config)
-        assert settings.load(tmp_path / "config.yaml") == config
+        write(tmp_path / "config.yaml", config)
+        assert load_config(tmp_path / "config.yaml") == config
 
 
 def test_offline_is_also_what_an_empty_config_means(tmp_path):
     (tmp_path / "empty.yaml").write_text("")
-    assert settings.load(tmp_path / "empty.yaml") == settings.load("offline")
+    assert load_config(tmp_path / "empty.yaml") == load_config("offline")
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_wrong_files_name_the_key(tmp_path, text, message):
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
-        settings.load(path)
+        load_config(path)
     assert str(path) in str(caught.value)
 
 
@@ -46,9 +47,9 @@ def test_wrong_overrides(tmp_path, override, message):
     path = tmp_path / "fine.yaml"
     path.write_text("seed: 3")
     with pytest.raises(InputError, match=message):
-        settings.load(path, [override])
+        load_config(path, [override])
 
 
 def test_missing_file():
     with pytest.raises(InputError, match="neither a file nor one of offline, cpu-quick"):
-        settings.load("nothing.yaml")
+        load_config("nothing.yaml")

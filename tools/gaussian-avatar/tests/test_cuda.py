@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from gaussian_avatar import avatar as avatars
-from gaussian_avatar import capture as captures
-from gaussian_avatar import config as settings
-from gaussian_avatar import model_file, training
-from gaussian_avatar import motion as motions
+from gaussian_avatar import avatars, captures, model_file, motions, training
+from gaussian_avatar.backgrounds import composite
+from gaussian_avatar.config import load_config
 
 pytestmark = [
     pytest.mark.cuda,
@@ -17,7 +15,7 @@ OPTIONS = ["model.tex_size=40", "train.batch_size=5", "train.iterations=400", "t
 
 
 def test_renders_agree_after_training_on_the_gpu(head, data_dir, tmp_path):
-    config = settings.load("cpu-quick", OPTIONS)
+    config = load_config("cpu-quick", OPTIONS)
     capture = captures.open_capture(data_dir / "one", None, lambda _: None)
     motion = motions.from_track(capture.track, head)
     frames = np.arange(20)
@@ -25,11 +23,11 @@ def test_renders_agree_after_training_on_the_gpu(head, data_dir, tmp_path):
     images = captures.preload(capture, frames, pin=True)
     training.train(config, capture, motion, head, frames, images, tmp_path, cuda, log=lambda _: None)
     avatar = model_file.read_ply(tmp_path / "model.ply", head, motion.inputs.shape[1])
-    view = avatars.View(motion.world_to_camera, motion.K, motion.width, motion.height)
-    on_gpu = avatars.View(view.world_to_camera.cuda(), view.K.cuda(), view.width, view.height)
+    camera = motion.camera
+    on_gpu = camera.to("cuda")
     pictures = []
     for model, shape, look, device in (
-        (avatar, head, view, "cpu"),
+        (avatar, head, camera, "cpu"),
         (avatar, head.to("cuda"), on_gpu, "cuda"),
     ):
         with torch.no_grad():
@@ -43,6 +41,6 @@ def test_renders_agree_after_training_on_the_gpu(head, data_dir, tmp_path):
             )
             pictures.append(avatars.rasterize(splats, look)[0].cpu())
     assert (pictures[0] - pictures[1]).abs().mean() < 1e-3
-    truth, mask = captures.composite(captures.preload(capture, np.arange(20, 24)), torch.zeros(4, 3))
+    truth, mask = composite(captures.preload(capture, np.arange(20, 24)), torch.zeros(4, 3))
     error = ((pictures[1] - truth).square() * mask).sum() / (3 * mask.sum())
     assert -10 * float(error.log10()) > 24

@@ -9,15 +9,12 @@ import gsply
 import numpy as np
 import pytest
 import torch
-from gaussian_avatar import avatar as avatars
-from gaussian_avatar import config as settings
-from gaussian_avatar import export as exports
-from gaussian_avatar import model_file
-from gaussian_avatar import motion as motions
-from gaussian_avatar import run as runs
+from gaussian_avatar import avatars, exports, model_file, motions, runs
 from gaussian_avatar.cli import main
+from gaussian_avatar.config import load_config
 from recon4d import InputError, splat
-from recon4d.formats import track as track_format
+from recon4d.formats.track import read as read_track
+from recon4d.settings import write
 from safetensors.torch import load_file, save_file
 
 
@@ -26,9 +23,9 @@ def folder(head, data_dir, tmp_path_factory):
     """A run whose avatar has random attributes and a random basis."""
     folder = tmp_path_factory.mktemp("output") / "one/w"
     folder.mkdir(parents=True)
-    track = track_format.read(data_dir / "one/track.npz")
+    track = read_track(data_dir / "one/track.npz")
     track.write(folder / "track.npz")
-    settings.write(folder / "config.yaml", settings.load("cpu-quick", data_dir=str(data_dir)))
+    write(folder / "config.yaml", load_config("cpu-quick", data_dir=str(data_dir)))
     generator = torch.Generator().manual_seed(0)
     avatar = avatars.new(head, 48, motions.n_inputs(head), 5, 16, None, 0.9, generator)
     changed = {}
@@ -53,20 +50,19 @@ def test_static_file_shows_the_frame(run, tmp_path):
     motion = run.motion
     with torch.no_grad():
         splats, _ = avatars.deform(
-            run.avatar, run.head, motion.vertices[7:8], motion.inputs[7:8], motion.world_to_camera
+            run.avatar, run.head, motion.vertices[7:8], motion.inputs[7:8], motion.camera.world_to_camera
         )
-        view = avatars.View(motion.world_to_camera, motion.K, motion.width, motion.height)
-        expected, _ = avatars.rasterize(splats, view)
+        expected, _ = avatars.rasterize(splats, motion.camera)
         found, _, _ = splat.rasterize(
             gaussians.means,
             gaussians.quats,
             gaussians.scales,
             gaussians.opacities,
             gaussians.sh,
-            motion.world_to_camera[None],
-            motion.K[None],
-            motion.width,
-            motion.height,
+            motion.camera.world_to_camera[None],
+            motion.camera.K[None],
+            motion.camera.width,
+            motion.camera.height,
             sh_degree=0,
         )
     assert expected.max() > 0.5 and (found - expected).abs().max() < 2e-3

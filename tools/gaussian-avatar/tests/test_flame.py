@@ -7,10 +7,7 @@ import pytest
 import roma
 import torch
 from flame_files import flame_arrays, write_flame_pickle
-from gaussian_avatar import avatar as avatars
-from gaussian_avatar import model_file
-from gaussian_avatar import motion as motions
-from gaussian_avatar import run as runs
+from gaussian_avatar import avatars, model_file, motions
 from plyfile import PlyData, PlyElement
 from recon4d.formats.track import Track
 
@@ -58,7 +55,7 @@ def some_track(n=4):
 
 def test_its_own_texture_coordinates_are_used(flame):
     path, vt, ft = flame
-    head = runs.load_head(str(path))
+    head = motions.load_head(str(path))
     np.testing.assert_array_equal(head.vt, vt)
     np.testing.assert_array_equal(head.ft, ft)
     face_id, bary = avatars.bind(head, 32)
@@ -67,19 +64,19 @@ def test_its_own_texture_coordinates_are_used(flame):
 
 
 def test_the_head_s_rotation_moves_to_the_neck(flame):
-    head = runs.load_head(str(flame[0]))
+    head = motions.load_head(str(flame[0]))
     track = some_track()
     motion = motions.from_track(track, head)
     assert motion.inputs.shape == (4, INPUTS) and motions.n_inputs(head) == INPUTS
     # The pose correctives see the neck turn, which a global rotation is not: without them both ways are the same.
     plain = replace(head, posedirs=torch.zeros_like(head.posedirs))
     motion = motions.from_track(track, plain)
-    camera = motion.vertices @ motion.world_to_camera[:3, :3].T + motion.world_to_camera[:3, 3]
+    camera = motion.vertices @ motion.camera.world_to_camera[:3, :3].T + motion.camera.world_to_camera[:3, 3]
     assert (camera - track.vertices(plain)).abs().max() < 1e-5
 
 
 def test_eyelids_move_the_lids_of_a_model_that_has_them(flame):
-    head = runs.load_head(str(flame[0]))
+    head = motions.load_head(str(flame[0]))
     lids = torch.zeros(len(head.v_template), 3, 2)
     lids[5, 1, 0], lids[9, 1, 1] = -0.01, -0.02
     track = some_track()
@@ -94,7 +91,7 @@ def test_eyelids_move_the_lids_of_a_model_that_has_them(flame):
 
 def test_a_file_of_rgbavatar_loads_and_renders(flame, tmp_path):
     """Its documented property list, written property by property, with an MLP of the paper's size in float32."""
-    head = runs.load_head(str(flame[0]))
+    head = motions.load_head(str(flame[0]))
     rng = np.random.default_rng(2)
     count = INPUTS * HIDDEN + HIDDEN + HIDDEN * HIDDEN + HIDDEN + HIDDEN * K + K
     n = count + 100
@@ -129,8 +126,8 @@ def test_a_file_of_rgbavatar_loads_and_renders(flame, tmp_path):
     assert len(avatar) == n and int((~avatar.seen).sum()) == 50
     motion = motions.from_track(some_track(), head)
     with torch.no_grad():
-        splats, weights = avatars.deform(avatar, head, motion.vertices, motion.inputs, motion.world_to_camera)
-        image, alpha = avatars.rasterize(splats, avatars.View(motion.world_to_camera, motion.K, 96, 96))
+        splats, weights = avatars.deform(avatar, head, motion.vertices, motion.inputs, motion.camera.world_to_camera)
+        image, alpha = avatars.rasterize(splats, motion.camera)
     hidden = motion.inputs.double().numpy()
     for i in (0, 2, 4):
         hidden = hidden @ parameters[i].T + parameters[i + 1]

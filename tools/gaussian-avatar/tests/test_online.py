@@ -9,15 +9,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from gaussian_avatar import avatar as avatars
-from gaussian_avatar import config as settings
-from gaussian_avatar import online
-from gaussian_avatar import run as runs
-from gaussian_avatar import stream as streams
+from gaussian_avatar import avatars, evaluation, online, runs, streams
 from gaussian_avatar.cli import main
+from gaussian_avatar.config import load_config
+from gaussian_avatar.running_mean import follow
 from recon4d import InputError
-from recon4d.formats import track as track_format
 from recon4d.formats import track_stream
+from recon4d.formats.track import read as read_track
+from recon4d.settings import write
 
 CPU = torch.device("cpu")
 SMALL = [
@@ -33,17 +32,15 @@ SMALL = [
 
 
 def stream_training(head, folder, output, images_per_frame, *more, repeat=1, resume=False):
-    config = settings.load("cpu-online", [*SMALL, *more])
+    config = load_config("cpu-online", [*SMALL, *more])
     output.mkdir(exist_ok=True)
-    settings.write(output / "config.yaml", config)
+    write(output / "config.yaml", config)
     stream = streams.from_folder(folder, head, config, CPU, repeat, lambda _: None)
     arrivals = streams.in_step(stream.frames, images_per_frame / 5)
     return online.train(config, head, arrivals, stream, output, CPU, resume, log=lambda _: None)
 
 
 def held_out_psnr(folder, output):
-    from gaussian_avatar import evaluation
-
     run = runs.open_run(output, CPU)
     frames = runs.held_out(run, None, lambda _: None)
     return float(evaluation.measure(run, frames, runs.pictures(run, folder), lambda _: None)["psnr"].mean())
@@ -77,7 +74,7 @@ def test_following_an_avatar(head):
     avatar.seen[:3] = True
     shown.seen[:2] = True
     weights = [x.detach().clone() for x in (shown.mlp[0].weight, avatar.mlp[0].weight)]
-    online.follow(shown, avatar, 0.25)
+    follow(shown, avatar, 0.25)
     assert (shown.means == 0.25).all() and shown.sh0[:, 0].tolist()[:4] == [0.5, 0.5, 2.0, 0.5]
     assert torch.equal(shown.seen, avatar.seen)
     torch.testing.assert_close(shown.mlp[0].weight.detach(), 0.75 * weights[0] + 0.25 * weights[1])
@@ -93,6 +90,7 @@ def test_it_learns_while_frames_arrive(head, data_dir, tmp_path):
     assert len(sample) == len(newest) == 100 and newest == [step // 5 for step in range(100)]
     assert all(max(frames) <= last and len(set(frames)) == len(frames) for frames, last in zip(sample, newest))
     assert sum(map(len, sample)) == result.images
+    assert torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["images"] == result.images
     assert (tmp_path / "a" / "speed.txt").read_text().startswith("Training FPS: ")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(
         ["checkpoint.pt", "config.yaml", "model.ply", "sample.txt", "speed.txt", "step2frame.txt", "track.npz"]
@@ -113,19 +111,19 @@ def test_a_long_stream_keeps_no_more_than_its_pools(head, data_dir, tmp_path):
     for frames, last in zip(sample, newest):
         assert sum(frame > last - 6 for frame in frames) >= len(frames) - 5 and max(frames) <= last
     assert len({frame for frames in sample for frame in frames}) == result.used
-    assert len(track_format.read(tmp_path / "a/track.npz")) == 24  # not once per showing
+    assert len(read_track(tmp_path / "a/track.npz")) == 24  # not once per showing
 
 
 def test_previews_are_whole_runs(head, data_dir, tmp_path, monkeypatch):
     """What is written on the way can be opened as a run at any time."""
     opened = []
-    publish = online._publish
+    publish = online.publish
 
     def and_open(output, learner, stream):
         publish(output, learner, stream)
         opened.append(len(runs.open_run(output, CPU).avatar))
 
-    monkeypatch.setattr(online, "_publish", and_open)
+    monkeypatch.setattr(online, "publish", and_open)
     result = stream_training(head, data_dir / "one", tmp_path / "a", 5, "train.preview_seconds=1e-6")
     assert opened == [result.gaussians] * (20 + 1)  # each step, and the end
 
@@ -134,7 +132,7 @@ def test_what_can_not_be_streamed(head, data_dir, tmp_path):
     with pytest.raises(InputError, match="refine_pose is for train-offline"):
         stream_training(head, data_dir / "one", tmp_path, 5, "train.refine_pose=true")
     with pytest.raises(InputError, match="force_local and force_global exclude each other"):
-        settings.load("online", ["online.force_local=true", "online.force_global=true"])
+        load_config("online", ["online.force_local=true", "online.force_global=true"])
     with pytest.raises(InputError, match="needs about"):
         stream_training(head, data_dir / "one", tmp_path, 5, "model.tex_size=60000")
 
@@ -154,7 +152,7 @@ def refused(capfd, *args):
 
 def test_a_tracker_s_pipe(data_dir, tmp_path, words, capfd):
     """Pictures and masks apart, frames through stdin of a process, by the clock of the pipe."""
-    track = track_format.read(data_dir / "one/track.npz")
+    track = read_track(data_dir / "one/track.npz")
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
     for name in track.names:
@@ -170,7 +168,7 @@ def test_a_tracker_s_pipe(data_dir, tmp_path, words, capfd):
     assert done.returncode == 0, done.stderr
     assert '"frames": 24' in done.stdout and '"post_images": 300' in done.stdout
     assert list((tmp_path / "me/w").glob("events.out.tfevents.*"))
-    found = track_format.read(tmp_path / "me/w/track.npz")
+    found = read_track(tmp_path / "me/w/track.npz")
     np.testing.assert_allclose(found.expression, track.expression)
     # Metrics find the pictures again, and say that they are no test.
     with pytest.raises(SystemExit) as stop:

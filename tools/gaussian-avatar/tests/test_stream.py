@@ -10,14 +10,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from gaussian_avatar import config as settings
-from gaussian_avatar import motion as motions
-from gaussian_avatar import stream as streams
+from gaussian_avatar import motions, streams
+from gaussian_avatar.config import load_config
 from recon4d import InputError
-from recon4d.formats import track as track_format
 from recon4d.formats import track_stream
+from recon4d.formats.track import read as read_track
 
-CONFIG = settings.load("cpu-online", ["online.image_wait=0"])
+CONFIG = load_config("cpu-online", ["online.image_wait=0"])
 
 
 def test_a_slow_taker_loses_nothing():
@@ -93,7 +92,7 @@ def test_pace_by_work():
 @pytest.mark.parametrize("preload", [True, False])
 def test_a_folder_streams_its_split(head, data_dir, preload):
     notes = []
-    config = settings.load("cpu-online", [f"data.preload={str(preload).lower()}"])
+    config = load_config("cpu-online", [f"data.preload={str(preload).lower()}"])
     stream = streams.from_folder(data_dir / "one", head, config, torch.device("cpu"), 2, notes.append)
     items = list(stream.frames)
     assert stream.count == len(items) == 40 and len(stream.track()) == 24  # 20 of 24 frames, twice
@@ -101,10 +100,10 @@ def test_a_folder_streams_its_split(head, data_dir, preload):
     assert [frame.name for _, frame in items[:2]] == [frame.name for _, frame in items[20:22]]
     motion = motions.from_track(stream.track(), head)
     for i in (0, 7, 19):
-        view, frame = items[i]
+        camera, frame = items[i]
         torch.testing.assert_close(frame.vertices, motion.vertices[i])
         torch.testing.assert_close(frame.inputs, motion.inputs[i])
-        torch.testing.assert_close(view.world_to_camera, motion.world_to_camera)
+        torch.testing.assert_close(camera.world_to_camera, motion.camera.world_to_camera)
         image = cv2.imread(str(data_dir / "one/images" / frame.name), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(frame.pixels, image[..., [2, 1, 0, 3]])
 
@@ -117,7 +116,7 @@ def lines(track):
 
 @pytest.fixture
 def track(data_dir):
-    return track_format.read(data_dir / "one/track.npz").take(slice(0, 6))
+    return read_track(data_dir / "one/track.npz").take(slice(0, 6))
 
 
 def test_a_pipe_streams_the_same(head, data_dir, track):
@@ -130,7 +129,7 @@ def test_a_pipe_streams_the_same(head, data_dir, track):
     assert [frame.index for _, frame in items] == [0, 1, 2, 3]
     motion = motions.from_track(track, head)
     torch.testing.assert_close(items[1][1].vertices, motion.vertices[3], atol=1e-6, rtol=0)
-    torch.testing.assert_close(items[1][0].world_to_camera, motion.world_to_camera)
+    torch.testing.assert_close(items[1][0].world_to_camera, motion.camera.world_to_camera)
     assert stream.track().names.tolist() == track.names.tolist()  # those passed over are in the track
 
 
@@ -143,7 +142,7 @@ def test_pictures_with_masks_and_late_ones(head, data_dir, track, tmp_path):
         cv2.imwrite(str(tmp_path / "ready" / str(name)), image[..., 3])
     (tmp_path / "ready" / "00000.png").rename(tmp_path / "masks" / "00000.png")
     places = [f"online.images={tmp_path / 'images'}", f"online.masks={tmp_path / 'masks'}"]
-    patient = settings.load("cpu-online", [*places, "online.image_wait=60"])
+    patient = load_config("cpu-online", [*places, "online.image_wait=60"])
     stream = streams.from_pipe(lines(track.take([0, 1])), tmp_path, head, patient)
     late = threading.Timer(0.2, (tmp_path / "ready" / "00001.png").rename, [tmp_path / "masks" / "00001.png"])
     late.start()
@@ -151,7 +150,7 @@ def test_pictures_with_masks_and_late_ones(head, data_dir, track, tmp_path):
         np.testing.assert_array_equal(frame.pixels, image[..., [2, 1, 0, 3]])
 
     def refused(message, *changes):
-        config = settings.load("cpu-online", [*places, "online.image_wait=0", *changes])
+        config = load_config("cpu-online", [*places, "online.image_wait=0", *changes])
         with pytest.raises(InputError, match=message):
             list(streams.from_pipe(lines(track.take([0, 1])), tmp_path, head, config).frames)
 

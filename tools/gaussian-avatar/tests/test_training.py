@@ -5,13 +5,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gaussian_avatar import avatar as avatars
-from gaussian_avatar import box_means, learner, losses, memory, model_file, training, unseen
-from gaussian_avatar import capture as captures
-from gaussian_avatar import config as settings
-from gaussian_avatar import motion as motions
+from gaussian_avatar import (
+    avatars,
+    box_means,
+    captures,
+    evaluation,
+    exports,
+    learners,
+    losses,
+    memory,
+    model_file,
+    motions,
+    rendering,
+    runs,
+    training,
+    unseen,
+)
+from gaussian_avatar.backgrounds import composite, random_backgrounds
+from gaussian_avatar.config import Losses, load_config
 from plyfile import PlyData
 from recon4d import InputError, metrics
+from recon4d.runs import batch_places
 from scipy.spatial.transform import Rotation
 
 SMALL = [
@@ -25,7 +39,7 @@ SMALL = [
 
 
 def small_config(*more):
-    return settings.load("cpu-quick", [*SMALL, *more])
+    return load_config("cpu-quick", [*SMALL, *more])
 
 
 def prepared(head, data_dir, config, split="train"):
@@ -46,14 +60,14 @@ def run_training(head, data_dir, output, config, log=lambda _: None, resume=Fals
 def held_out_psnr(head, data_dir, folder, config):
     _, motion, frames, images = prepared(head, data_dir, config, "test")
     avatar = model_file.read_ply(folder / "model.ply", head, motion.inputs.shape[1])
-    view = avatars.View(motion.world_to_camera, motion.K, motion.width, motion.height)
+    camera = motion.camera
     black = torch.zeros(len(frames), 3)
-    target, mask = captures.composite(images, black)
+    target, mask = composite(images, black)
     with torch.no_grad():
         splats, _ = avatars.deform(
-            avatar, head, motion.vertices[frames], motion.inputs[frames], view.world_to_camera, one_sided=True
+            avatar, head, motion.vertices[frames], motion.inputs[frames], camera.world_to_camera, one_sided=True
         )
-        image, _ = avatars.rasterize(splats, view, black)
+        image, _ = avatars.rasterize(splats, camera, black)
     return float(metrics.psnr(*(x.permute(0, 3, 1, 2) for x in (image, target, mask))).mean())
 
 
@@ -92,6 +106,7 @@ def test_resuming_equals_never_stopping(head, data_dir, tmp_path):
     lines = []
     result = run_training(head, data_dir, tmp_path / "parts", config, log=lines.append, resume=True)
     assert lines[0] == "resumed at image 120" and result.images == 200
+    assert torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["images"] == 200
     whole, parts = (PlyData.read(tmp_path / name / "model.ply")["vertex"].data for name in ("whole", "parts"))
     for name in whole.dtype.names:
         scale = np.abs(whole[name]).max() + 1e-6
@@ -116,20 +131,20 @@ def test_initial_colours_against_a_dense_composite(head, data_dir):
     config = small_config("model.tex_size=20")
     _, motion, frames, images = prepared(head, data_dir, config)
     frames, images = frames[:2], images[:2]
-    size = motion.width
+    size = motion.camera.width
     generator = torch.Generator().manual_seed(0)
     avatar = avatars.new(head, 20, motion.inputs.shape[1], 2, 8, 0.006, 0.5, generator)
     splats, _ = avatars.deform(
-        avatar, head, motion.vertices[frames], motion.inputs[frames], motion.world_to_camera, blend=False
+        avatar, head, motion.vertices[frames], motion.inputs[frames], motion.camera.world_to_camera, blend=False
     )
-    view = avatars.View(motion.world_to_camera, motion.K, size, size)
-    colours, weights = learner.covered_colours(splats, view, images)
+    camera = motion.camera
+    colours, weights = learners.covered_colours(splats, camera, images)
 
     # EWA projection and front-to-back compositing of every Gaussian at every pixel, in float64.
     centres = torch.arange(size).double() + 0.5
     pixels = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1).view(-1, 2)
     sums, totals = torch.zeros(len(avatar), 3).double(), torch.zeros(len(avatar)).double()
-    E, K = motion.world_to_camera.double(), motion.K.double()
+    E, K = motion.camera.world_to_camera.double(), motion.camera.K.double()
     for b in range(len(frames)):
         points = splats.means[b].double() @ E[:3, :3].T + E[:3, 3]
         x, y, z = points.unbind(-1)
@@ -157,19 +172,19 @@ def test_initial_colours_against_a_dense_composite(head, data_dir):
     expected = sums[seen] / totals[seen, None]
     assert (colours[seen].double() - expected).abs().max() < 0.02
 
-    assert learner.initialise_colours(avatar, splats, view, images, 0.1, paint=False)
+    assert learners.initialise_colours(avatar, splats, camera, images, 0.1, paint=False)
     assert not avatar.sh0.any() and torch.equal(avatar.seen, weights > 0.1)
     avatar.seen[:] = False
-    fresh = learner.initialise_colours(avatar, splats, view, images, 0.1)
+    fresh = learners.initialise_colours(avatar, splats, camera, images, 0.1)
     assert fresh and torch.equal(avatar.seen, weights > 0.1)
     torch.testing.assert_close(0.5 + avatars.SH0 * avatar.sh0[avatar.seen], colours[avatar.seen])
     assert not avatar.sh0[~avatar.seen].any()
-    assert not learner.initialise_colours(avatar, splats, view, images, 0.1)  # once only
+    assert not learners.initialise_colours(avatar, splats, camera, images, 0.1)  # once only
 
 
 def test_position_rate_is_the_papers():
-    rates = settings.load("offline").train.rates
-    start, middle, end, after = (learner.learning_rates(rates, n, n / 50000) for n in (0, 15000, 30000, 50000))
+    rates = load_config("offline").train.rates
+    start, middle, end, after = (learners.learning_rates(rates, n, n / 50000) for n in (0, 15000, 30000, 50000))
     assert start["means"] == pytest.approx(8e-4) and middle["means"] == pytest.approx(8e-5)
     assert end["means"] == after["means"] == pytest.approx(8e-6)
     assert start["mean_basis"] == pytest.approx(0.05 * 8e-4)
@@ -177,15 +192,15 @@ def test_position_rate_is_the_papers():
     assert (after["opacity_logits"], after["log_scales"], after["quats"]) == (0.25, 0.025, 0.005)
     assert (after["sh0"], after["mlp"]) == (0.0125, 0.001)
     delayed = rates.model_copy(update={"position_delay_images": 1000})
-    assert learner.learning_rates(delayed, 0, 0.0)["means"] == pytest.approx(8e-6)
+    assert learners.learning_rates(delayed, 0, 0.0)["means"] == pytest.approx(8e-6)
 
 
 def test_each_pass_shows_every_frame_once():
-    shown = np.concatenate([training.batch_frames(step, 4, 10, seed=1) for step in range(5)])
+    shown = np.concatenate([batch_places(step, 4, 10, seed=1) for step in range(5)])
     assert sorted(shown[:10]) == sorted(shown[10:]) == list(range(10))
     assert list(shown[:10]) != list(shown[10:])
-    assert (training.batch_frames(3, 4, 10, seed=1) == shown[12:16]).all()
-    assert not torch.equal(training.backgrounds(0, 3, 1), training.backgrounds(1, 3, 1))
+    assert (batch_places(3, 4, 10, seed=1) == shown[12:16]).all()
+    assert not torch.equal(random_backgrounds(0, 3, 1), random_backgrounds(3, 3, 1))
 
 
 def test_loss_terms(head):
@@ -195,7 +210,7 @@ def test_loss_terms(head):
     alpha, mask = (torch.rand(2, 32, 32, 1, generator=generator) for _ in range(2))
     weights = torch.tensor([[1.0, -2.0, 0.0]])
     avatar.mean_basis[0], avatar.mean_basis[1] = 1.0, 2.0  # parallel; the rest is zero
-    weighted = settings.Losses(
+    weighted = Losses(
         ssim=2.0,
         alpha=1.0,
         sparsity=3.0,
@@ -233,7 +248,7 @@ def test_loss_terms(head):
     peer = (2 * ma * mb + 1e-4) * (2 * covariance + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
     assert float(terms["ssim"]) == pytest.approx(2 * (1 - peer.mean()), abs=1e-4)
     avatar.log_scales.copy_(base + torch.tensor([-2.0, 1.0, -3.0]))  # too short, long enough, thin
-    only = settings.Losses(cover=1.0)
+    only = Losses(cover=1.0)
     terms = losses.loss_terms(avatar, weights, image, alpha, target, mask, only, 0, base, pairs)
     assert set(terms) == {"l1", "cover"} and float(terms["cover"]) == pytest.approx(2.0)
 
@@ -278,6 +293,34 @@ def test_too_much_memory_says_what_fits(head, data_dir):
     memory.check(small_config(f"model.tex_size={fits}"), capture, head, np.arange(20), torch.device("cpu"))
     with pytest.raises(InputError, match=r"--set train.batch_size=3"):
         memory.check(small_config(), capture, head, np.arange(3), torch.device("cpu"))
+
+
+def test_pictures_are_on_the_host_whatever_the_device(head, data_dir, monkeypatch):
+    config, cuda = small_config(), torch.device("cuda")
+    capture = captures.open_capture(data_dir / "one", None, lambda _: None)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1e12 if device.type == "cuda" else 2e5)
+    with pytest.raises(InputError, match=r"20 pictures of 64x64 need .* use --set data.preload=false"):
+        memory.check(config, capture, head, np.arange(20), cuda)
+    memory.check(small_config("data.preload=false"), capture, head, np.arange(20), cuda)
+    with pytest.raises(InputError, match="on cpu"):  # there they take from the same
+        memory.check(config, capture, head, np.arange(20), torch.device("cpu"))
+
+
+def test_from_python(head, data_dir, tmp_path):
+    """What the commands do, without them."""
+    result = training.start(
+        tmp_path / "one/w", data_dir / "one", "cpu-quick", [*SMALL, "train.iterations=10"], seed=4, log=lambda _: None
+    )
+    assert result.images == 10 and result.folder == str(tmp_path / "one/w")
+    run = runs.open_run(result.folder, "cpu")
+    assert (run.config.seed, run.config.data_dir, run.config.output_dir) == (4, str(data_dir), str(tmp_path))
+    assert evaluation.evaluate(run, log=lambda _: None)["frames"] == 4
+    assert rendering.write_render(run, alpha=True)["frames"] == 24
+    assert exports.export_frames(run, jaw=10)["files"] == 1
+    assert exports.export_compact(run)["gaussians"] > 0
+    config = run.config.model_copy(update={"seed": 5})
+    again = training.start(tmp_path / "one/x", config=config, log=lambda _: None)
+    assert again.images == 10 and runs.open_run(again.folder).config.seed == 5
 
 
 def test_unseen_gaussians_take_after_those_around_them(head):

@@ -21,13 +21,14 @@ import torch
 import viser
 import websockets
 import zstandard
-from gaussian_avatar import avatar as avatars
-from gaussian_avatar import config as settings
-from gaussian_avatar import model_file, rendering, run, view_pose
-from gaussian_avatar import motion as motions
+from gaussian_avatar import avatars, model_file, motions, poses, rendering, runs
 from gaussian_avatar.cli import main
-from gaussian_avatar.view_pose import Pose
-from recon4d.formats import track as track_format
+from gaussian_avatar.config import load_config
+from gaussian_avatar.poses import Pose
+from recon4d.formats.track import PER_FRAME
+from recon4d.formats.track import read as read_track
+from recon4d.settings import write
+from recon4d.viewer import next_height, posed
 from scipy.spatial.transform import Rotation
 from websockets.sync.client import connect
 
@@ -52,15 +53,15 @@ def folder(tmp_path_factory, data_dir, head) -> Path:
     output = tmp_path_factory.mktemp("view")
     work = output / "one/w"
     work.mkdir(parents=True)
-    settings.write(work / "config.yaml", settings.load("cpu-quick"))
+    write(work / "config.yaml", load_config("cpu-quick"))
     shutil.copy(data_dir / "one/track.npz", work)
     model_file.write_ply(work / "model.ply", painted(head, motions.n_inputs(head)))
     return output
 
 
 @pytest.fixture(scope="module")
-def trained(folder) -> run.Run:
-    return run.open_run(folder / "one/w", torch.device("cpu"))
+def trained(folder) -> runs.Run:
+    return runs.open_run(folder / "one/w", torch.device("cpu"))
 
 
 # ------------------------------------------------------------------------------------------------ sliders and cameras
@@ -75,11 +76,11 @@ def test_named_expressions_by_how_far_they_go(trained, head):
     expression[:, names.index("mouthLeft")] = 0.4 * wave
     expression[:, names.index("cheekPuff")] = 0.9 * wave
     expression[:, names.index("mouthFunnel")] = 0.8  # always there: no slider
-    found = view_pose.directions(replace(trained.track, expression=expression), head)
+    found = poses.directions(replace(trained.track, expression=expression), head)
     assert [d.name for d in found] == ["cheekPuff", "mouthSmile", "mouthLeft"]
     assert [d.reach for d in found] == pytest.approx([0.9, 0.6, 0.4])
     assert [names[i] for i in found[1].vector.nonzero()[0]] == ["mouthSmileLeft", "mouthSmileRight"]
-    assert len(view_pose.directions(trained.track, head, count=2)) == 2
+    assert len(poses.directions(trained.track, head, count=2)) == 2
 
 
 def test_unnamed_expressions_by_their_principal_axes(trained, head):
@@ -87,7 +88,7 @@ def test_unnamed_expressions_by_their_principal_axes(trained, head):
     axes = np.linalg.qr(rng.standard_normal((12, 2)))[0].T
     amounts = rng.standard_normal((400, 2)) * [3.0, 1.0]
     track = replace(trained.track, expression=(0.3 + amounts @ axes).astype(np.float32))
-    found = view_pose.directions(track, replace(head, expression_names=()))
+    found = poses.directions(track, replace(head, expression_names=()))
     assert [d.name for d in found] == ["expression 1", "expression 2"]
     for direction, axis, deviation in zip(found, axes, (3, 1)):
         assert abs(direction.vector[:12] @ axis) > 0.99 and not direction.vector[12:].any()
@@ -97,20 +98,20 @@ def test_unnamed_expressions_by_their_principal_axes(trained, head):
 
 def test_sliders_at_rest_leave_the_clip_as_it_is(trained):
     for frame in (0, 13):
-        motion = view_pose.posed(trained, trained.track, [], Pose(frame=frame))
+        motion = poses.posed(trained, trained.track, [], Pose(frame=frame))
         torch.testing.assert_close(motion.vertices[0], trained.motion.vertices[frame], rtol=0, atol=1e-6)
         torch.testing.assert_close(motion.inputs[0], trained.motion.inputs[frame], rtol=0, atol=1e-6)
-        assert torch.equal(motion.world_to_camera, trained.motion.world_to_camera)
+        assert torch.equal(motion.camera.world_to_camera, trained.motion.camera.world_to_camera)
 
 
 def test_sliders_move_what_they_name(trained, head):
-    along = view_pose.directions(trained.track, head)
+    along = poses.directions(trained.track, head)
     still = Pose(follow=False)
-    rest = view_pose.posed(trained, trained.track, along, still).vertices[0]
+    rest = poses.posed(trained, trained.track, along, still).vertices[0]
 
     def moved(**sliders) -> np.ndarray:
         """How far the landmarks go (68, 3), millimetres."""
-        vertices = view_pose.posed(trained, trained.track, along, replace(still, **sliders)).vertices[0]
+        vertices = poses.posed(trained, trained.track, along, replace(still, **sliders)).vertices[0]
         return 1e3 * (head.landmarks(vertices[None]) - head.landmarks(rest[None]))[0].numpy()
 
     chin, nose, brows, lids = 8, 30, slice(17, 27), [37, 38, 43, 44]
@@ -130,7 +131,7 @@ def test_sliders_move_what_they_name(trained, head):
 def test_rotations_are_those_of_scipy(trained, head):
     frame = 7
     pose = Pose(frame=frame, gaze=(10, 25), jaw=(12, 5), neck=(8, -20, 6))
-    inputs = view_pose.posed(trained, trained.track, [], pose).inputs[0].numpy()
+    inputs = poses.posed(trained, trained.track, [], pose).inputs[0].numpy()
     track = trained.track
     angles = [(-20, -8, -6), (5, 12, 0), (25, -10, 0), (25, -10, 0)]  # right, down, left of neck, jaw and both eyes
     turned = Rotation.from_euler("YXZ", angles, degrees=True).as_matrix()
@@ -144,24 +145,24 @@ def test_rotations_are_those_of_scipy(trained, head):
 
 
 def test_named_expressions_stay_activations(trained, head):
-    along = view_pose.directions(trained.track, head)
-    inputs = view_pose.posed(trained, trained.track, along, Pose(expression=(5.0,) + (-5.0,) * (len(along) - 1))).inputs
+    along = poses.directions(trained.track, head)
+    inputs = poses.posed(trained, trained.track, along, Pose(expression=(5.0,) + (-5.0,) * (len(along) - 1))).inputs
     assert inputs[0, : head.n_expression].min() == 0 and inputs[0, : head.n_expression].max() == 1
 
 
 def test_another_clip_moves_the_same_person(trained):
     other = replace(trained.track, shape=-trained.track.shape, t=trained.track.t + np.float32(0.3))
-    mine = view_pose.posed(trained, trained.track, [], Pose(frame=5)).vertices
-    torch.testing.assert_close(view_pose.posed(trained, other, [], Pose(frame=5)).vertices, mine, rtol=0, atol=1e-5)
-    neutral = view_pose.posed(trained, other, [], Pose(frame=5, follow=False)).vertices
-    assert torch.equal(neutral, view_pose.posed(trained, trained.track, [], Pose(frame=9, follow=False)).vertices)
+    mine = poses.posed(trained, trained.track, [], Pose(frame=5)).vertices
+    torch.testing.assert_close(poses.posed(trained, other, [], Pose(frame=5)).vertices, mine, rtol=0, atol=1e-5)
+    neutral = poses.posed(trained, other, [], Pose(frame=5, follow=False)).vertices
+    assert torch.equal(neutral, poses.posed(trained, trained.track, [], Pose(frame=9, follow=False)).vertices)
 
 
 def test_camera_against_scipy():
     rotation = Rotation.from_euler("xyz", [170, 20, 5], degrees=True)
     x, y, z, w = rotation.as_quat()
     eye, fov = np.array([0.1, -0.2, 0.7]), 0.6
-    camera = view_pose.camera(np.array([w, x, y, z]), eye, fov, 300, 200)
+    camera = posed(np.array([w, x, y, z]), eye, fov, 300, 200)
     # The optical axis meets the middle; a ray at half the field of view meets the upper edge.
     rays = np.array([[0, 0, 1], [0, -np.tan(fov / 2), 1]])
     points = torch.from_numpy((eye + 2.5 * rotation.apply(rays)).astype(np.float32))
@@ -172,32 +173,31 @@ def test_camera_against_scipy():
 
 def first_camera(trained, width: int, height: int):
     """The camera that a page of this size starts with, its axes taken from where it looks."""
-    position, look_at, up, fov = view_pose.first_view(trained)
+    position, look_at, up, fov = poses.first_camera(trained)
     forward = (look_at - position) / np.linalg.norm(look_at - position)
     right = np.cross(forward, up)
     x, y, z, w = Rotation.from_matrix(np.stack([right, -up, forward], 1)).as_quat()
-    return view_pose.camera(np.array([w, x, y, z]), position, fov, width, height)
+    return posed(np.array([w, x, y, z]), position, fov, width, height)
 
 
 def test_first_picture_is_what_render_writes(trained):
     background = torch.tensor([0.2, 0.4, 0.1])
-    cameras = trained.motion.world_to_camera.expand(len(trained.motion), 4, 4)
-    wanted = next(rendering.render(trained, trained.motion, cameras, background))
-    motion = view_pose.posed(trained, trained.track, [], Pose())
-    camera = first_camera(trained, trained.motion.width, trained.motion.height)
-    image = view_pose.picture(trained, motion, camera, background)
+    wanted = next(rendering.render(trained, trained.motion, background))
+    motion = poses.posed(trained, trained.track, [], Pose())
+    camera = first_camera(trained, trained.motion.camera.width, trained.motion.camera.height)
+    image = poses.picture(trained, motion, camera, background)
     assert image.shape == wanted.shape and np.abs(image.astype(int) - wanted).max() <= 1
     assert (wanted != wanted[0, 0]).any(-1).mean() > 0.15  # there is a head in it
 
 
 def test_playing_and_sizes():
-    assert view_pose.advanced(3.0, 0.5, 24.0, 0.5, 100) == pytest.approx(9.0)
-    assert view_pose.advanced(95.0, 1.0, 25.0, 1.0, 100) == pytest.approx(20.0)  # from the start again
+    assert poses.advanced(3.0, 0.5, 24.0, 0.5, 100) == pytest.approx(9.0)
+    assert poses.advanced(95.0, 1.0, 25.0, 1.0, 100) == pytest.approx(20.0)  # from the start again
     height = 600
     for _ in range(20):  # a machine that draws 1e6 rows squared a second
-        height = view_pose.next_height(height, height**2 / 1e6, 0.04, 600)
+        height = next_height(height, height**2 / 1e6, 0.04, 600)
     assert height == pytest.approx((0.04 * 1e6) ** 0.5, abs=6)
-    assert view_pose.next_height(100, 10.0, 0.04, 600) == 160 and view_pose.next_height(600, 1e-9, 0.04, 600) == 600
+    assert next_height(100, 10.0, 0.04, 600) == 160 and next_height(600, 1e-9, 0.04, 600) == 600
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
@@ -221,7 +221,7 @@ def test_what_it_refuses(folder, tmp_path, capfd):
     (tmp_path / "one/w/model.ply").unlink()
     assert "model.ply does not exist" in refused(capfd, *fresh)
     assert "no.npz does not exist" in refused(capfd, *work, "--track", tmp_path / "no.npz")
-    track = track_format.read(folder / "one/w/track.npz")
+    track = read_track(folder / "one/w/track.npz")
     replace(track, expression=np.zeros((len(track), 400), np.float32)).write(tmp_path / "flame.npz")
     assert "400 expression coefficients" in refused(capfd, *work, "--track", tmp_path / "flame.npz")
     with socket.socket() as taken:
@@ -242,8 +242,8 @@ def served(folder):
 
     Ctrl-C ends it at the end.
     """
-    track = track_format.read(folder / "one/w/track.npz")
-    backwards = {key: getattr(track, key)[::-1].copy() for key in view_pose.PER_FRAME}
+    track = read_track(folder / "one/w/track.npz")
+    backwards = {key: getattr(track, key)[::-1].copy() for key in PER_FRAME}
     replace(track, **backwards).write(folder / "backwards.npz")
     opener = folder / "opener"
     opener.write_text(f"#!/bin/sh\necho $1 > {folder}/opened\n")
@@ -302,13 +302,13 @@ def settled(page, wanted: np.ndarray, name: str) -> None:
 
 def test_in_a_browser(served, folder, trained, head, tmp_path):
     address, work = served
-    along = view_pose.directions(trained.track, head)
-    backwards = track_format.read(folder / "backwards.npz")
+    along = poses.directions(trained.track, head)
+    backwards = read_track(folder / "backwards.npz")
     window = first_camera(trained, WINDOW["width"], WINDOW["height"])
 
     def picture(pose: Pose, track=backwards, camera=window, of=trained, background=(24, 24, 28)) -> np.ndarray:
-        motion = view_pose.posed(of, track, along, pose)
-        return view_pose.picture(of, motion, camera, torch.tensor(background) / 255).astype(int)
+        motion = poses.posed(of, track, along, pose)
+        return poses.picture(of, motion, camera, torch.tensor(background) / 255).astype(int)
 
     with browser.open_page(**WINDOW) as page:
         page.goto(address)

@@ -155,7 +155,9 @@ class Attach(torch.autograd.Function):
         facing = np.empty(means.shape[:2], np.float32)
         threads.announce_compile("the avatar's deformation", 5, _forward)
         ends = _parts(means.shape[0] * means.shape[1])
-        threads.share(lambda i: _forward(v, c, b, e, o, ends[i], ends[i + 1], m, q, means, turned, facing), len(ends) - 1)
+        threads.share(
+            lambda i: _forward(v, c, b, e, o, ends[i], ends[i + 1], m, q, means, turned, facing), len(ends) - 1
+        )
         ctx.fixed = (v, c, e)
         out = torch.from_numpy(means), torch.from_numpy(turned), torch.from_numpy(facing)
         ctx.mark_non_differentiable(out[2])

@@ -63,9 +63,7 @@ def _forward(a: np.ndarray, b: np.ndarray, channels: int, row: int, out: np.ndar
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
-def _backward(
-    a: np.ndarray, b: np.ndarray, channels: int, row: int, by_out: np.ndarray, grad: np.ndarray
-) -> None:
+def _backward(a: np.ndarray, b: np.ndarray, channels: int, row: int, by_out: np.ndarray, grad: np.ndarray) -> None:
     """The gradient by the first images (B, H, W * C) of row `row`, from that by the boxes (B, rows, columns, 5, C)."""
     columns = by_out.shape[2]
     width = SIDE * columns * channels

@@ -1,12 +1,12 @@
 """The settings of a training run: YAML checked by pydantic; an unknown key or a wrong type is named with its file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 from recon4d import settings
 from recon4d.settings import Section
-from recon4d.settings import write as write
 
 OFFLINE = ("offline", "cpu-quick")
 ONLINE = ("online", "cpu-online")
@@ -129,19 +129,23 @@ class Config(Section):
     online: Online = Online()
 
 
-def load(source: str | Path, overrides: tuple[str, ...] | list[str] = (), **top: Any) -> Config:
-    """A config from a preset's name or a YAML file.
+def load_config(source: "Config | str | Path", overrides: Sequence[str] = (), **top: Any) -> Config:
+    """A config from a preset's name, a YAML file, or another config.
 
     Args:
+        source: one of PRESETS, a file, or settings.
         overrides: `key=value` strings, `train.batch_size=6`; the value is YAML.
         top: top-level keys that replace the file's; None is left alone.
 
     Raises:
         InputError: a missing file, bad YAML, an unknown key, a wrong type; the message names file and key.
     """
-    values = settings.preset_or_file(source, "gaussian_avatar", PRESETS)
+    if isinstance(source, Config):
+        values, source = source.model_dump(), "the settings"
+    else:
+        values = settings.preset_or_file(source, "gaussian_avatar", PRESETS)
     if isinstance(values, dict):
         for text in overrides:
             settings.override(values, text)
         values |= {key: value for key, value in top.items() if value is not None}
-    return settings.check(Config, values, source, "the shipped offline.yaml")
+    return settings.check(Config, values, source, "the shipped offline.yaml", overrides)

@@ -9,15 +9,17 @@ import cv2
 import numpy as np
 import torch
 from recon4d import InputError, metrics
+from recon4d.cameras import Camera
 from recon4d.files import write_npz, write_text
+from recon4d.images import write_png
 from torch import Tensor
 
-from gaussian_avatar import avatar as avatars
-from gaussian_avatar import capture as captures
-from gaussian_avatar.avatar import Splats, View, rasterize
-from gaussian_avatar.capture import Capture
-from gaussian_avatar.learner import corrected
-from gaussian_avatar.run import Run
+from gaussian_avatar import avatars, captures, runs
+from gaussian_avatar.avatars import Splats, rasterize
+from gaussian_avatar.backgrounds import composite
+from gaussian_avatar.captures import Capture
+from gaussian_avatar.learners import corrected
+from gaussian_avatar.runs import Run
 
 BATCH = 8
 REFINE_STEPS = 40
@@ -25,28 +27,56 @@ METRICS = ("l1_error", "l2_error", "psnr", "ssim", "lpips")
 ERROR_GAIN = 4  # the error row of the contact sheet shows this many times the absolute difference
 
 
+def evaluate(
+    run: Run,
+    split: int | None = None,
+    data: str | Path | None = None,
+    refine_pose: bool = False,
+    log: Callable[[str], None] = print,
+) -> dict[str, float | int | None]:
+    """Compare renders with held-out images; means over the frames, as `summary` has them.
+
+    Writes `metrics.json`, `metrics.npz` (per frame), `metrics.txt` and `contact.png` into the run's folder.
+
+    Args:
+        split: the first frame to measure, negative from the end; None is the run's test split.
+        data: the subject's folder; None is the one that was trained on.
+        refine_pose: also with each pose fitted to the image it is measured on; see `measure`.
+
+    Raises:
+        InputError: pictures that are missing or do not fit, a split without frames.
+    """
+    capture = runs.pictures(run, Path(data or Path(run.config.data_dir) / run.folder.parent.name))
+    frames = runs.held_out(run, split, log)
+    values = measure(run, frames, capture, log, refine_pose)
+    means = summary(values, run)
+    write_metrics(run.folder, values, means)
+    write_png(run.folder / "contact.png", contact_sheet(run, frames, capture))
+    return means
+
+
 def render_frames(run: Run, frames: np.ndarray, background: Tensor) -> tuple[Tensor, Tensor]:
     """Images (n, H, W, 3) in [0, 1] and opacities (n, H, W, 1) of the training clip's frames on a background (3,)."""
-    splats, view = _posed(run, frames)
+    splats, camera = _posed(run, frames)
     with torch.no_grad():
-        image, alpha = rasterize(splats, view, background.to(splats.means.device).expand(len(frames), 3))
+        image, alpha = rasterize(splats, camera, background.to(splats.means.device).expand(len(frames), 3))
     return image.clamp(0, 1), alpha
 
 
 @torch.no_grad()
-def _posed(run: Run, frames: np.ndarray) -> tuple[Splats, View]:
+def _posed(run: Run, frames: np.ndarray) -> tuple[Splats, Camera]:
     """The Gaussians of the training clip's frames, and its camera, on the avatar's device."""
     device, motion = run.avatar.means.device, run.motion
-    view = View(motion.world_to_camera.to(device), motion.K.to(device), motion.width, motion.height)
+    camera = motion.camera.to(device)
     splats, _ = avatars.deform(
         run.avatar,
         run.head.to(device),
         motion.vertices[frames].to(device),
         motion.inputs[frames].to(device),
-        view.world_to_camera,
+        camera.world_to_camera,
         one_sided=run.config.model.one_sided,
     )
-    return splats, view
+    return splats, camera
 
 
 def measure(
@@ -65,7 +95,7 @@ def measure(
         chosen = frames[start : start + BATCH]
         images = torch.from_numpy(np.stack(list(captures.read_images(capture, chosen)))).to(device)
         black = torch.zeros(len(chosen), 3, device=device)
-        target, mask = captures.composite(images, black)
+        target, mask = composite(images, black)
         rendered, _ = render_frames(run, chosen, torch.zeros(3))
         a, b, m = (x.permute(0, 3, 1, 2) for x in (rendered, target, mask))
         values = {
@@ -96,28 +126,28 @@ def measure(
 def refined(run: Run, frames: np.ndarray, target: Tensor) -> Tensor:
     """Renders (n, H, W, 3) on black, each with a rigid correction of its pose that brings it nearest to its target."""
     device = run.avatar.means.device
-    splats, view = _posed(run, frames)
+    splats, camera = _posed(run, frames)
     vertices = run.motion.vertices[frames].to(device)
     black = torch.zeros(len(frames), 3, device=device)
     corrections = torch.zeros(len(frames), 6, device=device, requires_grad=True)
     optimizer = torch.optim.Adam([corrections], lr=0.0)
     for step in range(REFINE_STEPS):
         optimizer.param_groups[0]["lr"] = 5e-3 * 0.05 ** (step / REFINE_STEPS)  # radians and decimetres
-        image, _ = rasterize(splats, corrected(view, corrections, vertices), black)
+        image, _ = rasterize(splats, corrected(camera, corrections, vertices), black)
         optimizer.zero_grad()
         (image - target).abs().mean((1, 2, 3)).sum().backward()
         optimizer.step()
     with torch.no_grad():
-        return rasterize(splats, corrected(view, corrections, vertices), black)[0].clamp(0, 1)
+        return rasterize(splats, corrected(camera, corrections, vertices), black)[0].clamp(0, 1)
 
 
-def summary(values: dict[str, np.ndarray], run: Run) -> dict:
+def summary(values: dict[str, np.ndarray], run: Run) -> dict[str, float | int | None]:
     """Means over the frames, with what they were measured on; LPIPS is null without weights."""
     means = {name: float(values[name].mean()) for name in values if name != "frame"}
     return {name: value if np.isfinite(value) else None for name, value in means.items()} | {
         "frames": len(values["frame"]),
-        "width": run.motion.width,
-        "height": run.motion.height,
+        "width": run.motion.camera.width,
+        "height": run.motion.camera.height,
         "gaussians": len(run.avatar),
     }
 
@@ -134,11 +164,11 @@ def contact_sheet(run: Run, frames: np.ndarray, capture: Capture, columns: int =
     """Evenly spaced frames as columns; rows are truth, render, error (times 4). RGB uint8, tiles of 320 at most."""
     chosen = frames[np.unique(np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int))]
     images = torch.from_numpy(np.stack(list(captures.read_images(capture, chosen))))
-    truth = captures.composite(images, torch.ones(len(chosen), 3))[0].numpy()
+    truth = composite(images, torch.ones(len(chosen), 3))[0].numpy()
     rendered = render_frames(run, chosen, torch.ones(3))[0].cpu().numpy()
     error = np.minimum(ERROR_GAIN * np.abs(truth - rendered), 1)
     sheet = np.concatenate([np.concatenate(list(row), 1) for row in (truth, rendered, error)], 0)
-    tile = max(run.motion.width, run.motion.height)
+    tile = max(run.motion.camera.width, run.motion.camera.height)
     if tile > 320:
         sheet = cv2.resize(sheet, None, fx=320 / tile, fy=320 / tile, interpolation=cv2.INTER_AREA)
     return (sheet * 255 + 0.5).astype(np.uint8)

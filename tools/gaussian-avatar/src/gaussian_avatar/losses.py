@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from gaussian_avatar import box_means
-from gaussian_avatar.avatar import Avatar
+from gaussian_avatar.avatars import Avatar
 from gaussian_avatar.config import Losses
 
 SSIM_PIXELS = 3 * box_means.SIDE  # side of the boxes that structural similarity is taken in

@@ -7,8 +7,8 @@ import torch
 from recon4d import InputError
 from recon4d.head import HeadModel
 
-from gaussian_avatar import avatar as avatars
-from gaussian_avatar.capture import Capture
+from gaussian_avatar import avatars
+from gaussian_avatar.captures import Capture
 from gaussian_avatar.config import Config
 
 
@@ -20,20 +20,35 @@ def check(config: Config, capture: Capture, head: HeadModel, frames: np.ndarray,
             f"train.batch_size {batch_size} is larger than the {len(frames)} training frames; "
             f"lower it with --set train.batch_size={len(frames)}"
         )
-    check_memory(config, head, len(frames), capture.width, capture.height, device)
+    n_pictures = len(frames) if config.data.preload else 0
+    check_memory(config, head, len(frames), n_pictures, capture.width, capture.height, device)
 
 
-def check_memory(config: Config, head: HeadModel, n_images: int, width: int, height: int, device: torch.device) -> None:
-    """Raise InputError when the run would not fit into memory, saying what would."""
-    available = available_bytes(device)
+def check_memory(
+    config: Config, head: HeadModel, n_frames: int, n_pictures: int, width: int, height: int, device: torch.device
+) -> None:
+    """Raise InputError when the run would not fit into memory, saying what would.
+
+    Args:
+        n_frames: posed meshes that are kept. n_pictures: pictures that are kept, on the host whatever the device.
+    """
+    available, size = available_bytes(device), config.model.tex_size
+    pictures = n_pictures * width * height * 4
+    if device.type != "cpu":
+        free = available_bytes(torch.device("cpu"))
+        if pictures > free:
+            raise InputError(
+                f"{n_pictures} pictures of {width}x{height} need {pictures / 2**30:.1f} GiB and {free / 2**30:.1f} GiB "
+                "are free; use --set data.preload=false or a smaller data.image_size"
+            )
+        pictures = 0
 
     def needed(gaussians: float) -> float:
-        return memory_needed(config, gaussians, n_images, width, height, len(head.v_template), device)
+        return pictures + memory_needed(config, gaussians, n_frames, width, height, len(head.v_template))
 
-    gaussians = avatars.texel_count(head, config.model.tex_size)
+    gaussians = avatars.texel_count(head, size)
     if needed(gaussians) <= available:
         return
-    size = config.model.tex_size
     wanted = f"needs about {needed(gaussians) / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free on {device}"
     fits = size
     while fits >= 16 and needed(gaussians * (fits / size) ** 2) > available:
@@ -45,22 +60,13 @@ def check_memory(config: Config, head: HeadModel, n_images: int, width: int, hei
     )
 
 
-def memory_needed(
-    config: Config,
-    gaussians: float,
-    n_images: int,
-    width: int,
-    height: int,
-    n_vertices: int,
-    device: torch.device,
-) -> float:
-    """Bytes a run takes at its peak, roughly: images, posed meshes, parameters with Adam's moments, one batch."""
+def memory_needed(config: Config, gaussians: float, n_frames: int, width: int, height: int, n_vertices: int) -> float:
+    """Bytes a run takes at its peak beside its pictures, roughly: meshes, parameters with Adam's moments, one batch."""
     batch = config.train.batch_size
-    images = n_images * width * height * 4 if config.data.preload and device.type == "cpu" else 0
-    vertices = n_images * n_vertices * 12
+    vertices = n_frames * n_vertices * 12
     parameters = gaussians * (14 + 10 * config.model.basis) * 4 * 4
     activations = batch * gaussians * 4 * 150 + batch * width * height * 4 * 60
-    return images + vertices + parameters + activations
+    return vertices + parameters + activations
 
 
 def available_bytes(device: torch.device) -> float:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gaussian_avatar.avatar import Avatar, new_mlp
+from gaussian_avatar.avatars import Avatar, new_mlp
 
 UNSEEN_OPACITY = -9999.0
 ATTRIBUTES = ("mean_basis", "quat_basis", "sh0_basis")
@@ -23,7 +23,8 @@ def write_ply(path: str | Path, avatar: Avatar) -> None:
     """Write `model.ply`, atomically: the 3DGS properties, then the basis, the MLP and the binding (docs/formats.md).
 
     Positions, scales and rotations are those in the triangle's frame. Gaussians never seen get an opacity logit of
-    -9999. An MLP with more parameters than there are Gaussians goes on in `weight_module_1`, `weight_module_2` ...
+    -9999. An MLP with more parameters than there are Gaussians goes on in `weight_module_1`, `weight_module_2` ...; a
+    comment in the header, `mlp INPUTS HIDDEN BASIS`, gives its size.
     """
     n = len(avatar)
     columns: dict[str, np.ndarray] = {}
@@ -57,8 +58,10 @@ def write_ply(path: str | Path, avatar: Avatar) -> None:
     table = np.empty(n, [(name, values.dtype.str) for name, values in columns.items()])
     for name, values in columns.items():
         table[name] = values
+    hidden, inputs = next(avatar.mlp.parameters()).shape
+    comments = [f"mlp {inputs} {hidden} {len(avatar.mean_basis)}"]
     with atomic_path(path) as temporary:
-        PlyData([PlyElement.describe(table, "vertex")], byte_order="<").write(temporary)
+        PlyData([PlyElement.describe(table, "vertex")], byte_order="<", comments=comments).write(temporary)
 
 
 def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
@@ -70,7 +73,8 @@ def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
     if not path.is_file():
         raise InputError(f"{path} does not exist; train the avatar first with gaussian-avatar train-offline")
     try:
-        table = PlyData.read(path, mmap=False)["vertex"].data
+        data = PlyData.read(path, mmap=False)
+        table = data["vertex"].data
     except (PlyParseError, KeyError, ValueError, OSError, EOFError) as error:
         raise InputError(f"{path} is not a readable PLY file ({error})") from error
     names = table.dtype.names
@@ -101,7 +105,7 @@ def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
         opacity_logits=opacity,
         quats=get("rot_0", "rot_1", "rot_2", "rot_3"),
         sh0=get("f_dc_0", "f_dc_1", "f_dc_2"),
-        mlp=_read_mlp(torch.cat(flat), n_inputs, basis, path),
+        mlp=_read_mlp(torch.cat(flat), n_inputs, basis, data.comments, path),
         seen=opacity > UNSEEN_OPACITY / 2,
         **bases,
     )
@@ -115,21 +119,40 @@ def _check_faces(face_id: Tensor, head: HeadModel, path: Path) -> None:
         )
 
 
-def _read_mlp(flat: Tensor, n_inputs: int, basis: int, path: Path) -> nn.Sequential:
-    # hidden solves n_inputs h + h + h h + h + h basis + basis = count, and zeros pad the count.
-    for hidden in (128, 64, 32, 16, 256, 512):
-        count = n_inputs * hidden + hidden + hidden * hidden + hidden + hidden * basis + basis
-        if count <= len(flat) and not flat[count:].any() and flat[count - basis : count].any():
-            break
-    else:
+def _read_mlp(flat: Tensor, n_inputs: int, basis: int, comments: list[str], path: Path) -> nn.Sequential:
+    """The MLP of a file's numbers, which zeros may follow."""
+    sizes = [line.split()[1:] for line in comments if line.startswith("mlp ")]
+    hidden = _hidden(flat, n_inputs, basis)  # RGBAvatar's files, and those of our first version, don't say it
+    if sizes and len(sizes[0]) == 3 and all(word.isdecimal() for word in sizes[0]):
+        inputs, said, outputs = map(int, sizes[0])
+        hidden = said if (inputs, outputs) == (n_inputs, basis) and _count(n_inputs, said, basis) <= len(flat) else 0
+    if not hidden:
         raise InputError(
             f"{path}: weight_module does not hold an MLP of {n_inputs} inputs; "
             "give the avatar's own head model with --head-model"
         )
     mlp = new_mlp(n_inputs, hidden, basis, torch.Generator())
     with torch.no_grad():
-        nn.utils.vector_to_parameters(flat[:count].clone(), mlp.parameters())
+        nn.utils.vector_to_parameters(flat[: _count(n_inputs, hidden, basis)].clone(), mlp.parameters())
     return mlp
+
+
+def _count(inputs: int, hidden: int, outputs: int) -> int:
+    """Numbers of an MLP."""
+    return (inputs + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * outputs
+
+
+def _hidden(flat: Tensor, inputs: int, outputs: int) -> int:
+    """The width of an MLP whose numbers zeros follow, by where they begin; 0 if no width fits.
+
+    The last numbers are the biases of the outputs: a trained network has one that is not zero.
+    """
+    used = int(flat.nonzero()[-1]) + 1 if flat.any() else 0
+    hidden = 1
+    while _count(inputs, hidden, outputs) < used:
+        hidden += 1
+    count = _count(inputs, hidden, outputs)
+    return hidden if count - outputs < used and count <= len(flat) else 0
 
 
 # ------------------------------------------------------------------------------------------------------- compact

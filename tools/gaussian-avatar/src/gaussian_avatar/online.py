@@ -1,33 +1,33 @@
 """Online training: the avatar grows while its frames arrive (RGBAvatar, section 3.4 and online.yaml)."""
 
-import copy
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
-from recon4d import InputError
-from recon4d.cli import progress_bar
+from recon4d import InputError, settings
+from recon4d.cameras import Camera
+from recon4d.cli import pick_device, progress_bar
 from recon4d.files import write_text
 from recon4d.head import HeadModel
-from torch import Tensor
 
-from gaussian_avatar import learner as learners
-from gaussian_avatar import model_file, sampling
-from gaussian_avatar.avatar import Avatar, View
+from gaussian_avatar import checkpoint, learners, model_file, motions, running_mean, sampling, streams
+from gaussian_avatar.avatars import Avatar
+from gaussian_avatar.backgrounds import random_backgrounds
+from gaussian_avatar.checkpoint import CHECKPOINT
 from gaussian_avatar.config import Config
-from gaussian_avatar.learner import CHECKPOINT, Batch
+from gaussian_avatar.learners import Batch
 from gaussian_avatar.sampling import Frame, Pools
-from gaussian_avatar.stream import Stream
+from gaussian_avatar.streams import Stream
 from gaussian_avatar.training import log_scalars, tensorboard_writer
 
 FIRST_STEPS = 4  # each of which initialises colours
 COLOUR_STEPS = 10  # after them every so many do: what comes into view stays for longer
-
-
 SOON = 0.05  # of the steps so far: the most that the mean reaches back, so that a young avatar is not held back
 
 
@@ -45,12 +45,92 @@ class Result:
     seconds: float
     images_per_second: float
     unseen: int
+    folder: str
+
+
+def start(
+    folder: str | Path,
+    data: str | Path | None = None,
+    config: Config | str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    stream: TextIO | None = None,
+    images: str | Path | None = None,
+    masks: str | Path | None = None,
+    video_fps: float = 25.0,
+    images_per_frame: float | None = None,
+    repeat: int = 1,
+    post_steps: int | None = None,
+    head_model: str | Path | None = None,
+    split: str | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    force: bool = False,
+    tensorboard: bool = False,
+    log: Callable[[str], None] = print,
+) -> Result:
+    """Train an avatar while the frames of a clip or of a tracker arrive; see `train` for what is written.
+
+    Args:
+        folder: the run's, `<output_dir>/<subject>/<work_name>`.
+        data: the subject's, with images and a track; None is the one of the same name in the settings' `data_dir`.
+        config: a preset (`online`, which None is too, or `cpu-online`), a YAML file, or settings.
+        overrides: `key=value` strings that replace single settings.
+        stream: lines of a track stream (`recon4d.formats.track_stream`), instead of the track in `data`.
+        images, masks: folders of the stream's pictures, and of greyscale masks for those without alpha.
+        video_fps: frames of a clip arrive at this pace. images_per_frame: by work instead, so many are learned from
+            for each frame that arrives.
+        repeat: how often a clip is shown. post_steps: steps after the end.
+        head_model: a FLAME file. split: `train`, `test` or `all`. seed: of all random numbers. None: by `config`.
+        device: cpu, cuda, cuda:N, or auto.
+        resume: go on with the run's avatar and its own settings.
+        force: replace what is in the folder.
+        tensorboard: write TensorBoard events too.
+
+    Raises:
+        InputError: settings, frames or a checkpoint that cannot be used; options that do not fit each other; an
+            occupied folder; too little memory.
+    """
+    if stream is None and (images or masks):
+        raise InputError("--images and --masks are for the frames of --stream; a subject's folder has its own")
+    if stream is not None and (split or repeat > 1):
+        raise InputError("--split and --repeat need a clip whose end is known; leave them away with --stream")
+    folder = Path(folder)
+    replaced = {"images": images, "masks": masks, "post_steps": post_steps}
+    chosen = checkpoint.run_config(
+        folder,
+        data,
+        config or "online",
+        (*overrides, *(f"online.{key}={value}" for key, value in replaced.items() if value is not None)),
+        resume,
+        force,
+        head_model=None if head_model is None else str(head_model),
+        split="all" if stream is not None and not resume else split,
+        seed=seed,
+    )
+    place = pick_device(device)
+    head = motions.load_head(chosen.head_model)
+    subject = Path(data or Path(chosen.data_dir) / folder.parent.name)
+    if stream is None:
+        source = streams.from_folder(subject, head, chosen, place, repeat, log)
+    else:
+        source = streams.from_pipe(stream, subject, head, chosen)
+    if images_per_frame is not None:
+        arrivals = streams.in_step(source.frames, images_per_frame / chosen.train.batch_size)
+    else:
+        paced = streams.paced(source.arrivals, video_fps) if stream is None else source.arrivals
+        arrivals = streams.as_they_come(paced, source.pose)
+    if force and folder.exists():
+        shutil.rmtree(folder)
+    settings.write(folder / "config.yaml", chosen)
+    return train(chosen, head, arrivals, source, folder, place, resume, tensorboard, log)
 
 
 def train(
     config: Config,
     head: HeadModel,
-    arrivals: Iterator[list[tuple[View, Frame]]],
+    arrivals: Iterator[list[tuple[Camera, Frame]]],
     stream: Stream,
     output: Path,
     device: torch.device,
@@ -79,17 +159,17 @@ def train(
     first = next(arrivals, None)
     if first is None:
         raise InputError(f"{stream.name} ended before a tracked frame came; see what the tracker says")
-    view, frame = first[0]
-    learner = learners.new(config, head, view, len(frame.inputs), 0, device)
-    log(f"{len(learner.avatar)} Gaussians, frames of {view.width}x{view.height}")
+    camera, frame = first[0]
+    learner = learners.new(config, head, camera, len(frame.inputs), 0, device)
+    log(f"{len(learner.avatar)} Gaussians, frames of {camera.width}x{camera.height}")
     pools = Pools(config.online, np.random.default_rng((config.seed, 3)))
     before, seconds = 0, 0.0
     if resume:
-        before, seconds = learners.load_checkpoint(output / CHECKPOINT, learner)
+        before, seconds = checkpoint.load_checkpoint(output / CHECKPOINT, learner)
         log(f"resumed after {before} images")
-    shown = _copy(learner.avatar) if config.online.average else learner.avatar
+    shown = running_mean.copy_of(learner.avatar) if config.online.average else learner.avatar
     every, preview = config.train.checkpoint_every, config.train.preview_seconds
-    done, used, streamed, stream_seconds = before, 0, before, 0.0
+    learned, used, streamed, stream_seconds = before, 0, before, 0.0
     writer = tensorboard_writer(output) if tensorboard else None
     batches = _batches(pools, chain([first], arrivals), config.train.batch_size, config.online.post_steps)
     with (
@@ -98,42 +178,43 @@ def train(
         progress_bar("frames", stream.count) as show,
     ):
         started = previewed = time.perf_counter()
-        for step, (batch, post) in enumerate(batches):
-            fresh = torch.tensor([not frame.used for frame in batch])
-            unpainted = slice(None) if step < FIRST_STEPS or step % COLOUR_STEPS == 0 else None
-            terms = learners.step(learner, _stack(batch, config.seed, done, device), done, post, unpainted)
+        for step, (frames, post) in enumerate(batches):
+            search = slice(None) if step < FIRST_STEPS or step % COLOUR_STEPS == 0 else None
+            background = random_backgrounds(learned, len(frames), config.seed)
+            terms = learners.step(learner, batch_of(frames, background, device), learned, post, search)
             if config.online.average:
-                follow(shown, learner.avatar, max(1 - config.online.average, 1 / (1 + SOON * step)))
-            used += int(fresh.sum())
-            for frame in batch:
+                share = max(1 - config.online.average, 1 / (1 + SOON * step))
+                running_mean.follow(shown, learner.avatar, share)
+            used += sum(not frame.used for frame in frames)
+            for frame in frames:
                 frame.used = True
-            samples.write(" ".join(str(frame.index) for frame in batch) + "\n")
+            samples.write(" ".join(str(frame.index) for frame in frames) + "\n")
             newest.write(f"{pools.arrived - 1}\n")
-            done += len(batch)
+            learned += len(frames)
             now = time.perf_counter()
-            speed = (done - before) / (now - started)
+            speed = (learned - before) / (now - started)
             if post == 0:
-                streamed, stream_seconds = done, now - started
+                streamed, stream_seconds = learned, now - started
             if step % 20 == 0:
                 show(pools.arrived, f"loss {float(sum(terms.values())):.4f}, {speed:.0f} images/s")
                 if writer is not None:
-                    log_scalars(writer, terms, speed, done)
-            if done // every > (done - len(batch)) // every:
-                learners.save_checkpoint(output / CHECKPOINT, learner, done, seconds + now - started)
+                    log_scalars(writer, terms, speed, learned)
+            if learned // every > (learned - len(frames)) // every:
+                checkpoint.save_checkpoint(output / CHECKPOINT, learner, learned, seconds + now - started)
                 loss = float(sum(terms.values()))
-                log(f"{pools.arrived} frames, {done} images: loss {loss:.4f}, {speed:.0f} images/s")
+                log(f"{pools.arrived} frames, {learned} images: loss {loss:.4f}, {speed:.0f} images/s")
             if preview and now - previewed > preview:
-                _publish(output, shown, stream)
+                publish(output, shown, stream)
                 previewed = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         elapsed = time.perf_counter() - started
     if writer is not None:
         writer.close()
-    learners.save_checkpoint(output / CHECKPOINT, learner, done, seconds + elapsed)
+    checkpoint.save_checkpoint(output / CHECKPOINT, learner, learned, seconds + elapsed)
     unseen = learners.finish(replace(learner, avatar=shown))
-    _publish(output, shown, stream)
-    speed = (done - before) / max(elapsed, 1e-9)
+    publish(output, shown, stream)
+    speed = (learned - before) / max(elapsed, 1e-9)
     write_text(output / "speed.txt", f"Training FPS: {speed:.2f}\n")
     return Result(
         gaussians=len(learner.avatar),
@@ -141,43 +222,23 @@ def train(
         used=used,
         kept=len(pools),
         images=streamed - before,
-        post_images=done - streamed,
+        post_images=learned - streamed,
         stream_seconds=stream_seconds,
         seconds=elapsed,
         images_per_second=speed,
         unseen=unseen,
+        folder=str(output),
     )
 
 
-def _publish(output: Path, avatar: Avatar, stream: Stream) -> None:
+def publish(output: Path, avatar: Avatar, stream: Stream) -> None:
     """What `view`, `metrics` and `render` read, the track first: the avatar is never newer than its frames."""
     stream.track().write(output / "track.npz")
     model_file.write_ply(output / "model.ply", avatar)
 
 
-def _trained(avatar: Avatar) -> list[Tensor]:
-    return [
-        *(getattr(avatar, name).detach() for name in learners.TRAINED),
-        *(x.detach() for x in avatar.mlp.parameters()),
-    ]
-
-
-def _copy(avatar: Avatar) -> Avatar:
-    tensors = {name: getattr(avatar, name).detach().clone() for name in (*learners.TRAINED, "seen")}
-    return replace(avatar, mlp=copy.deepcopy(avatar.mlp), **tensors)
-
-
-def follow(shown: Avatar, avatar: Avatar, share: float) -> None:
-    """Move what is shown this share of the way to the avatar; what has been seen for the first time is taken over."""
-    with torch.no_grad():
-        torch._foreach_lerp_(_trained(shown), _trained(avatar), share)
-        fresh = avatar.seen & ~shown.seen
-        shown.sh0[fresh] = avatar.sh0[fresh]
-        shown.seen.copy_(avatar.seen)
-
-
 def _batches(
-    pools: Pools, arrivals: Iterable[list[tuple[View, Frame]]], size: int, post_steps: int
+    pools: Pools, arrivals: Iterable[list[tuple[Camera, Frame]]], size: int, post_steps: int
 ) -> Iterator[tuple[list[Frame], float]]:
     """The frames of each step, and how far the post-process has come (0 to 1): of the stream, then of all it left."""
     for arrived in arrivals:
@@ -190,9 +251,8 @@ def _batches(
         yield [kept[i] for i in chosen], (step + 1) / post_steps
 
 
-def _stack(frames: list[Frame], seed: int, done: int, device: torch.device) -> Batch:
-    rng = np.random.default_rng((seed, 2, done))
-    background = torch.from_numpy(rng.random((len(frames), 3), np.float32))
+def batch_of(frames: list[Frame], background: torch.Tensor, device: torch.device) -> Batch:
+    """Frames and their backgrounds (B, 3) on the device."""
     vertices, inputs, pixels = (
         torch.stack([getattr(frame, name) for frame in frames]) for name in ("vertices", "inputs", "pixels")
     )

@@ -4,6 +4,7 @@ RGBAvatar (Li et al., CVPR 2025), section 3.4, local-global sampling.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,6 +81,10 @@ def draw(pools: Pools, size: int) -> list[Frame]:
     n = len(pools.local) - len(current)
     n_local = min(size - len(current) - n_global, n)
     weights = np.exp(settings.local_focus * np.arange(1, n + 1) / max(n, 1))
-    chosen = rng.choice(n, n_local, replace=False, p=weights / weights.sum()) if n_local else []
-    older = rng.choice(len(pools.reservoir), n_global, replace=False) if n_global else []
+    chosen: Sequence[int] | np.ndarray = ()
+    older: Sequence[int] | np.ndarray = ()
+    if n_local:
+        chosen = rng.choice(n, n_local, replace=False, p=weights / weights.sum())
+    if n_global:
+        older = rng.choice(len(pools.reservoir), n_global, replace=False)
     return current + [pools.local[i] for i in chosen] + [pools.reservoir[i] for i in older]

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import roma
 import torch
-from recon4d import video
-from recon4d.cli import progress
+from recon4d import InputError, video
+from recon4d.cli import claim_output, progress
 from recon4d.color import linear_from_srgb
 from recon4d.files import write_text
 from recon4d.formats import insta
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
+from recon4d.images import write_png
 from recon4d.synthetic import random_albedo, random_light, render_head, smooth_noise, wall
 
-from gaussian_avatar import motion as motions
-from gaussian_avatar.images import write_png
+from gaussian_avatar import motions
 
 # How far each named expression goes in a portrait video; names are ARKit's. Sides move together but for a little.
 EXPRESSION_RANGES = {
@@ -126,44 +126,62 @@ def random_parameters(head: HeadModel, n: int, width: int, fps: float, seed: int
 
 
 def synthesise(
-    folder: Path, head: HeadModel, n: int, size: int, fps: float, seed: int, kind: str = MOTIONS[0]
+    folder: str | Path,
+    frames: int = 144,
+    size: int = 256,
+    fps: float = 25.0,
+    motion: str = MOTIONS[0],
+    head_model: str | Path | None = None,
+    seed: int = 0,
+    force: bool = False,
 ) -> dict[str, int | float | str]:
-    """Write a capture into `folder`: images, checkpoint, track.npz, capture.mp4, synth.json; returns a summary.
+    """Write a capture into a subject's folder: images, checkpoint, track.npz, capture.mp4, synth.json; a summary.
 
-    The head is posed as `motion.from_track` poses it, so the base of the neck stays upright when the head turns; the
+    The head is posed as `motions.from_track` poses it, so the base of the neck stays upright when the head turns; the
     track holds the head's pose, as a tracker's does.
+
+    Args:
+        size: pixels per side. motion: one of MOTIONS; see `random_parameters`.
+        head_model: a FLAME file; None is the open head. force: replace what is in the folder.
+
+    Raises:
+        InputError: an occupied folder, an odd size, a head model that is not readable.
     """
+    folder = claim_output(folder, force)
+    if size % 2:
+        raise InputError(f"--size {size} must be even: the video's colours are stored at half the size")
+    head = motions.load_head(head_model)
     for stale in [*folder.glob("images/*.png"), *folder.glob("checkpoint/*.frame"), folder / "track.npz"]:
         stale.unlink(missing_ok=True)
-    track = random_parameters(head, n, size, fps, seed, kind)
-    motion = motions.from_track(track, head)
+    track = random_parameters(head, frames, size, fps, seed, motion)
+    posed = motions.from_track(track, head)
+    camera = posed.camera
     albedo = linear_from_srgb(random_albedo(head, seed))
     light = random_light(seed)
     background = wall(size, seed)
-    coverage = []
+    coverage: list[float] = []
 
-    def frames() -> Iterator[np.ndarray]:
-        for i, vertices in enumerate(progress(motion.vertices, "rendering", n)):
-            image = render_head(head, vertices, motion.world_to_camera, motion.K, size, albedo, light)
+    def pictures() -> Iterator[np.ndarray]:
+        for i, vertices in enumerate(progress(posed.vertices, "rendering", frames)):
+            image = render_head(head, vertices, camera.world_to_camera, camera.K, size, albedo, light)
             write_png(folder / "images" / str(track.names[i]), image)
             alpha = image[..., 3:] / 255.0
             coverage.append(float(alpha.mean()))
             yield (255 * background * (1 - alpha) + image[..., :3] * alpha + 0.5).astype(np.uint8)
 
-    video.write_mp4(folder / "capture.mp4", frames(), fps, quality=10)
+    video.write_mp4(folder / "capture.mp4", pictures(), fps, quality=10)
     insta.write(folder, track)
     track.write(folder / "track.npz")
-    summary = {
-        "frames": n,
+    summary: dict[str, int | float | str] = {
+        "frames": frames,
         "size": size,
         "fps": fps,
         "seed": seed,
-        "motion": kind,
+        "motion": motion,
         "head_model": head.name,
         "focal_length": float(track.K[0, 0]),
         "distance": float(track.t[:, 2].mean()),
         "head_share": float(np.mean(coverage)),
-        "light": light.tolist(),
     }
-    write_text(folder / "synth.json", json.dumps(summary, indent=2) + "\n")
-    return {key: value for key, value in summary.items() if key != "light"} | {"folder": str(folder)}
+    write_text(folder / "synth.json", json.dumps(summary | {"light": light.tolist()}, indent=2) + "\n")
+    return summary | {"folder": str(folder)}

@@ -1,26 +1,32 @@
 """Offline training: batches of images against batches of deformed Gaussians (RGBAvatar, section 3 and offline.yaml)."""
 
+import shutil
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from recon4d.cli import progress_bar
+from recon4d import settings
+from recon4d.cli import pick_device, progress_bar
 from recon4d.files import write_text
 from recon4d.head import HeadModel
+from recon4d.runs import batch_places
 from torch import Tensor
 
-from gaussian_avatar import capture as captures
-from gaussian_avatar import learner as learners
-from gaussian_avatar import model_file
-from gaussian_avatar.avatar import View
-from gaussian_avatar.capture import Capture
+from gaussian_avatar import captures, checkpoint, learners, memory, model_file, motions
+from gaussian_avatar.backgrounds import random_backgrounds
+from gaussian_avatar.captures import Capture
+from gaussian_avatar.checkpoint import CHECKPOINT
 from gaussian_avatar.config import Config
-from gaussian_avatar.learner import CHECKPOINT, Batch
-from gaussian_avatar.motion import Motion
+from gaussian_avatar.learners import Batch
+from gaussian_avatar.motions import Motion
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 COLOUR_STEPS = 20  # after the first pass, colours are initialised every so many steps only: it doubles a step's cost
 
@@ -34,21 +40,70 @@ class Result:
     seconds: float
     images_per_second: float
     unseen: int
+    folder: str
 
 
-def batch_frames(step: int, batch_size: int, n: int, seed: int) -> np.ndarray:
-    """Positions (batch_size,) of one step in the endless sequence of shuffled passes over n frames.
+def start(
+    folder: str | Path,
+    data: str | Path | None = None,
+    config: Config | str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    head_model: str | Path | None = None,
+    split: str | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    force: bool = False,
+    tensorboard: bool = False,
+    log: Callable[[str], None] = print,
+) -> Result:
+    """Train an avatar on a tracked capture; see `train` for what is written.
 
-    A function of the step alone, so that a resumed run goes on with the frames an uninterrupted one would have.
+    Args:
+        folder: the run's, `<output_dir>/<subject>/<work_name>`.
+        data: the subject's, with images and a track; None is the one of the same name in the settings' `data_dir`.
+        config: a preset (`offline`, which None is too, or `cpu-quick`), a YAML file, or settings.
+        overrides: `key=value` strings that replace single settings.
+        head_model: a FLAME file. split: `train`, `test` or `all`. seed: of all random numbers. None: by `config`.
+        device: cpu, cuda, cuda:N, or auto.
+        resume: go on from the run's last checkpoint, with its own settings.
+        force: replace what is in the folder.
+        tensorboard: write TensorBoard events too.
+
+    Raises:
+        InputError: settings, a capture or a checkpoint that cannot be used; an occupied folder; too little memory.
     """
-    places = np.arange(step * batch_size, (step + 1) * batch_size)
-    order = {epoch: np.random.default_rng((seed, 1, epoch)).permutation(n) for epoch in np.unique(places // n)}
-    return np.array([order[place // n][place % n] for place in places])
-
-
-def backgrounds(step: int, batch_size: int, seed: int) -> Tensor:
-    """One random colour (batch_size, 3) per image of a step."""
-    return torch.from_numpy(np.random.default_rng((seed, 2, step)).random((batch_size, 3), np.float32))
+    folder = Path(folder)
+    chosen = checkpoint.run_config(
+        folder,
+        data,
+        config or "offline",
+        overrides,
+        resume,
+        force,
+        head_model=None if head_model is None else str(head_model),
+        split=split,
+        seed=seed,
+    )
+    place = pick_device(device)
+    head = motions.load_head(chosen.head_model)
+    source = Path(data or Path(chosen.data_dir) / folder.parent.name)
+    capture = captures.open_capture(source, chosen.data.image_size, log)
+    motions.check_track(capture.track, head, str(source))
+    frames = captures.choose_frames(capture, chosen, chosen.split, log)
+    memory.check(chosen, capture, head, frames, place)
+    images = None
+    if chosen.data.preload:
+        images = captures.preload(capture, frames, pin=place.type == "cuda")
+    else:
+        captures.check_images(capture, frames)
+    if force and folder.exists():
+        shutil.rmtree(folder)
+    settings.write(folder / "config.yaml", chosen)
+    capture.track.write(folder / "track.npz")
+    motion = motions.resized(motions.from_track(capture.track, head), capture.width, capture.height)
+    return train(chosen, capture, motion, head, frames, images, folder, place, resume, tensorboard, log)
 
 
 def train(
@@ -76,42 +131,42 @@ def train(
         InputError: unusable images, a checkpoint that does not fit.
     """
     batch_size, total, every = config.train.batch_size, config.train.iterations, config.train.checkpoint_every
-    view = View(motion.world_to_camera, motion.K, capture.width, capture.height)
     corrections = len(frames) if config.train.refine_pose else 0
-    learner = learners.new(config, head, view, motion.inputs.shape[1], corrections, device)
-    first, seconds = 0, 0.0
+    learner = learners.new(config, head, motion.camera, motion.inputs.shape[1], corrections, device)
+    learned, seconds = 0, 0.0
     if resume:
-        first, seconds = learners.load_checkpoint(output / CHECKPOINT, learner)
-        log(f"resumed at image {first * batch_size}")
+        learned, seconds = checkpoint.load_checkpoint(output / CHECKPOINT, learner)
+        log(f"resumed at image {learned}")
     log(
         f"{len(learner.avatar)} Gaussians, {len(frames)} training frames of {capture.width}x{capture.height}, "
         f"{total} images"
     )
     vertices, inputs = motion.vertices[frames].to(device), motion.inputs[frames].to(device)
     first_pass = -(-len(frames) // batch_size)  # steps until every frame has been seen once
+    first = learned // batch_size
     steps = range(first, -(-total // batch_size))
     writer = tensorboard_writer(output) if tensorboard else None
     with progress_bar("training", total) as show:
         started = previewed = time.perf_counter()
         for step, (chosen, pixels, background) in zip(steps, _batches(config, capture, frames, images, steps, device)):
-            done = step * batch_size
             batch = Batch(vertices[chosen], inputs[chosen], pixels, background, chosen)
-            unpainted = slice(None) if step < first_pass or step % COLOUR_STEPS == 0 else None
-            terms = learners.step(learner, batch, done, done / total, unpainted)
+            search = slice(None) if step < first_pass or step % COLOUR_STEPS == 0 else None
+            learned = step * batch_size
+            terms = learners.step(learner, batch, learned, learned / total, search)
 
-            done += batch_size
+            learned += batch_size
             last = step + 1 == steps.stop
             now = time.perf_counter()
             elapsed = now - started
             speed = (step + 1 - first) * batch_size / elapsed
             if step % 20 == 0 or last:
                 loss = float(sum(terms.values()))
-                show(min(done, total), f"loss {loss:.4f}, {speed:.0f} images/s")
+                show(min(learned, total), f"loss {loss:.4f}, {speed:.0f} images/s")
                 if writer is not None:
-                    log_scalars(writer, terms, speed, done)
-            if not last and done // every > (done - batch_size) // every:
-                learners.save_checkpoint(output / CHECKPOINT, learner, step + 1, seconds + elapsed)
-                log(f"image {done}: loss {float(sum(terms.values())):.4f}, {speed:.0f} images/s")
+                    log_scalars(writer, terms, speed, learned)
+            if not last and learned // every > (learned - batch_size) // every:
+                checkpoint.save_checkpoint(output / CHECKPOINT, learner, learned, seconds + elapsed)
+                log(f"image {learned}: loss {float(sum(terms.values())):.4f}, {speed:.0f} images/s")
             if config.train.preview_seconds and now - previewed > config.train.preview_seconds:
                 model_file.write_ply(output / "model.ply", learner.avatar)
                 previewed = time.perf_counter()
@@ -121,31 +176,31 @@ def train(
     if writer is not None:
         writer.close()
 
-    images_done = max(steps.stop, first) * batch_size
-    learners.save_checkpoint(output / CHECKPOINT, learner, max(steps.stop, first), seconds)
+    checkpoint.save_checkpoint(output / CHECKPOINT, learner, learned, seconds)
     unseen = learners.finish(learner)
     model_file.write_ply(output / "model.ply", learner.avatar)
     result = Result(
         gaussians=len(learner.avatar),
-        images=images_done,
+        images=learned,
         seconds=seconds,
-        images_per_second=images_done / max(seconds, 1e-9),
+        images_per_second=learned / max(seconds, 1e-9),
         unseen=unseen,
+        folder=str(output),
     )
     write_text(output / "speed.txt", f"Training FPS: {result.images_per_second:.2f}\n")
     return result
 
 
-def tensorboard_writer(output: Path):
+def tensorboard_writer(output: Path) -> "SummaryWriter":
     """Writes events into the run's folder."""
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(output))
 
 
-def log_scalars(writer, terms: dict[str, Tensor], speed: float, images: int) -> None:
+def log_scalars(writer: "SummaryWriter", terms: dict[str, Tensor], speed: float, images: int) -> None:
     """The loss terms, their sum and the speed after so many images."""
-    for name, value in (terms | {"total": sum(terms.values())}).items():
+    for name, value in (terms | {"total": torch.stack(list(terms.values())).sum()}).items():
         writer.add_scalar(f"loss/{name}", float(value), images)
     writer.add_scalar("images_per_second", speed, images)
 
@@ -160,20 +215,21 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Positions (B,), images (B, H, W, 4) uint8 and backgrounds (B, 3) of each step, on the device, one step ahead."""
     size, seed = config.train.batch_size, config.seed
-    pin = device.type == "cuda"
+
+    def here(values: Tensor) -> Tensor:
+        return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
     def fetch(step: int) -> tuple[Tensor, Tensor, Tensor]:
-        positions = batch_frames(step, size, len(frames), seed)
+        positions = batch_places(step, size, len(frames), seed)
         chosen = torch.from_numpy(positions)
         if stored is None:
             images = torch.from_numpy(np.stack(list(captures.read_images(capture, frames[positions]))))
         else:
             images = stored[chosen]
-        batch = (chosen, images, backgrounds(step, size, seed))
-        return tuple(x.pin_memory().to(device, non_blocking=True) for x in batch) if pin else batch
+        return here(chosen), here(images), here(random_backgrounds(step * size, size, seed))
 
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(fetch, steps.start) if len(steps) else None
+        ahead: Future[tuple[Tensor, Tensor, Tensor]] = pool.submit(fetch, steps.start)
         for step in steps:
             batch = ahead.result()
             ahead = pool.submit(fetch, step + 1)

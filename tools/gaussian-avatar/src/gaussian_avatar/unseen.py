@@ -5,7 +5,7 @@ from recon4d.head import HeadModel
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from gaussian_avatar.avatar import Avatar
+from gaussian_avatar.avatars import Avatar
 
 NEIGHBOURS = 8
 SWEEPS = 300

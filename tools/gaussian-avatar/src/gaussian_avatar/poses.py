@@ -6,16 +6,14 @@ import numpy as np
 import roma
 import torch
 from recon4d.cameras import Camera
-from recon4d.formats.track import Track
+from recon4d.formats.track import PER_FRAME, Track
 from recon4d.head import HeadModel
 from torch import Tensor
 
-from gaussian_avatar import motion as motions
-from gaussian_avatar import rendering
-from gaussian_avatar.motion import Motion
-from gaussian_avatar.run import Run
+from gaussian_avatar import motions, rendering
+from gaussian_avatar.motions import Motion
+from gaussian_avatar.runs import Run
 
-PER_FRAME = ("names", "valid", "expression", "R", "t", "neck", "jaw", "eyes", "eyelids")
 OPPOSITES = ("jaw", "mouth")  # jawLeft and jawRight are two movements, not two halves of one
 COMPONENT_REACH = 2.5  # standard deviations
 
@@ -108,46 +106,24 @@ def _rotation(up: float, right: float, tilt: float = 0.0) -> np.ndarray:
     return roma.euler_to_rotmat("YXZ", angles, degrees=True).numpy()
 
 
-def first_view(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def first_camera(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """The camera of the training clip: its position, the point at the head's distance it looks at, up, field of view.
 
     The field of view is the vertical one, radians.
     """
-    motion = run.motion
-    camera = Camera(motion.K, motion.world_to_camera, motion.width, motion.height)
-    _, down, forward = (row.numpy() for row in motion.world_to_camera[:3, :3])
+    camera = run.motion.camera
+    _, down, forward = (row.numpy() for row in camera.world_to_camera[:3, :3])
     position = camera.center.numpy()
-    distance = float((motion.vertices[0].mean(0).numpy() - position) @ forward)
-    fov = 2 * float(np.arctan(motion.height / 2 / motion.K[1, 1]))
+    distance = float((run.motion.vertices[0].mean(0).numpy() - position) @ forward)
+    fov = 2 * float(np.arctan(camera.height / 2 / camera.K[1, 1]))
     return position, position + distance * forward, -down, fov
 
 
-def camera(wxyz: np.ndarray, position: np.ndarray, fov: float, width: int, height: int) -> Camera:
-    """A camera from its pose in the world (OpenCV axes) and its vertical field of view in radians."""
-    rotation = roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(torch.as_tensor(wxyz, dtype=torch.float64)))
-    world_to_camera = torch.eye(4, dtype=torch.float64)
-    world_to_camera[:3, :3] = rotation.T
-    world_to_camera[:3, 3] = -rotation.T @ torch.as_tensor(position, dtype=torch.float64)
-    focal = height / 2 / np.tan(fov / 2)
-    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-    return Camera(K.float(), world_to_camera.float(), width, height)
-
-
-def picture(run: Run, motion: Motion, view: Camera, background: Tensor, alpha: bool = False) -> np.ndarray:
-    """A posed head (one frame) as `view` sees it: uint8 (H, W, 3), or (H, W, 4) with `alpha`."""
-    seen = replace(motion, K=view.K, width=view.width, height=view.height)
-    return next(rendering.render(run, seen, view.world_to_camera[None], background, alpha))
+def picture(run: Run, motion: Motion, camera: Camera, background: Tensor, alpha: bool = False) -> np.ndarray:
+    """A posed head (one frame) as a camera sees it: uint8 (H, W, 3), or (H, W, 4) with `alpha`."""
+    return next(rendering.render(run, replace(motion, camera=camera), background, alpha))
 
 
 def advanced(position: float, seconds: float, fps: float, speed: float, frames: int) -> float:
     """The place in a clip, in frames, after some seconds of playing; it begins again at its end."""
     return (position + seconds * fps * speed) % frames
-
-
-def next_height(height: int, seconds: float, budget: float, full: int) -> int:
-    """The height of the next picture while things move, so that it takes `budget` seconds where this took `seconds`.
-
-    Work grows with the number of pixels. Between 160 pixels and `full`.
-    """
-    wanted = height * (budget / max(seconds, 1e-4)) ** 0.5
-    return int(np.clip(0.5 * (height + wanted), min(160, full), full))

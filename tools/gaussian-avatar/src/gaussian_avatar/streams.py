@@ -12,23 +12,20 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 from recon4d import InputError
-from recon4d.formats import track as track_format
+from recon4d.cameras import Camera
 from recon4d.formats import track_stream
-from recon4d.formats.track import Track
+from recon4d.formats.track import Track, join
 from recon4d.head import HeadModel
 from torch import Tensor
 
-from gaussian_avatar import capture as captures
-from gaussian_avatar import memory
-from gaussian_avatar import motion as motions
-from gaussian_avatar.avatar import View
+from gaussian_avatar import captures, memory, motions
 from gaussian_avatar.config import Config
 from gaussian_avatar.sampling import Frame
 
 WAITING = 64  # frames that may wait for the optimiser; a reader that is further ahead waits itself
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stream:
     """Where frames come from.
 
@@ -41,13 +38,13 @@ class Stream:
     """
 
     arrivals: Iterator[tuple[Track, Tensor]]
-    pose: Callable[[tuple[Track, Tensor]], tuple[View, Frame]]
+    pose: Callable[[tuple[Track, Tensor]], tuple[Camera, Frame]]
     track: Callable[[], Track]
     count: int
     name: str
 
     @property
-    def frames(self) -> Iterator[tuple[View, Frame]]:
+    def frames(self) -> Iterator[tuple[Camera, Frame]]:
         """The arrivals, posed."""
         return map(self.pose, self.arrivals)
 
@@ -70,8 +67,8 @@ def from_folder(
     motions.check_track(capture.track, head, str(folder))
     chosen = captures.choose_frames(capture, config, config.split, log)
     kept = min(len(chosen) * repeat, config.online.local_pool + config.online.global_pool)
-    kept = max(kept, len(chosen)) if config.data.preload else kept
-    memory.check_memory(config, head, kept, capture.width, capture.height, device)
+    n_pictures = len(chosen) if config.data.preload else kept
+    memory.check_memory(config, head, kept, n_pictures, capture.width, capture.height, device)
     ready = {}
     if config.data.preload:
         log(f"reading {len(chosen)} pictures")
@@ -106,7 +103,7 @@ def from_pipe(lines: TextIO, folder: Path, head: HeadModel, config: Config) -> S
     return Stream(
         arrivals,
         _poser(head, lambda: next(iter(seen.values())).t[0]),
-        lambda: track_format.join(list(seen.values())),
+        lambda: join(list(seen.values())),
         0,
         lines.name,
     )
@@ -140,16 +137,15 @@ def _arrivals(
         yield track, pixels
 
 
-def _poser(head: HeadModel, origin: Callable[[], np.ndarray]) -> Callable[[tuple[Track, Tensor]], tuple[View, Frame]]:
+def _poser(head: HeadModel, origin: Callable[[], np.ndarray]) -> Callable[[tuple[Track, Tensor]], tuple[Camera, Frame]]:
     """A stream's `pose`. origin: (3,) the camera's translation, that of the first track, valid or not."""
     indices = count()
 
-    def pose(arrival: tuple[Track, Tensor]) -> tuple[View, Frame]:
+    def pose(arrival: tuple[Track, Tensor]) -> tuple[Camera, Frame]:
         track, pixels = arrival
         height, width = pixels.shape[:2]
         motion = motions.resized(motions.from_track(track, head, origin=origin()), width, height)
-        view = View(motion.world_to_camera, motion.K, width, height)
-        return view, Frame(next(indices), str(track.names[0]), motion.vertices[0], motion.inputs[0], pixels)
+        return motion.camera, Frame(next(indices), str(track.names[0]), motion.vertices[0], motion.inputs[0], pixels)
 
     return pose
 

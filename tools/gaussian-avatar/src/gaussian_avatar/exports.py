@@ -1,6 +1,6 @@
 """Avatars for other programs: a static 3DGS file of one expression, and a compact file of the whole avatar."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,29 +8,69 @@ import numpy as np
 import roma
 import torch
 from recon4d import InputError, metrics, splat
+from recon4d.cli import claim_output, progress
 from recon4d.splat import Gaussians
 
-from gaussian_avatar import avatar as avatars
-from gaussian_avatar import evaluation, model_file
-from gaussian_avatar import motion as motions
-from gaussian_avatar.avatar import SH0
-from gaussian_avatar.motion import Motion
-from gaussian_avatar.rendering import frontal_frame
-from gaussian_avatar.run import Run
+from gaussian_avatar import avatars, evaluation, model_file, motions
+from gaussian_avatar.avatars import SH0
+from gaussian_avatar.motions import Motion
+from gaussian_avatar.rendering import driving_motion, frontal_frame
+from gaussian_avatar.runs import Run
 
 VISIBLE = 1 / 255  # opacity below which a Gaussian is never drawn
 FIDELITY_FRAMES = 12
 
 
+def export_frames(
+    run: Run,
+    frames: str = "frontal",
+    track: str | Path | None = None,
+    expressions: Sequence[str] = (),
+    jaw: float | None = None,
+    force: bool = False,
+) -> dict[str, int | str]:
+    """Write `export/00000.ply ...` into the run's folder, static Gaussians for any 3DGS viewer; what was written.
+
+    Args:
+        frames: `frontal`, the one that looks most straight at the camera, or `all`.
+        track: another clip's `track.npz` to take all frames of.
+        expressions, jaw: a face of one's own instead; see `posed`.
+        force: replace an earlier export.
+
+    Raises:
+        InputError: options that do not fit each other, an occupied folder, an unreadable track.
+    """
+    if (expressions or jaw is not None) and (track or frames == "all"):
+        raise InputError("--expression and --jaw make one face; leave --frames and --track away")
+    out = claim_output(run.folder / "export", force)
+    if track or frames == "all":
+        motion, _ = driving_motion(run, track)
+    else:
+        motion = posed(run, expressions, jaw)
+    for stale in out.glob("*.ply"):
+        stale.unlink()
+    paths = list(progress(write_statics(run, motion, range(len(motion)), out), "writing", len(motion)))
+    return {"files": len(paths), "first": str(paths[0]), "bytes": sum(path.stat().st_size for path in paths)}
+
+
+def export_compact(run: Run, bits: int = 8, force: bool = False) -> dict[str, float | int | str]:
+    """Write the whole avatar as `model.safetensors` into the run's folder; see `write_compact`.
+
+    Raises InputError for a file that exists, unless `force` replaces it.
+    """
+    return write_compact(run, claim_output(run.folder / "model.safetensors", force), bits)
+
+
 def static(run: Run, motion: Motion, frame: int) -> Gaussians:
     """The Gaussians of one frame in the head's world (y up, z towards the camera), without those that nobody sees."""
+    device = run.avatar.means.device
     with torch.no_grad():
         splats, _ = avatars.deform(
             run.avatar,
-            run.head.to(run.avatar.means.device),
-            motion.vertices[frame : frame + 1].to(run.avatar.means.device),
-            motion.inputs[frame : frame + 1].to(run.avatar.means.device),
-            motion.world_to_camera.to(run.avatar.means.device),
+            run.head.to(device),
+            motion.vertices[frame : frame + 1].to(device),
+            motion.inputs[frame : frame + 1].to(device),
+            motion.camera.world_to_camera.to(device),
         )
     seen = (splats.opacities[0] > VISIBLE).cpu()
     means, quats, scales, opacities, colors = (
@@ -39,7 +79,7 @@ def static(run: Run, motion: Motion, frame: int) -> Gaussians:
     return Gaussians(means, quats, scales, opacities, ((colors - 0.5) / SH0)[:, None])
 
 
-def posed(run: Run, expressions: tuple[str, ...], jaw: float | None) -> Motion:
+def posed(run: Run, expressions: Sequence[str], jaw: float | None) -> Motion:
     """One frame: the clip's most frontal one, with `name=value` expressions in place of its own, and an open jaw.
 
     Args:
@@ -58,7 +98,7 @@ def posed(run: Run, expressions: tuple[str, ...], jaw: float | None) -> Motion:
     return motions.from_track(one, run.head, origin=run.track.t[0])
 
 
-def _coefficients(run: Run, expressions: tuple[str, ...]) -> np.ndarray:
+def _coefficients(run: Run, expressions: Sequence[str]) -> np.ndarray:
     n = run.track.expression.shape[1]
     names = [*run.head.expression_names, *map(str, range(len(run.head.expression_names), n))][:n]
     values = np.zeros(n, np.float32)

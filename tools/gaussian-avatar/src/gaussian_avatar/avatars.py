@@ -3,21 +3,33 @@
 RGBAvatar (Li et al., CVPR 2025, arXiv 2503.12886), section 3.
 """
 
+import copy
 from dataclasses import dataclass, fields
 
 import numpy as np
 import roma
 import torch
 from recon4d import InputError, mesh, splat
+from recon4d.cameras import Camera
 from recon4d.head import HeadModel
 from torch import Tensor, nn
 
 from gaussian_avatar.attachment import Attach
 
 SH0 = 0.28209479177387814  # the constant spherical harmonic
+TRAINED = (  # attributes of an avatar that training changes, beside its MLP
+    "means",
+    "log_scales",
+    "opacity_logits",
+    "quats",
+    "sh0",
+    "mean_basis",
+    "quat_basis",
+    "sh0_basis",
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Avatar:
     """N Gaussians, raw parameters (before activation), and the basis that moves them. K basis vectors.
 
@@ -49,14 +61,16 @@ class Avatar:
 
     @property
     def n_inputs(self) -> int:
-        return self.mlp[0].in_features
+        """Length of the blendshape input."""
+        return next(self.mlp.parameters()).shape[1]
 
     def to(self, device: torch.device | str) -> "Avatar":
-        """The same avatar on another device (the MLP moves in place)."""
-        return Avatar(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        """The same avatar on another device; this one stays where it is."""
+        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "mlp"}
+        return Avatar(mlp=copy.deepcopy(self.mlp).to(device), **tensors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Splats:
     """B frames of N Gaussians in world space, as `recon4d.splat.rasterize` takes them."""
 
@@ -77,12 +91,7 @@ def bind(head: HeadModel, tex_size: int) -> tuple[Tensor, Tensor]:
 
     Raises InputError for a head model without texture coordinates, or when no texel is covered.
     """
-    if head.vt is None or head.ft is None:
-        raise InputError(
-            f"the head model {head.name} has no texture coordinates; "
-            "place flame_uv.npz or head_template_mesh.obj beside it"
-        )
-    texels = mesh.bake_uv(head.vt, head.ft, (tex_size, tex_size))
+    texels = mesh.bake_uv(*_uv(head), (tex_size, tex_size))
     if not texels.mask.any():
         raise InputError(f"model.tex_size {tex_size} covers no texel of the head model's UV layout; give more")
     return texels.tri_id[texels.mask].long(), texels.bary[texels.mask].float()
@@ -90,7 +99,7 @@ def bind(head: HeadModel, tex_size: int) -> tuple[Tensor, Tensor]:
 
 def neighbours(head: HeadModel, tex_size: int) -> Tensor:
     """Pairs (P, 2) of Gaussians, in `bind`'s order, whose texels lie side by side on the surface, not over a seam."""
-    texels = mesh.bake_uv(head.vt, head.ft, (tex_size, tex_size))
+    texels = mesh.bake_uv(*_uv(head), (tex_size, tex_size))
     index = torch.full((tex_size, tex_size), -1)
     index[texels.mask] = torch.arange(int(texels.mask.sum()))
     pairs = torch.cat(
@@ -151,7 +160,9 @@ def new_mlp(n_inputs: int, hidden: int, basis: int, generator: torch.Generator) 
         nn.Linear(n_inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, basis)
     )
     with torch.no_grad():
-        for layer in mlp[::2]:
+        for layer in mlp:
+            if not isinstance(layer, nn.Linear):
+                continue
             bound = layer.in_features**-0.5
             layer.weight.uniform_(-bound, bound, generator=generator)
             layer.bias.uniform_(-bound, bound, generator=generator)
@@ -165,16 +176,27 @@ def texel_spacing(head: HeadModel, tex_size: int) -> Tensor:
     return (area / _uv_area(head).clamp_min(1e-12)).sqrt() / tex_size
 
 
-def _uv_edges(head: HeadModel, faces: Tensor | slice = slice(None)) -> Tensor:
+def _uv(head: HeadModel) -> tuple[Tensor, Tensor]:
+    """Texture coordinates (T, 2) and their faces (F, 3). Raises InputError for a head model without."""
+    if head.vt is None or head.ft is None:
+        raise InputError(
+            f"the head model {head.name} has no texture coordinates; "
+            "place flame_uv.npz or head_template_mesh.obj beside it"
+        )
+    return head.vt, head.ft
+
+
+def uv_edges(head: HeadModel, faces: Tensor | slice = slice(None)) -> Tensor:
     """Both texture-space edges of faces and the sign of their cross product: (F, 5)."""
-    uv = head.vt[head.ft[faces]]
+    vt, ft = _uv(head)
+    uv = vt[ft[faces]]
     a, b = uv[:, 1] - uv[:, 0], uv[:, 2] - uv[:, 0]
     return torch.cat([a, b, torch.where(_cross2(a, b) < 0, -1.0, 1.0)[:, None]], 1)
 
 
 def _uv_area(head: HeadModel) -> Tensor:
     """Area of the faces in texture space (F,)."""
-    edges = _uv_edges(head)
+    edges = uv_edges(head)
     return _cross2(edges[:, :2], edges[:, 2:4]).abs() / 2
 
 
@@ -230,7 +252,8 @@ def attach(
         Facing (B, N): cosine between the surface's normal and the direction to the eye.
     """
     corners = vertices[:, head.faces]  # (B, F, 3, 3)
-    frames = face_frames(corners, head.vt[head.ft])
+    vt, ft = _uv(head)
+    frames = face_frames(corners, vt[ft])
     turns = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(frames))
     points = torch.einsum("nj,bnjc->bnc", avatar.bary, corners[:, avatar.face_id])
     frames = frames[:, avatar.face_id]
@@ -274,7 +297,7 @@ def deform(
         local, quats, sh0 = (x.expand(batch, *x.shape) for x in (avatar.means, avatar.quats, avatar.sh0))
     eye = -(world_to_camera[..., :3, :3].transpose(-1, -2) @ world_to_camera[..., :3, 3:])[..., 0].expand(batch, 3)
     if vertices.device.type == "cpu" and vertices.dtype == torch.float32:
-        corners, uv = head.faces[avatar.face_id], _uv_edges(head, avatar.face_id)
+        corners, uv = head.faces[avatar.face_id], uv_edges(head, avatar.face_id)
         means, quats, facing = Attach.apply(vertices, corners, avatar.bary, uv, eye, local, quats)
     else:
         means, quats, facing = attach(avatar, head, vertices, eye, local, quats)
@@ -291,20 +314,11 @@ def deform(
     return splats, weights
 
 
-@dataclass(frozen=True)
-class View:
-    """A camera: world to camera (4, 4) or (B, 4, 4), intrinsics (3, 3), image size in pixels."""
-
-    world_to_camera: Tensor
-    K: Tensor
-    width: int
-    height: int
-
-
-def rasterize(splats: Splats, view: View, background: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def rasterize(splats: Splats, camera: Camera, background: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Render B frames, each with its own Gaussians, in one call.
 
     Args:
+        camera: one for all frames, or B of them.
         background: (B, D), or None for black.
 
     Returns:
@@ -317,10 +331,10 @@ def rasterize(splats: Splats, view: View, background: Tensor | None = None) -> t
         splats.scales,
         splats.opacities,
         splats.colors,
-        view.world_to_camera.expand(batch, 4, 4)[:, None],
-        view.K.expand(batch, 1, 3, 3),
-        view.width,
-        view.height,
+        camera.world_to_camera.expand(batch, 4, 4)[:, None],
+        camera.K.expand(batch, 3, 3)[:, None],
+        camera.width,
+        camera.height,
         backgrounds=None if background is None else background[:, None],
         packed=False,
     )

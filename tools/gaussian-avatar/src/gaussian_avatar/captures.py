@@ -5,19 +5,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from recon4d import InputError
+from recon4d import InputError, images
 from recon4d.formats import insta
-from recon4d.formats import track as track_format
 from recon4d.formats.track import Track
+from recon4d.formats.track import read as read_track
 from torch import Tensor
 
-from gaussian_avatar import config as settings
+from gaussian_avatar.config import Config
+from gaussian_avatar.motions import check_track, load_head
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Capture:
     """Images on disk and their track, in the same order."""
 
@@ -25,14 +25,14 @@ class Capture:
     track: Track
     width: int  # pixels of the images as they are trained on
     height: int
-    images: Path | None = None  # where they are; None is the folder's images
+    pictures: Path | None = None  # where they are; None is the folder's images
     masks: Path | None = None  # greyscale masks, for images without alpha
 
     def __len__(self) -> int:
         return len(self.track)
 
     def image_path(self, frame: int) -> Path:
-        return png(self.images or self.folder / "images", str(self.track.names[frame]))
+        return png(self.pictures or self.folder / "images", str(self.track.names[frame]))
 
 
 def png(folder: Path, name: str) -> Path:
@@ -53,11 +53,11 @@ def open_capture(folder: str | Path, image_size: int | None, log: Callable[[str]
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; --data-dir and --subject must name one with images and a track")
     if (folder / "track.npz").is_file():
-        track = track_format.read(folder / "track.npz")
-        images = {path.stem for path in (folder / "images").glob("*.png")}
-        if not images:
+        track = read_track(folder / "track.npz")
+        stems = {path.stem for path in (folder / "images").glob("*.png")}
+        if not stems:
             raise InputError(f"{folder / 'images'} has no PNG images; make them with prep-faces matte")
-        insta.check_pairs(folder, images, {Path(str(name)).stem for name in track.names})
+        insta.check_pairs(folder, stems, {Path(str(name)).stem for name in track.names})
     else:
         track, notes = insta.read(folder)
         for note in notes:
@@ -85,7 +85,7 @@ def split_frames(
     return np.arange(n - held_out), np.arange(n - held_out, n)
 
 
-def choose_frames(capture: Capture, config: settings.Config, split: str, log: Callable[[str], None]) -> np.ndarray:
+def choose_frames(capture: Capture, config: Config, split: str, log: Callable[[str], None]) -> np.ndarray:
     """Indices of the frames of a split that have a track of their own (`valid`)."""
     n = len(capture)
     train, test = split_frames(n, config.data.test_frames, config.data.test_share, log)
@@ -108,34 +108,54 @@ def read_image(path: Path, width: int, height: int, size: tuple[int, int], masks
     Raises:
         InputError: not readable, no alpha channel and no mask, another size, or an empty mask.
     """
-    image = _read_png(path)
-    if masks is not None:
+    kind = _kind(path)
+    if masks is None:
+        _check_format(path, kind, size)
+        image = images.read(path, "RGBA", upright=False)
+    else:
         mask_path = png(masks, path.name)
-        mask = _read_png(mask_path)
-        if image.ndim != 3 or image.dtype != np.uint8 or mask.ndim != 2 or mask.dtype != np.uint8:
+        mask_kind = _kind(mask_path)
+        if kind[2:] not in (RGB, RGBA) or mask_kind[2:] != GREY:
             raise InputError(f"{path} and {mask_path} are not an 8-bit colour image and its 8-bit greyscale mask")
-        if mask.shape != image.shape[:2]:
+        if mask_kind[:2] != kind[:2]:
             raise InputError(f"{mask_path} is not of the size of {path}; make it again with prep-faces matte")
-        image = np.dstack([image[..., :3], mask])
-    is_rgba = image.ndim == 3 and image.shape[2] == 4 and image.dtype == np.uint8
-    _check_format(path, (image.shape[1], image.shape[0]), size, is_rgba)
+        _check_format(path, (*kind[:2], *RGBA), size)
+        image = np.dstack([images.read(path, upright=False), images.read(mask_path, "L", upright=False)])
     if not image[..., 3].any():
         raise InputError(f"{path} has an empty mask (alpha is 0 everywhere); make it again with prep-faces matte")
     if size != (width, height):
         alpha = image[..., 3:].astype(np.float32) / 255
         premultiplied = np.concatenate([image[..., :3] * alpha, alpha], -1)
-        small = cv2.resize(premultiplied, (width, height), interpolation=cv2.INTER_AREA)
+        small = images.resize(premultiplied, width, height)
         small[..., :3] /= np.maximum(small[..., 3:], 1e-6)
         small[..., 3] *= 255
         image = np.clip(small + 0.5, 0, 255).astype(np.uint8)
-    return image[..., [2, 1, 0, 3]]
-
-
-def _read_png(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
-    if image is None:
-        raise InputError(f"{path} is not a readable image; make it again with prep-faces matte")
     return image
+
+
+GREY, RGB, RGBA = (8, 0), (8, 2), (8, 6)  # bits and colour type in a PNG's header
+
+
+def _kind(path: Path) -> tuple[int, int, int, int]:
+    """Width, height, bits and colour type of a PNG, from its header. Raises InputError for anything else."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(26)
+    except OSError as error:
+        raise InputError(f"{path} is not a readable image ({error.strerror}); make it with prep-faces matte") from error
+    # Signature, length and name of the first chunk, then width, height, bit depth, colour type.
+    if len(header) < 26 or header[:8] != b"\x89PNG\r\n\x1a\n" or header[12:16] != b"IHDR":
+        raise InputError(f"{path} is not a readable image; make it again with prep-faces matte")
+    return int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big"), header[24], header[25]
+
+
+def _check_format(path: Path, kind: tuple[int, int, int, int], expected: tuple[int, int]) -> None:
+    if kind[2:] != RGBA:
+        raise InputError(
+            f"{path} is not 8-bit RGBA: the head's mask must be its alpha channel (prep-faces matte writes it)"
+        )
+    if kind[:2] != expected:
+        raise InputError(f"{path} is {kind[0]}x{kind[1]} pixels but the track is of {expected[0]}x{expected[1]} images")
 
 
 def read_images(capture: Capture, frames: np.ndarray, threads: int = 4) -> Iterator[np.ndarray]:
@@ -155,10 +175,23 @@ def read_images(capture: Capture, frames: np.ndarray, threads: int = 4) -> Itera
 
 def preload(capture: Capture, frames: np.ndarray, pin: bool = False) -> Tensor:
     """All images of the chosen frames (n, height, width, 4) uint8, pinned where a GPU will fetch them."""
-    images = torch.empty(len(frames), capture.height, capture.width, 4, dtype=torch.uint8, pin_memory=pin)
+    stored = torch.empty(len(frames), capture.height, capture.width, 4, dtype=torch.uint8, pin_memory=pin)
     for i, image in enumerate(read_images(capture, frames)):
-        images[i] = torch.from_numpy(image)
-    return images
+        stored[i] = torch.from_numpy(image)
+    return stored
+
+
+def inspect(
+    folder: str | Path, head_model: str | Path | None = None, log: Callable[[str], None] = print
+) -> dict[str, int | float | str]:
+    """Check a subject's folder, reading every image and frame, and say what it holds.
+
+    Raises InputError that names the first thing which training would stumble over.
+    """
+    head = load_head(head_model)
+    capture = open_capture(folder, None, log)
+    check_track(capture.track, head, str(folder))
+    return summary(capture)
 
 
 def summary(capture: Capture) -> dict[str, int | float | str]:
@@ -186,28 +219,6 @@ def summary(capture: Capture) -> dict[str, int | float | str]:
 
 def check_images(capture: Capture, frames: np.ndarray) -> None:
     """What `read_image` checks, but for the masks, from the files' headers alone. Raises InputError."""
-    expected = tuple(int(x) for x in capture.track.image_size)
+    expected = (int(capture.track.image_size[0]), int(capture.track.image_size[1]))
     for path in map(capture.image_path, frames):
-        with open(path, "rb") as file:
-            header = file.read(26)
-        # PNG: signature, length and name of the first chunk, then width, height, bit depth, colour type.
-        if header[:8] != b"\x89PNG\r\n\x1a\n" or header[12:16] != b"IHDR":
-            raise InputError(f"{path} is not a readable image; make it again with prep-faces matte")
-        size = (int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big"))
-        _check_format(path, size, expected, header[24] == 8 and header[25] == 6)
-
-
-def _check_format(path: Path, size: tuple[int, int], expected: tuple[int, int], is_rgba: bool) -> None:
-    if not is_rgba:
-        raise InputError(
-            f"{path} is not 8-bit RGBA: the head's mask must be its alpha channel (prep-faces matte writes it)"
-        )
-    if size != expected:
-        raise InputError(f"{path} is {size[0]}x{size[1]} pixels but the track is of {expected[0]}x{expected[1]} images")
-
-
-def composite(images: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
-    """RGBA uint8 (B, H, W, 4) over backgrounds (B, 3): float (B, H, W, 3), and the mask (B, H, W, 1)."""
-    pixels = images.float() / 255
-    alpha = pixels[..., 3:]
-    return torch.lerp(background[:, None, None], pixels[..., :3], alpha), alpha
+        _check_format(path, _kind(path), expected)

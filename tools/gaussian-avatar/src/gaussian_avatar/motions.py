@@ -1,40 +1,44 @@
 """From a track to what drives the avatar: posed meshes in a fixed camera, and the blendshape input of each frame."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from recon4d import InputError
-from recon4d import rotations
+from recon4d import InputError, rotations
+from recon4d.cameras import Camera
 from recon4d.formats.track import Track
-from recon4d.head import HeadModel
+from recon4d.head import HeadModel, load, with_uv
 from torch import Tensor
 
 FLAME_EXPRESSIONS = 100  # the trackers' number; a larger basis is cut to it
 AXES = np.diag([1.0, -1.0, -1.0])  # OpenCV camera axes in the head's world: y and z are opposite
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Motion:
-    """N frames of one head before one fixed camera.
+    """N frames of one head before a camera.
 
     Attributes:
         vertices: (N, V, 3) posed head, metres, world axes (y up, z towards the camera).
         inputs: (N, D) blendshape input: expression, neck, jaw, eyes (6D each), eyelids, translation.
-        world_to_camera: (4, 4) OpenCV.
-        K: (3, 3) pixels.
-        width, height: of the images K is for.
+        camera: that of all frames, or one for each.
     """
 
     vertices: Tensor
     inputs: Tensor
-    world_to_camera: Tensor
-    K: Tensor
-    width: int
-    height: int
+    camera: Camera
 
     def __len__(self) -> int:
         return len(self.vertices)
+
+
+def load_head(path: str | Path | None) -> HeadModel:
+    """The open head, or a FLAME file, with its own texture coordinates or unwrapped ones.
+
+    Raises InputError as `recon4d.head.load` does.
+    """
+    return with_uv(load(path))
 
 
 def n_inputs(head: HeadModel) -> int:
@@ -67,22 +71,22 @@ def from_track(
         origin: (3,) the camera's translation instead of t_0.
     """
     parameters = track.parameters()
+    identity = parameters.pop("shape")
     if shape is not None:
-        parameters["shape"] = torch.from_numpy(np.asarray(shape, np.float32))[None]
+        identity = torch.from_numpy(np.asarray(shape, np.float32))[None]
     if head.eyelids is None:
         del parameters["eyelids"]
     t0 = np.asarray(track.t[0] if origin is None else origin, np.float64)
     R = torch.from_numpy((AXES @ track.R.astype(np.float64)).astype(np.float32))
     T = torch.from_numpy(((track.t - t0) @ AXES).astype(np.float32))
     expression = parameters["expression"]
-    J = head.joints(parameters["shape"], expression)[:, 1]
+    J = head.joints(identity, expression)[:, 1]
     T = T + (R @ J[..., None])[..., 0] - J
     neck = R @ parameters.pop("neck")
-    shape = parameters.pop("shape")
     vertices = torch.empty(len(track), *head.v_template.shape)
     for chunk in torch.arange(len(track)).split(16):
         vertices[chunk] = head(
-            shape=shape,
+            shape=identity,
             neck=neck[chunk],
             translation=T[chunk],
             **{key: value[chunk] for key, value in parameters.items()},
@@ -106,17 +110,16 @@ def from_track(
     E[:3, :3] = torch.from_numpy(AXES).float()
     E[:3, 3] = torch.from_numpy(t0).float()
     width, height = (int(x) for x in track.image_size)
-    return Motion(vertices, inputs, E, torch.from_numpy(track.K), width, height)
+    return Motion(vertices, inputs, Camera(torch.from_numpy(track.K), E, width, height))
 
 
 def resized(motion: Motion, width: int, height: int) -> Motion:
-    """The same motion for images of another size; K is scaled (pixel centres at +0.5)."""
-    scale = torch.tensor([width / motion.width, height / motion.height, 1.0])
-    return Motion(motion.vertices, motion.inputs, motion.world_to_camera, motion.K * scale[:, None], width, height)
+    """The same motion for images of another size."""
+    return replace(motion, camera=motion.camera.resized(width, height))
 
 
-def orbit(motion: Motion, degrees: Tensor) -> Tensor:
-    """World-to-camera matrices (n, 4, 4) of the camera turned by `degrees` (n,) about the head's vertical axis.
+def orbit(motion: Motion, degrees: Tensor) -> Camera:
+    """The motion's camera turned by `degrees` (n,) about the head's vertical axis: n cameras.
 
     A positive angle shows the person's left side: the camera moves to +x.
     """
@@ -134,4 +137,4 @@ def orbit(motion: Motion, degrees: Tensor) -> Tensor:
     about = torch.eye(4).repeat(len(degrees), 1, 1)
     about[:, :3, :3] = turn
     about[:, :3, 3] = centre - turn @ centre
-    return motion.world_to_camera @ about
+    return replace(motion.camera, world_to_camera=motion.camera.world_to_camera @ about)
