@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from feat_extract import config as settings
 from feat_extract import synth
-from feat_extract.config import CLASSES, Config
+from feat_extract.config import CLASSES, Config, load_config
 from feat_extract.labels import write_table
 
 
@@ -68,4 +67,4 @@ def numbers(tmp_path) -> Config:
         model={"streams": ["feat2d", "feat3d"], "width": 32, "layers": 1},
         train={"epochs": 20, "rate": 0.003, "stream_dropout": 0.1, "frame_dropout": 0.05},
     )
-    return settings.load(path)
+    return load_config(path)

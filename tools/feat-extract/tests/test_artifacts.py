@@ -124,7 +124,7 @@ def test_broken_downloads_go_on(server, tmp_path):
     item = entry(server, "/a.bin", data)
     server.broken = [1000, 0, 5000]
     artifacts.fetch([item], tmp_path)
-    assert (tmp_path / "a.bin").read_bytes() == data and left(tmp_path) == ["a.bin"]
+    assert (tmp_path / "a.bin").read_bytes() == data and left(tmp_path) == ["a.bin", "artifacts.json"]
     assert [r for _, r in server.asked] == [None, "bytes=1000-", "bytes=1000-", "bytes=6000-"]
 
 
@@ -224,8 +224,22 @@ def test_existing_files_are_kept(server, tmp_path):
         with pytest.raises(InputError, match=r"a.txt exists"):
             artifacts.fetch([item], tmp_path)
     assert (tmp_path / "a.txt").read_text() == "mine" and not (tmp_path / "b.txt").exists()
-    artifacts.fetch([pack, single], tmp_path, force=True)
-    assert (tmp_path / "a.txt").read_text() == "theirs" and (tmp_path / "b.txt").read_text() == "b"
+    for item in (pack, single):  # --force is for what an earlier fetch wrote
+        with pytest.raises(InputError, match=r"a.txt exists .*it was not fetched, so --force does not replace it"):
+            artifacts.fetch([item], tmp_path, force=True)
+    assert (tmp_path / "a.txt").read_text() == "mine" and not (tmp_path / "b.txt").exists()
+
+
+def test_force_replaces_what_was_fetched(server, tmp_path):
+    for text in (b"one", b"two"):
+        pack = entry(server, "/p.zip", zipped(**{"a.txt": text}), unpack=True)
+        single = entry(server, "/b.txt", text, to="deep")
+        if text == b"two":
+            for item in (pack, single):
+                with pytest.raises(InputError, match="remove it or give --force"):
+                    artifacts.fetch([item], tmp_path)
+        artifacts.fetch([pack, single], tmp_path, force=True)
+        assert (tmp_path / "a.txt").read_bytes() == (tmp_path / "deep" / "b.txt").read_bytes() == text
 
 
 @pytest.mark.parametrize(
@@ -241,7 +255,7 @@ def test_broken_archives(server, tmp_path, data):
     ("text", "message"),
     [
         ("{}", "is no list"),
-        ("[", "is not YAML"),
+        ("[", "is not readable YAML"),
         ("- {url: 'http://h/a'}", "entry 1: sha256: Field required"),
         ("- {url: 'http://h/a', sha256: abc}", "entry 1: sha256: .*pattern"),
         (f"- {{url: 'file:///etc/passwd', sha256: {'a' * 64}}}", "entry 1: url: .*http or https"),

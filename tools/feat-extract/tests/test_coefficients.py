@@ -7,7 +7,7 @@ from feat_extract.config import Config, Feat3D
 from feat_extract.dataset import read_manifest
 from feat_extract.synth import random_track
 from recon4d import InputError
-from recon4d import head as heads
+from recon4d.head import load
 from scipy.spatial.transform import Rotation
 
 
@@ -33,7 +33,7 @@ def test_other_shapes_are_refused(tmp_path, shape):
 
 @pytest.fixture(scope="module")
 def track():
-    head = heads.load(None)
+    head = load(None)
     return random_track(head, np.zeros(head.n_shape, np.float32), {"surprise"}, 6, 64, 1)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from feat_extract import backbones
-from feat_extract import config as settings
+from feat_extract.config import load_config
 from feat_extract.features import run_batch, write_features
 from feat_extract.synth import DATASET
 from recon4d import InputError
@@ -24,7 +24,7 @@ def small(pictures, tmp_path):
     for name in ("p00_00", "p01_02"):
         shutil.copytree(pictures / DATASET / "lr_image" / name, tmp_path / DATASET / "lr_image" / name)
     (tmp_path / "exp.yaml").write_text("feat2d: {backbone: 'timm:resnet10t', weights: none, size: 48, batch: 3}")
-    return settings.load(tmp_path / "exp.yaml")
+    return load_config(tmp_path / "exp.yaml")
 
 
 def changed(config, **values):
@@ -77,7 +77,7 @@ def test_two_backbones_are_not_mixed(small):
     with pytest.raises(InputError, match="not readable JSON"):
         write_features(small, CPU)
     (out / "feat2d.json").unlink()
-    with pytest.raises(InputError, match="of unknown kind"):
+    with pytest.raises(InputError, match="feat2d exists; give another output or --force"):
         write_features(small, CPU)
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from feat_extract import config as settings
+from feat_extract import model_file
 from feat_extract.cli import main
-from feat_extract.submission import load_checkpoint
+from feat_extract.config import load_config
 from feat_extract.synth import DATASET
 
 PROGRAM = str(Path(sys.executable).with_name("feat-extract"))
@@ -77,7 +77,7 @@ def test_training(numbers, tmp_path):
     assert not (tmp_path / "killed" / "best.pt").exists()
     run("train", "--config", tmp_path / "killed.yaml", "--resume")
     whole, killed = (
-        load_checkpoint(Path(settings.load(tmp_path / f"{n}.yaml").checkpoint))[0] for n in ("whole", "killed")
+        model_file.read(Path(load_config(tmp_path / f"{n}.yaml").checkpoint))[0] for n in ("whole", "killed")
     )
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(killed.state_dict()[key], value, rtol=1e-5, atol=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from feat_extract.config import CLASSES
 from feat_extract.labels import write_table
-from feat_extract.scores import evaluate, scores
+from feat_extract.scores import score_files, scores
 from recon4d import InputError
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
@@ -36,7 +36,7 @@ def test_files_must_fit(tmp_path):
     rows = [{"sequence": f"s{i}", "split": "test" if i else "train", "a": i % 2, "b": 1} for i in range(4)]
     write_table(tmp_path / "labels.csv", rows)
     write_table(tmp_path / "some.csv", [{"id": f"s{i}", "b": 1, "a": i % 2} for i in (3, 1, 2)])
-    found = evaluate(tmp_path / "labels.csv", tmp_path / "some.csv", ["a", "b"], "test")
+    found = score_files(tmp_path / "labels.csv", tmp_path / "some.csv", ["a", "b"], "test")
     assert found["rows"] == 3 and found["macro_f1"] == 1
     for split, name, message in (
         (None, "s1", r"some.csv lacks s0 and 0 others"),
@@ -45,4 +45,4 @@ def test_files_must_fit(tmp_path):
     ):
         write_table(tmp_path / "some.csv", [{"id": i, "a": 1, "b": 1} for i in (name, "s2", "s3")])
         with pytest.raises(InputError, match=message):
-            evaluate(tmp_path / "labels.csv", tmp_path / "some.csv", ["a", "b"], split)
+            score_files(tmp_path / "labels.csv", tmp_path / "some.csv", ["a", "b"], split)

@@ -5,9 +5,9 @@ import csv
 import cv2
 import numpy as np
 from feat_extract import synth
-from feat_extract.config import CLASSES, load
-from recon4d import head as heads
+from feat_extract.config import CLASSES, load_config
 from recon4d.formats import track as track_format
+from recon4d.head import load
 
 
 def rows(path):
@@ -28,7 +28,7 @@ def test_layout_and_splits(pictures):
         assert [p.name for p in images] == list(track.names) and len(images) == 4
     sample = rows(pictures / "sample_submission.csv")
     assert {row["sequence"] for row in sample} == {row["sequence"] for row in labels if row["split"] == "test"}
-    assert load(pictures / "exp.yaml").feat3d.kind == "track"
+    assert load_config(pictures / "exp.yaml").feat3d.kind == "track"
 
 
 def test_pictures_change_where_the_face_does(pictures):
@@ -41,7 +41,7 @@ def test_pictures_change_where_the_face_does(pictures):
 
 
 def test_expressions_rise_and_fall():
-    head = heads.load(None)
+    head = load(None)
     names = list(head.expression_names)
     track = synth.random_track(head, np.zeros(head.n_shape, np.float32), {"positive"}, 40, 64, 5)
     smile = track.expression[:, names.index("mouthSmileLeft")]
@@ -54,6 +54,6 @@ def test_expressions_rise_and_fall():
 
 
 def test_every_class_moves_blendshapes_of_the_head():
-    stems = {n.removesuffix("Left").removesuffix("Right") for n in heads.load(None).expression_names}
+    stems = {n.removesuffix("Left").removesuffix("Right") for n in load(None).expression_names}
     assert set(synth.EXPRESSIONS) == set(CLASSES)
     assert all(set(units) <= stems for units in synth.EXPRESSIONS.values())

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from feat_extract import scores, submission, training
-from feat_extract.clips import load_clip, open_streams
+from feat_extract import model_file, scores, submission, training
+from feat_extract.clips import load_clip, open_streams, stack
 from feat_extract.config import CLASSES
 from feat_extract.labels import write_table
 from recon4d import InputError
@@ -32,7 +32,7 @@ def test_held_out_people_are_recognised(trained):
     assert result["validation_sequences"] == 15 and result["sequences"] == 55
     found = submission.submit(config, CPU)
     assert found["rows"] == 30 and found["sha256"] == result["sha256"] == sha256(config.checkpoint)
-    score = scores.evaluate(Path(config.dataset) / "labels.csv", Path(config.submit.output), CLASSES, "test")
+    score = scores.evaluate(config)
     assert score["rows"] == 30 and score["macro_f1"] > 0.9
     folder = Path(config.checkpoint).parent
     history = json.loads((folder / "train.json").read_text())
@@ -44,7 +44,7 @@ def test_held_out_people_are_recognised(trained):
 def test_best_epoch_is_what_is_exported(trained):
     config, _ = trained
     state = torch.load(Path(config.checkpoint).parent / "last.pt", weights_only=True)
-    model, note = submission.load_checkpoint(Path(config.checkpoint))
+    model, note = model_file.read(Path(config.checkpoint))
     assert note["streams"]["feat3d"] == {"kind": "faceverse", "dim": 171} and note["length"] == 12
     exported = model.state_dict()
     assert all(torch.equal(exported[key], value) for key, value in state["best_model"].items())
@@ -53,7 +53,7 @@ def test_best_epoch_is_what_is_exported(trained):
 def test_resumed_training_is_that_without_a_stop(numbers, tmp_path):
     numbers = changed(numbers, "train", epochs=4)
     training.train(numbers, CPU)
-    expected, _ = submission.load_checkpoint(Path(numbers.checkpoint))
+    expected, _ = model_file.read(Path(numbers.checkpoint))
     other = numbers.model_copy(update={"checkpoint": str(tmp_path / "other" / "best_scripted.pt")})
 
     def stop(epoch, text):
@@ -64,7 +64,7 @@ def test_resumed_training_is_that_without_a_stop(numbers, tmp_path):
         training.train(other, CPU, report=stop)
     assert not Path(other.checkpoint).exists()
     training.train(other, CPU, resume=True)
-    resumed, _ = submission.load_checkpoint(Path(other.checkpoint))
+    resumed, _ = model_file.read(Path(other.checkpoint))
     for key, value in expected.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0)
     with pytest.raises(InputError, match="other settings in train"):
@@ -72,8 +72,16 @@ def test_resumed_training_is_that_without_a_stop(numbers, tmp_path):
     (tmp_path / "other" / "last.pt").write_bytes(b"PK\x03\x04rubbish")
     with pytest.raises(InputError, match=r"last.pt is not a readable checkpoint"):
         training.train(other, CPU, resume=True)
-    with pytest.raises(InputError, match="no training to resume"):
-        training.train(other.model_copy(update={"checkpoint": str(tmp_path / "new" / "best.pt")}), CPU, resume=True)
+    (tmp_path / "other" / "last.pt").unlink()
+    with pytest.raises(InputError, match="no training to resume"):  # but config.yaml is there
+        training.train(other, CPU, resume=True)
+
+
+def test_nothing_to_resume_is_a_new_run(numbers, tmp_path):
+    numbers = changed(numbers, "train", epochs=1)
+    lines = []
+    training.train(numbers, CPU, resume=True, log=lines.append)
+    assert Path(numbers.checkpoint).is_file() and "holds no training to resume; it begins anew" in lines[0]
 
 
 def test_people_are_held_out_whole():
@@ -88,7 +96,7 @@ def test_people_are_held_out_whole():
 def test_scales_beside_numpy(numbers):
     streams = open_streams(numbers)
     clips = [load_clip(f"p{p}/c0", streams, numbers) for p in range(4)]
-    found = training.scales(training.stack(clips))["feat2d"].numpy()
+    found = training.scales(stack(clips))["feat2d"].numpy()
     rows = [clip.inputs["feat2d"][clip.mask] for clip in clips]
     differences = np.concatenate([row - row.mean(0) for row in rows])
     np.testing.assert_allclose(found, np.sqrt((differences**2).mean(0)), rtol=1e-4)
@@ -108,9 +116,11 @@ def test_submission_follows_the_sample(trained, tmp_path):
 
 def test_thresholds_are_the_config_s(trained):
     config, _ = trained
-    low, high = (submission.submit(config.model_copy(update={"thresholds": t}), CPU) for t in (1e-9, 1 - 1e-9))
+    low, high = (
+        submission.submit(config.model_copy(update={"thresholds": t}), CPU, force=True) for t in (1e-9, 1 - 1e-9)
+    )
     assert set(low["predicted"].values()) == {30} and set(high["predicted"].values()) == {0}
-    one = submission.submit(config.model_copy(update={"thresholds": {"surprise": 1e-9}}), CPU)
+    one = submission.submit(config.model_copy(update={"thresholds": {"surprise": 1e-9}}), CPU, force=True)
     assert one["predicted"]["surprise"] == 30 and one["predicted"]["positive"] < 30
 
 
@@ -124,9 +134,9 @@ def test_nothing_is_written_unless_every_row_is_there(trained, tmp_path):
 
 def test_other_checkpoints_are_refused(trained, tmp_path):
     config, result = trained
-    assert submission.submit(changed(config, "submit", sha256=result["sha256"].upper()), CPU)["rows"] == 30
+    assert submission.submit(changed(config, "submit", sha256=result["sha256"].upper()), CPU, force=True)["rows"] == 30
     with pytest.raises(InputError, match=r"has the SHA-256 .* it was not loaded"):
-        submission.submit(changed(config, "submit", sha256="0" * 64), CPU)
+        submission.submit(changed(config, "submit", sha256="0" * 64), CPU, force=True)
     for wrong, message in (
         (config.model_copy(update={"classes": CLASSES[::-1]}), "was trained with classes"),
         (changed(config, "sequences", length=9), "was trained with sequences.length 12"),
@@ -135,11 +145,11 @@ def test_other_checkpoints_are_refused(trained, tmp_path):
         (config.model_copy(update={"checkpoint": str(tmp_path / "none.pt")}), "none.pt is missing"),
     ):
         with pytest.raises(InputError, match=message):
-            submission.submit(wrong, CPU)
+            submission.submit(wrong, CPU, force=True)
     broken = tmp_path / "broken.pt"
     broken.write_bytes(Path(config.checkpoint).read_bytes()[:1000])
     with pytest.raises(InputError, match=r"broken.pt is not a readable TorchScript file"):
-        submission.submit(config.model_copy(update={"checkpoint": str(broken)}), CPU)
+        submission.submit(config.model_copy(update={"checkpoint": str(broken)}), CPU, force=True)
 
 
 def test_somebody_else_s_checkpoint(numbers, tmp_path):
@@ -153,13 +163,13 @@ def test_somebody_else_s_checkpoint(numbers, tmp_path):
 
     other = numbers.model_copy(update={"checkpoint": str(tmp_path / "other.pt")})
     torch.jit.script(Constant(5)).save(other.checkpoint)
-    assert set(submission.submit(other, CPU)["predicted"].values()) == {30}
+    assert set(submission.submit(other, CPU, force=True)["predicted"].values()) == {30}
     torch.jit.script(Constant(4)).save(other.checkpoint)
     with pytest.raises(InputError, match="does not answer 16 x 5 finite logits"):
-        submission.submit(other, CPU)
+        submission.submit(other, CPU, force=True)
     torch.jit.script(torch.nn.Linear(2, 2)).save(other.checkpoint)
     with pytest.raises(InputError, match="does not take these inputs"):
-        submission.submit(other, CPU)
+        submission.submit(other, CPU, force=True)
 
 
 def test_wrong_samples_and_features(trained, tmp_path):
@@ -174,11 +184,11 @@ def test_wrong_samples_and_features(trained, tmp_path):
     ):
         sample.write_text(text)
         with pytest.raises(InputError, match=message):
-            submission.submit(changed(config, "submit", sample=str(sample)), CPU)
+            submission.submit(changed(config, "submit", sample=str(sample)), CPU, force=True)
     for path in (Path(config.dataset) / "feat2d").rglob("*.npy"):
         np.save(path, np.load(path)[:5])
     with pytest.raises(InputError, match=r"has 5 numbers per frame, .* was trained on 12"):
-        submission.submit(config, CPU)
+        submission.submit(config, CPU, force=True)
 
 
 def test_training_names_what_is_wrong(numbers):

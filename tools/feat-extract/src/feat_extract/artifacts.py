@@ -9,15 +9,16 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from recon4d import InputError
-from recon4d.files import sha256, write_text
+from recon4d import InputError, settings
+from recon4d.files import read_json, sha256, write_text
+from recon4d.runs import check_place
 
 CHUNK = 1 << 20
 ATTEMPTS = 3  # of a download whose connection breaks
@@ -62,12 +63,7 @@ def unsafe(name: str) -> bool:
 
 def read_list(path: Path) -> list[Artifact]:
     """The entries of a YAML list. Raises InputError naming the entry and the key."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); give a YAML file") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML ({' '.join(str(error).split())[:150]}); correct it") from error
+    content = settings.read(path)
     if not isinstance(content, list) or not content:
         raise InputError(f"{path} is no list; give entries with url and sha256")
     entries = []
@@ -90,13 +86,29 @@ def fetch(
     """Download, verify and unpack the entries into `out`; what is there already is kept.
 
     A download that stops is gone on with the next time. Checksums are verified before anything is unpacked, and an
-    archive is unpacked whole or not at all.
+    archive is unpacked whole or not at all. `out/artifacts.json` lists what was fetched.
+
+    Args:
+        force: fetch everything again; files that an earlier fetch wrote may be replaced, others never.
+        report: called with a file's name, the bytes that are there, and how many there will be, 0 if not known.
 
     Raises:
         InputError: an address that gives nothing, another checksum, an archive with names outside the folder, links or
-            devices, and existing files with other contents (unless `force`).
+            devices, and existing files with other contents.
     """
+    check_place(out, [])
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        return _fetch_all(entries, out, force, report)
+    finally:
+        if new and not any(out.iterdir()):
+            out.rmdir()
+
+
+def _fetch_all(
+    entries: list[Artifact], out: Path, force: bool, report: Callable[[str, int, int], None]
+) -> dict[str, Any]:
     record = _read_record(out / RECORD)
     fetched, kept = [], []
     for entry in entries:
@@ -106,19 +118,26 @@ def fetch(
             kept.append(name)
             continue
         part = out / f".{digest[:16]}.part"
-        download(entry.url, part, digest, lambda done, total, name=name: report(name, done, total))
+        download(entry.url, part, digest, partial(report, name))
+        mine = {out / one["to"] / file for one in record.values() for file in one["files"]} if force else None
         if entry.unpack:
-            files = unpack(part, name, out / entry.to, out / f".{digest[:16]}.unpacked", force)
-            record[digest] = {"url": entry.url, "to": entry.to, "files": files}
-            write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
+            files = unpack(part, name, out / entry.to, out / f".{digest[:16]}.unpacked", mine)
             part.unlink()
         else:
-            if target.exists() and not force:
-                raise InputError(f"{target} exists with another checksum; remove it or give --force")
+            files = [name]
+            if target.exists() and target not in (mine or ()) and not _is(target, digest):
+                raise InputError(f"{target} exists with another checksum; {_remedy(force)}")
+            _check_parents(out / entry.to, Path(name))
             target.parent.mkdir(parents=True, exist_ok=True)
             part.replace(target)
+        record[digest] = {"url": entry.url, "to": entry.to, "files": files}
+        write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
         fetched.append(name)
     return {"fetched": fetched, "kept": kept, "out": str(out)}
+
+
+def _remedy(force: bool) -> str:
+    return "it was not fetched, so --force does not replace it: move it away" if force else "remove it or give --force"
 
 
 def _is(path: Path, digest: str) -> bool:
@@ -128,11 +147,14 @@ def _is(path: Path, digest: str) -> bool:
 def _read_record(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
+    record = read_json(path)
     try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not readable JSON ({error}); remove it to fetch everything again") from error
-    return record if isinstance(record, dict) else {}
+        fine = all(isinstance(name, str) for one in record.values() for name in [one["to"], *one["files"]])
+    except (AttributeError, TypeError, KeyError):
+        fine = False
+    if not fine:
+        raise InputError(f"{path} does not list what was fetched; remove it to fetch everything again")
+    return record
 
 
 def download(url: str, part: Path, digest: str, report: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -178,8 +200,8 @@ def _continue(url: str, part: Path, start: int, report: Callable[[int, int], Non
         raise http.client.IncompleteRead(b"", total - done)
 
 
-def unpack(archive: Path, name: str, target: Path, staging: Path, force: bool = False) -> list[str]:
-    """Unpack a zip or tar archive into `target`; the names of its files.
+def unpack(archive: Path, name: str, target: Path, staging: Path, mine: Collection[Path] | None = None) -> list[str]:
+    """Unpack a zip or tar archive into `target`; the names of its files. `mine`: paths that may be replaced.
 
     Every name is checked before the first byte is written: files and folders below `target`, nothing else. Files are
     moved to their places once all are unpacked.
@@ -206,8 +228,9 @@ def unpack(archive: Path, name: str, target: Path, staging: Path, force: bool = 
         files = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
         for file in files:
             there = target / file
-            if there.exists() and not force and not (there.is_file() and filecmp.cmp(there, staging / file, False)):
-                raise InputError(f"{there} exists and differs from the one in {name}; remove it or give --force")
+            same = there.is_file() and filecmp.cmp(there, staging / file, False)
+            if there.exists() and not same and there not in (mine or ()):
+                raise InputError(f"{there} exists and differs from the one in {name}; {_remedy(mine is not None)}")
             _check_parents(target, file)
         for file in files:
             (target / file).parent.mkdir(parents=True, exist_ok=True)

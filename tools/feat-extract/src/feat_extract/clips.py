@@ -4,17 +4,22 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from recon4d import InputError
+import torch
+from recon4d import InputError, images
+from torch import Tensor
 
 from feat_extract.coefficients import expression_part
 from feat_extract.config import Config
-from feat_extract.dataset import PREFIX, Files, find_frames, find_images, natural, read_image, read_manifest, read_npy
+from feat_extract.dataset import PREFIX, Files, find_frames, find_images, read_manifest, read_numbers
+
+Batch = tuple[dict[str, Tensor], Tensor]  # inputs and mask of Fusion.forward
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clip:
     """One sequence for the model.
 
@@ -29,25 +34,30 @@ class Clip:
     mask: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Streams:
     """What the model reads: per stream the files of all sequences, and what the numbers are."""
 
     files: dict[str, Files]
-    kinds: dict[str, dict]
+    kinds: dict[str, dict[str, Any]]
+
+
+def folder_of(config: Config, stream: str) -> Path:
+    """Where the files of a stream are."""
+    names = {"crops": config.feat2d.input, "feat2d": config.feat2d.output, "feat3d": config.feat3d.output}
+    return Path(config.dataset) / names[stream]
 
 
 def open_streams(config: Config) -> Streams:
     """The streams that the config names. Raises InputError when one has no files."""
-    dataset = Path(config.dataset)
     files: dict[str, Files] = {}
-    kinds: dict[str, dict] = {}
+    kinds: dict[str, dict[str, Any]] = {}
     for stream in dict.fromkeys(config.model.streams):
+        folder = folder_of(config, stream)
         if stream == "crops":
-            files[stream] = find_images(dataset / config.feat2d.input)
+            files[stream] = find_images(folder)
             kinds[stream] = {"size": config.model.crop_size}
             continue
-        folder = dataset / (config.feat2d.output if stream == "feat2d" else config.feat3d.output)
         files[stream] = find_frames(folder, (".npy",), PREFIX if stream == "feat3d" else "")
         if not files[stream]:
             raise InputError(f"{folder} has no features SEQUENCE/FRAME.npy; make them with feat-extract {stream}")
@@ -62,7 +72,7 @@ def load_clip(name: str, streams: Streams, config: Config) -> Clip:
     empty = [stream for stream, files in streams.files.items() if name not in files]
     if empty:
         raise InputError(f"the sequence {name} has no {', '.join(empty)}; extract them or leave the sequence out")
-    frames = sorted({frame for files in streams.files.values() for frame in files[name]}, key=natural)
+    frames = sorted({frame for files in streams.files.values() for frame in files[name]}, key=images.natural_key)
     chosen = np.linspace(0, len(frames) - 1, min(length, len(frames))).round().astype(int)
     inputs = {}
     for stream, files in streams.files.items():
@@ -73,13 +83,15 @@ def load_clip(name: str, streams: Streams, config: Config) -> Clip:
     return Clip(name, inputs, np.arange(length) < len(chosen))
 
 
-def reader(stream: str, kind: dict) -> Callable[[Path], np.ndarray]:
+def reader(stream: str, kind: dict[str, Any]) -> Callable[[Path], np.ndarray]:
+    """What reads a file of a stream as float32: a crop (3, S, S) in [0, 1], features (D,). kind: as in `Streams`."""
+
     def crop(path: Path) -> np.ndarray:
         size = kind["size"]
-        return cv2.resize(read_image(path), (size, size), interpolation=cv2.INTER_AREA).transpose(2, 0, 1) / 255.0
+        return cv2.resize(images.read(path), (size, size), interpolation=cv2.INTER_AREA).transpose(2, 0, 1) / 255.0
 
     def feature(path: Path) -> np.ndarray:
-        array = read_npy(path)
+        array = read_numbers(path)
         if stream == "feat3d" and kind.get("kind") == "faceverse":
             array = expression_part(array, path)
         if array.ndim != 1 or ("dim" in kind and len(array) != kind["dim"]):
@@ -123,3 +135,23 @@ def _values(
         share = 0.0 if after == before else (i - before) / (after - before)
         result.append(at(before) if share == 0 else (1 - share) * at(before) + share * at(after))
     return result
+
+
+def stack(clips: list[Clip]) -> Batch:
+    """Inputs and mask of a batch of clips. Raises InputError when their features have different lengths."""
+    inputs = {}
+    for stream in clips[0].inputs:
+        shape = clips[0].inputs[stream].shape
+        for clip in clips:
+            if clip.inputs[stream].shape != shape:
+                raise InputError(
+                    f"{stream} of {clip.name} has {clip.inputs[stream].shape[1]} numbers per frame, of "
+                    f"{clips[0].name} {shape[1]}; extract all with one backbone or regressor"
+                )
+        inputs[stream] = torch.from_numpy(np.stack([clip.inputs[stream] for clip in clips]))
+    return inputs, torch.from_numpy(np.stack([clip.mask for clip in clips]))
+
+
+def take(batch: Batch, rows: Tensor, device: torch.device) -> Batch:
+    """Some rows of a batch, on a device."""
+    return {name: values[rows].to(device) for name, values in batch[0].items()}, batch[1][rows].to(device)

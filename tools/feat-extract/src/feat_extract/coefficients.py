@@ -11,7 +11,7 @@ from recon4d.formats import track as track_format
 from recon4d.formats.track import Track
 
 from feat_extract.config import Config
-from feat_extract.dataset import PREFIX, claim_features, find_frames, read_npy, write_npy
+from feat_extract.dataset import PREFIX, claim_features, find_frames, read_numbers, write_npy
 
 EXPRESSION = slice(156, 327)  # of a FaceVerse v4 vector: columns 156 to 326 inclusive
 N_EXPRESSION = 171
@@ -87,17 +87,25 @@ def read_faceverse(folder: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict
     if not files:
         raise InputError(f"{folder} has no SEQUENCE/expr_FRAME.npy; write them with FaceVerse v4's regressor")
     found = {
-        sequence: {frame: expression_part(read_npy(path), path) for frame, path in frames.items()}
+        sequence: {frame: expression_part(read_numbers(path), path) for frame, path in frames.items()}
         for sequence, frames in files.items()
     }
     return found, {"kind": "faceverse", "dim": N_EXPRESSION}
 
 
-def write_coefficients(config: Config, source: Path, force: bool = False) -> dict[str, Any]:
-    """Import the coefficients of `source` into the data set as `<sequence>/expr_<frame>.npy`, (D,) float32.
+def write_coefficients(config: Config, source: Path | None = None, force: bool = False) -> dict[str, Any]:
+    """Import the coefficients of a folder into the data set as `<sequence>/expr_<frame>.npy`, (D,) float32; a summary.
 
-    Everything is read before anything is written. Returns a summary.
+    Everything is read before anything is written.
+
+    Args:
+        source: as the config's `feat3d.kind` says; None is its `feat3d.input`.
+        force: replace coefficients of another kind.
+
+    Raises:
+        InputError: as `read_faceverse`, `read_tracks` and `dataset.claim_features`.
     """
+    source = source or Path(config.dataset) / config.feat3d.input
     out = Path(config.dataset) / config.feat3d.output
     if not source.is_dir():
         raise InputError(f"{source} is not a folder; give the folder of coefficients with --source")
@@ -105,9 +113,9 @@ def write_coefficients(config: Config, source: Path, force: bool = False) -> dic
         raise InputError(f"{source} is the output too; FaceVerse files that lie there are read as they are")
     read = {"faceverse": read_faceverse, "track": read_tracks}[config.feat3d.kind]
     found, kind = read(source)
-    claim_features(out, kind, force)
-    for sequence, frames in found.items():
-        for frame, row in frames.items():
-            write_npy(out / sequence / f"{PREFIX}{frame}.npy", row.astype(np.float32))
+    with claim_features(out, kind, "feat-extract feat3d", force, [source]):
+        for sequence, frames in found.items():
+            for frame, row in frames.items():
+                write_npy(out / sequence / f"{PREFIX}{frame}.npy", row.astype(np.float32))
     written = sum(map(len, found.values()))
     return {"sequences": len(found), "written": written, **kind, "out": str(out)}

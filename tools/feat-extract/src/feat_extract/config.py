@@ -1,13 +1,14 @@
 """exp.yaml: the settings that all commands share, checked by pydantic; paths are relative to the file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from recon4d import settings
 from recon4d.settings import Section
-from recon4d.settings import write as write
 
+KNOWN = "the README's settings"
 CLASSES = ["positive", "negative", "surprise", "repression", "others"]
 Stream = Literal["feat2d", "feat3d", "crops"]
 Positive = Annotated[int, Field(gt=0)]
@@ -46,6 +47,8 @@ class Sequences(Section):
 
 
 class Model(Section):
+    """The fusion model: what it reads, and its size."""
+
     streams: Annotated[list[Stream], Field(min_length=1)] = ["feat2d", "feat3d", "crops"]
     width: Positive = 64
     heads: Positive = 4
@@ -61,6 +64,8 @@ class Model(Section):
 
 
 class Train(Section):
+    """How it is learned."""
+
     epochs: Positive = 80
     batch: Positive = 16
     rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -73,6 +78,8 @@ class Train(Section):
 
 
 class Submit(Section):
+    """What is predicted, and where the answers go."""
+
     output: str = "submission.csv"
     sample: str | None = None  # sample submission: its order and columns are followed
     split: str | None = "test"  # of the labels file, where there is one and no sample
@@ -116,32 +123,30 @@ class Config(Section):
         return self.thresholds.get(name, 0.5) if isinstance(self.thresholds, dict) else self.thresholds
 
 
-def load(path: str | Path) -> Config:
+def load_config(path: str | Path, values: Mapping[str, Any] | None = None) -> Config:
     """Read exp.yaml; its paths become absolute.
 
-    Raises InputError naming the file, the key and what was expected.
+    Args:
+        values: by keys with dots, `feat2d.backbone`, what replaces the file's; None is left alone.
+
+    Raises:
+        InputError: a missing file, an unknown key, a wrong type; the message names the file, the key and what was
+            expected.
     """
     path = Path(path)
-    config = settings.check(Config, settings.read(path), path, "the README's settings")
+    config = settings.check(Config, settings.read(path), path, KNOWN)
     here = path.parent.absolute()  # an absolute path stays as it is
-    submit = config.submit.model_copy(
-        update={
-            "output": str(here / config.submit.output),
-            "sample": config.submit.sample and str(here / config.submit.sample),
-        }
-    )
     weights = config.feat2d.weights
-    feat2d = config.feat2d.model_copy(
-        update={
-            "cache": str(here / config.feat2d.cache),
-            "weights": weights if weights in ("none", "default") else str(here / weights),
-        }
-    )
-    return config.model_copy(
-        update={
-            "dataset": str(here / config.dataset),
-            "checkpoint": str(here / config.checkpoint),
-            "submit": submit,
-            "feat2d": feat2d,
-        }
-    )
+    absolute = {
+        "dataset": str(here / config.dataset),
+        "checkpoint": str(here / config.checkpoint),
+        "submit.output": str(here / config.submit.output),
+        "submit.sample": config.submit.sample and str(here / config.submit.sample),
+        "feat2d.cache": str(here / config.feat2d.cache),
+        "feat2d.weights": weights if weights in ("none", "default") else str(here / weights),
+    }
+    content = config.model_dump()
+    for key, value in {**absolute, **(values or {})}.items():
+        if value is not None:
+            settings.place(content, key, value, key)
+    return settings.check(Config, content, path, KNOWN)

@@ -1,17 +1,18 @@
 """Features of the frames of a data set: one vector per frame, and a spatial map where it is asked for."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
+from recon4d import images
 
 from feat_extract import backbones
 from feat_extract.backbones import Backbone
 from feat_extract.config import Config
-from feat_extract.dataset import claim_features, find_images, read_image, write_npy
+from feat_extract.dataset import claim_features, find_images, write_npy
 
 
 def write_features(
@@ -35,7 +36,7 @@ def write_features(
     backbone = backbones.load(settings)
     backbone.module.to(device)
     first = next(iter(next(iter(files.values())).values()))
-    dim = run_batch(backbone, [read_image(first)], device)[0].shape[1]
+    dim = run_batch(backbone, [images.read(first)], device)[0].shape[1]
     manifest = {
         "backbone": backbone.name,
         "version": backbone.version,
@@ -46,43 +47,42 @@ def write_features(
         "dtype": settings.dtype,
         "dim": dim,
     }
-    claim_features(out, manifest, force)
-    if settings.spatial:
-        claim_features(maps, manifest, force)
-
     frames = [(path, Path(sequence) / f"{frame}.npy") for sequence, fs in files.items() for frame, path in fs.items()]
+    folders = [out, maps] if settings.spatial else [out]
 
     def done(path: Path, name: Path) -> bool:
-        targets = [out / name, maps / name] if settings.spatial else [out / name]
+        targets = [folder / name for folder in folders]
         return all(t.is_file() and t.stat().st_mtime_ns >= path.stat().st_mtime_ns for t in targets)
 
-    pending = [(path, name) for path, name in frames if not done(path, name)]
-    batches = [pending[i : i + settings.batch] for i in range(0, len(pending), settings.batch)]
-    for batch in watch(iter(batches), len(batches)):
-        summary, spatial = run_batch(backbone, [read_image(path) for path, _ in batch], device)
-        for i, (_, name) in enumerate(batch):
-            if spatial is not None:
-                write_npy(maps / name, spatial[i].astype(settings.dtype))
-            write_npy(out / name, summary[i].astype(settings.dtype))
+    inputs = [dataset / settings.input]
+    with ExitStack() as stack:
+        claims = [
+            stack.enter_context(claim_features(folder, manifest, "feat-extract feat2d", force, inputs))
+            for folder in folders
+        ]
+        pending = [(path, name) for path, name in frames if not done(path, name)]
+        batches = [pending[i : i + settings.batch] for i in range(0, len(pending), settings.batch)]
+        for batch in watch(iter(batches), len(batches)):
+            summary, spatial = run_batch(backbone, [images.read(path) for path, _ in batch], device)
+            for i, (_, name) in enumerate(batch):
+                if spatial is not None:
+                    write_npy(maps / name, spatial[i].astype(settings.dtype))
+                write_npy(out / name, summary[i].astype(settings.dtype))
+            for claimed in claims:
+                claimed.keep()  # the next run goes on from here
     counts = {"sequences": len(files), "frames": len(frames), "written": len(pending)}
     return {**counts, "kept": len(frames) - len(pending), **manifest, "out": str(out)}
 
 
 @torch.inference_mode()
 def run_batch(
-    backbone: Backbone, images: list[np.ndarray], device: torch.device
+    backbone: Backbone, pictures: list[np.ndarray], device: torch.device
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Summary vectors (B, D) and spatial maps (B, C, h, w) or None, float32, of RGB uint8 images of any sizes.
 
-    Images are resized to the backbone's square. On CUDA the network runs in mixed precision.
+    They are resized to the backbone's square. On CUDA the network runs in mixed precision.
     """
-    size = (backbone.size, backbone.size)
-    resized = [
-        image
-        if image.shape[:2] == size
-        else cv2.resize(image, size, interpolation=cv2.INTER_AREA if image.shape[0] > size[0] else cv2.INTER_CUBIC)
-        for image in images
-    ]
+    resized = [images.resize(picture, backbone.size, backbone.size) for picture in pictures]
     pixels = torch.from_numpy(np.stack(resized)).to(device).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (backbone.mean, backbone.std))
     with torch.autocast("cuda", enabled=device.type == "cuda"):

@@ -14,6 +14,8 @@ class FeatureEncoder(nn.Module):
     A person's looks are in the mean, an expression is in the difference.
     """
 
+    scale: Tensor
+
     def __init__(self, scale: Tensor, width: int, dropout: float):
         super().__init__()
         self.register_buffer("scale", scale.clone())
@@ -29,6 +31,8 @@ class CropEncoder(nn.Module):
 
     The last map is kept at 3x3 places, so that a brow is told from a mouth.
     """
+
+    scale: Tensor
 
     def __init__(self, scale: Tensor, width: int, dropout: float):
         super().__init__()
@@ -72,6 +76,8 @@ class Fusion(nn.Module):
         scales: per stream the typical size of a difference from the clip's mean: (D,) for features, () for `crops`.
         n_classes: logits.
     """
+
+    positions: Tensor
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from recon4d import InputError
 
+from feat_extract.config import Config
 from feat_extract.labels import read_labels
 
 
@@ -45,8 +46,21 @@ def scores(labels: np.ndarray, predictions: np.ndarray, classes: list[str]) -> d
     }
 
 
-def evaluate(labels_path: Path, predictions_path: Path, classes: list[str], split: str | None) -> dict[str, Any]:
-    """Scores of a submission. Every labelled sequence of the split (of all, without one) must be there.
+def evaluate(
+    config: Config,
+    labels: str | Path | None = None,
+    predictions: str | Path | None = None,
+    split: str | None = None,
+) -> dict[str, Any]:
+    """Scores of a submission as `score_files` has them; what is None is as in the config."""
+    labels = Path(labels or Path(config.dataset) / config.labels)
+    predictions = Path(predictions or config.submit.output)
+    return score_files(labels, predictions, config.classes, split or config.submit.split)
+
+
+def score_files(labels_path: Path, predictions_path: Path, classes: list[str], split: str | None) -> dict[str, Any]:
+    """`rows`, and what `scores` says, of a CSV of predictions. Every labelled sequence of the split (of all, without
+    one) must be there.
 
     Raises InputError for files that are not such tables, predictions without labels and labels without predictions.
     """

@@ -1,20 +1,19 @@
 """Predictions of a TorchScript checkpoint for every sequence, as the challenge's CSV."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from recon4d import InputError
+from recon4d import InputError, images
 from recon4d.files import sha256
+from recon4d.runs import claim_file
 
-from feat_extract.clips import Streams, load_clip, open_streams
+from feat_extract import model_file
+from feat_extract.clips import Streams, load_clip, open_streams, stack
 from feat_extract.config import Config
-from feat_extract.dataset import natural
 from feat_extract.labels import read_labels, read_table, write_table
-from feat_extract.training import EXTRA, FORMAT, stack
 
 BATCH = 16
 
@@ -22,17 +21,24 @@ BATCH = 16
 def submit(
     config: Config,
     device: torch.device,
+    force: bool = False,
     watch: Callable[[Iterator, int], Iterator] = lambda items, total: items,
 ) -> dict[str, Any]:
     """Write the submission: one row per sequence, 1 for each class whose probability reaches its threshold.
 
-    Nothing is written unless every sequence has its row. Returns a summary with the checkpoint's SHA-256.
+    Nothing is written unless every sequence has its row. Returns a summary with the checkpoint's SHA-256. A TorchScript
+    file is code: it runs.
+
+    Args:
+        force: replace a submission that exists.
+        watch: wraps the batches and their number, to show progress.
 
     Raises:
         InputError: a checkpoint that is missing, has another SHA-256, or was made for other features; a sample whose
-            columns are not the classes; a sequence without files.
+            columns are not the classes; a sequence without files; an output that exists.
     """
-    checkpoint = Path(config.checkpoint)
+    checkpoint, sample = Path(config.checkpoint), config.submit.sample
+    claim_file(config.submit.output, force=force, inputs=[checkpoint, sample, Path(config.dataset) / config.labels])
     if not checkpoint.is_file():
         raise InputError(f"{checkpoint} is missing; fetch it with feat-extract fetch-artifacts or train it")
     digest = sha256(checkpoint)
@@ -40,8 +46,8 @@ def submit(
         raise InputError(f"{checkpoint} has the SHA-256 {digest}, not {config.submit.sha256}; it was not loaded")
     streams = open_streams(config)
     names, key, columns = _rows(config, streams)
-    model, note = load_checkpoint(checkpoint)
-    _check_note(note, config, streams, checkpoint)
+    model, note = model_file.read(checkpoint)
+    model_file.check(note, config, streams, checkpoint)
     model.to(device)
 
     thresholds = np.array([config.threshold(name) for name in config.classes])
@@ -63,48 +69,6 @@ def submit(
     return {"rows": len(rows), "predicted": counts, "sha256": digest, "submission": config.submit.output}
 
 
-def load_checkpoint(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
-    """A TorchScript file on the CPU and the note inside it, {} for a file without. A TorchScript file is code: it runs.
-
-    Raises InputError for anything else.
-    """
-    extra = {EXTRA: ""}
-    try:
-        model = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
-        note = json.loads(extra[EXTRA] or "{}")
-    except (RuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is not a readable TorchScript file ({text}); fetch or train it again") from error
-    if note and not (note.get("format") == FORMAT and {"classes", "length", "streams"} <= set(note)):
-        raise InputError(f"{path} has the format {note.get('format')}, or not all of {FORMAT}; train it again")
-    return model.eval(), note
-
-
-def _check_note(note: dict[str, Any], config: Config, streams: Streams, path: Path) -> None:
-    """Raise InputError where the config or the features differ from what the checkpoint was trained on."""
-    if not note:
-        return  # somebody else's file: the config is all there is to go by
-    for key, mine, what in (
-        ("classes", config.classes, "classes"),
-        ("length", config.sequences.length, "sequences.length"),
-    ):
-        if note[key] != mine:
-            raise InputError(f"{path} was trained with {what} {note[key]}, the config has {mine}; correct the config")
-    if set(note["streams"]) != set(streams.kinds):
-        raise InputError(
-            f"{path} reads {', '.join(note['streams'])}, model.streams has {', '.join(streams.kinds)}; "
-            "correct the config"
-        )
-    for stream, kind in streams.kinds.items():
-        theirs = note["streams"][stream]
-        for field in kind:
-            if field in theirs and theirs[field] != kind[field]:
-                raise InputError(
-                    f"{path} was trained on {stream} with {field} {theirs[field]}, here it is {kind[field]}; "
-                    "extract the features the same way"
-                )
-
-
 def _rows(config: Config, streams: Streams) -> tuple[list[str], str, list[str]]:
     """The sequences in order, the name of the first column, and the other columns."""
     if config.submit.sample:
@@ -121,7 +85,7 @@ def _rows(config: Config, streams: Streams) -> tuple[list[str], str, list[str]]:
             raise InputError(f"{path} names a sequence twice; keep one row")
         return names, key, columns
     path = Path(config.dataset) / config.labels
-    names = sorted({name for files in streams.files.values() for name in files}, key=natural)
+    names = sorted({name for files in streams.files.values() for name in files}, key=images.natural_key)
     split = config.submit.split
     if split is not None and path.is_file():
         labels = read_labels(path, config.classes)

@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import roma
 import torch
 import yaml
-from recon4d import head as heads
+from recon4d import images, runs
 from recon4d.cli import progress
 from recon4d.color import linear_from_srgb
-from recon4d.files import atomic_path, write_text
+from recon4d.files import write_text
 from recon4d.formats.track import Track
-from recon4d.head import HeadModel
+from recon4d.head import HeadModel, load, with_uv
 from recon4d.synthetic import random_albedo, random_light, render_head, smooth_noise, wall
 
 from feat_extract.config import CLASSES
@@ -105,18 +104,35 @@ def render(folder: Path, head: HeadModel, track: Track, person: int, clip: int) 
         rgba = render_head(head, posed, world_to_camera, torch.from_numpy(track.K), size, albedo, light) / 255.0
         image = background * (1 - rgba[..., 3:]) + rgba[..., :3] * rgba[..., 3:]
         image = 255 * image + rng.normal(0, 1.5, image.shape)
-        with atomic_path(folder / str(name)) as temporary:
-            cv2.imwrite(str(temporary), np.clip(image + 0.5, 0, 255).astype(np.uint8)[..., ::-1])
+        images.write_png(folder / str(name), np.clip(image + 0.5, 0, 255).astype(np.uint8))
 
 
 def synthesise(
-    folder: Path, train_people: int, test_people: int, clips: int, frames: int, size: int, seed: int
+    folder: str | Path,
+    train_people: int = 12,
+    test_people: int = 5,
+    clips: int = 10,
+    frames: int = 12,
+    size: int = 192,
+    seed: int = 0,
+    force: bool = False,
 ) -> dict[str, int | str]:
     """Write a data set in the challenge's layout, with labels, true parameters and an exp.yaml; returns a summary.
 
     People of the split `test` are not in the split `train`.
+
+    Args:
+        clips: sequences per person. frames: of each, at least 4. size: pixels per side. force: replace an earlier one.
     """
-    head = heads.with_uv(heads.load(None))
+    folder = Path(folder)
+    with runs.claim(folder, "feat-extract synth", force=force):
+        return _write(folder, train_people, test_people, clips, frames, size, seed)
+
+
+def _write(
+    folder: Path, train_people: int, test_people: int, clips: int, frames: int, size: int, seed: int
+) -> dict[str, int | str]:
+    head = with_uv(load(None))
     rng = np.random.default_rng(seed)
     dataset = folder / DATASET
     rows: list[dict[str, str | int]] = []

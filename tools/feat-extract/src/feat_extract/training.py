@@ -4,46 +4,26 @@ import json
 import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from recon4d import InputError
-from recon4d.files import atomic_path, sha256, write_text
+from recon4d import InputError, runs, settings
+from recon4d.files import sha256, write_text, write_torch
 from torch import Tensor
 from torch.nn import functional
 
-from feat_extract import config as settings
-from feat_extract.clips import Clip, Streams, load_clip, open_streams
+from feat_extract import model_file
+from feat_extract.clips import Batch, Streams, folder_of, load_clip, open_streams, stack, take
 from feat_extract.config import Config
 from feat_extract.fusion import Fusion, centred
 from feat_extract.labels import read_labels
 from feat_extract.scores import scores
 
-FORMAT = "feat-extract-1"
-EXTRA = "feat_extract.json"  # inside the TorchScript file: what the model was made for
-
-Batch = tuple[dict[str, Tensor], Tensor]  # inputs and mask of Fusion.forward
-
-
-def stack(clips: list[Clip]) -> Batch:
-    """Inputs and mask of a batch of clips. Raises InputError when their features have different lengths."""
-    inputs = {}
-    for stream in clips[0].inputs:
-        shape = clips[0].inputs[stream].shape
-        for clip in clips:
-            if clip.inputs[stream].shape != shape:
-                raise InputError(
-                    f"{stream} of {clip.name} has {clip.inputs[stream].shape[1]} numbers per frame, of "
-                    f"{clips[0].name} {shape[1]}; extract all with one backbone or regressor"
-                )
-        inputs[stream] = torch.from_numpy(np.stack([clip.inputs[stream] for clip in clips]))
-    return inputs, torch.from_numpy(np.stack([clip.mask for clip in clips]))
-
-
-def take(batch: Batch, rows: Tensor, device: torch.device) -> Batch:
-    return {name: values[rows].to(device) for name, values in batch[0].items()}, batch[1][rows].to(device)
+LAST = "last.pt"  # beside the checkpoint: what a stopped run goes on from
+COMPARED = ("classes", "thresholds", "sequences", "model", "train")  # settings that a resumed run must share
 
 
 def scales(batch: Batch) -> dict[str, Tensor]:
@@ -59,6 +39,7 @@ def scales(batch: Batch) -> dict[str, Tensor]:
 
 
 def build(config: Config, sizes: dict[str, Tensor]) -> Fusion:
+    """A model of the config's size for features of these scales, at the start of its training."""
     model = config.model
     return Fusion(
         sizes,
@@ -78,80 +59,115 @@ def split_people(people: list[str], share: float, seed: int) -> set[str]:
     return set(random.Random(seed).sample(everyone, max(count, 0)))
 
 
-def train(
-    config: Config,
-    device: torch.device,
-    resume: bool = False,
-    report: Callable[[int, str], None] = lambda epoch, text: None,
-) -> dict[str, Any]:
-    """Train on the labelled sequences (of the split `train` where the labels have splits); write the checkpoint.
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The labelled sequences, in memory. batch: of all N. truth: (N, C) 0 and 1. rows: those that are learned from.
+    held: those of the people to validate on."""
 
-    The epoch with the best macro F1 on held-out people is exported; without any, the last one. `last.pt` beside the
-    checkpoint is what `resume` goes on from: the result is that of a run without a stop. Returns a summary.
+    streams: Streams
+    batch: Batch
+    truth: Tensor
+    rows: Tensor
+    held: Tensor
 
-    Raises:
-        InputError: no labels, labels without files, features of different sizes, nothing to resume.
+
+def read_data(config: Config) -> Data:
+    """The labelled sequences, of the split `train` where the labels have splits.
+
+    Raises InputError for no labels, labels without files, and features of different sizes.
     """
-    checkpoint = Path(config.checkpoint)
     labels = read_labels(Path(config.dataset) / config.labels, config.classes)
     names = [name for name, (_, row) in labels.items() if row.get("split", "train") == "train"]
     if not names:
         raise InputError(f"{config.labels} has no sequence of the split train; add some")
     streams = open_streams(config)
-    clips = [load_clip(name, streams, config) for name in names]
-    data = stack(clips)
+    batch = stack([load_clip(name, streams, config) for name in names])
     truth = torch.from_numpy(np.stack([labels[name][0] for name in names])).float()
     people = [labels[name][1].get("identity", name) for name in names]
-    held = split_people(people, config.train.validation, config.train.seed)
-    held_rows = torch.tensor([i for i, person in enumerate(people) if person in held], dtype=torch.long)
-    rows = torch.tensor([i for i, person in enumerate(people) if person not in held], dtype=torch.long)
+    chosen = split_people(people, config.train.validation, config.train.seed)
+    is_held = torch.tensor([person in chosen for person in people])
+    return Data(streams, batch, truth, (~is_held).nonzero()[:, 0], is_held.nonzero()[:, 0])
 
+
+def train(
+    config: Config,
+    device: torch.device,
+    resume: bool = False,
+    force: bool = False,
+    report: Callable[[int, str], None] = lambda epoch, text: None,
+    log: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train on the labelled sequences and write the checkpoint; a summary.
+
+    The epoch with the best macro F1 on held-out people is exported; without any, the last one. Beside the checkpoint
+    are config.yaml, train.json with the history, and last.pt, from which `resume` goes on: the result is that of a run
+    without a stop.
+
+    Args:
+        resume: go on with a stopped run; where there is none, begin one.
+        force: replace an earlier run.
+        report: called after each epoch with its number and what came of it.
+
+    Raises:
+        InputError: as `read_data`; an output that exists; a run to resume that had other settings.
+    """
+    if resume and force:
+        raise InputError("--resume goes on with what --force would delete; give one")
+    checkpoint = Path(config.checkpoint)
+    folder, last = checkpoint.parent, checkpoint.parent / LAST
+    data = read_data(config)
     torch.manual_seed(config.train.seed)
-    model = build(config, scales(take(data, rows, torch.device("cpu")))).to(device)
+    model = build(config, scales(take(data.batch, data.rows, torch.device("cpu")))).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), config.train.rate, weight_decay=config.train.weight_decay)
-    last = checkpoint.parent / "last.pt"
     state: dict[str, Any] = {"epoch": 0, "best": [-1.0, 0.0], "best_epoch": 0, "best_model": {}, "history": []}
-    if resume:
-        state = _read_state(last, config)
-        model.load_state_dict(state.pop("model"))
-        optimizer.load_state_dict(state.pop("optimizer"))
-    else:
-        settings.write(checkpoint.parent / "config.yaml", config)
-
-    for epoch in range(state["epoch"], config.train.epochs):
-        # Each epoch has its own seed, so that a resumed run repeats what the other would have done.
-        torch.manual_seed(1000 * config.train.seed + epoch)
-        rate = config.train.rate * _schedule(epoch / config.train.epochs)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = _train_epoch(model, optimizer, data, truth, rows, config, device)
-        found: dict[str, float] = {"epoch": epoch + 1, "loss": loss}
-        quality = [0.0, -float(epoch)] if not len(held_rows) else None
-        if quality is None:
-            f1, held_loss = _validate(model, data, truth, held_rows, config, device)
-            found |= {"validation_f1": f1, "validation_loss": held_loss}
-            quality = [f1, -held_loss]
-        if not len(held_rows) or quality > state["best"]:
-            state |= {"best": quality, "best_epoch": epoch + 1}
-            state["best_model"] = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
-        state |= {"epoch": epoch + 1, "history": [*state["history"], found]}
-        with atomic_path(last) as temporary:
+    written = (checkpoint.name, "config.yaml", "train.json", LAST)
+    read = [Path(config.dataset) / config.labels, *(folder_of(config, stream) for stream in data.streams.files)]
+    with runs.claim(folder, "feat-extract train", force=force, resume=resume, inputs=read, names=written) as claimed:
+        if claimed.resumed:
+            state = resumed_state(last, config, model, optimizer)
+        else:
+            if resume:
+                log(f"{folder} holds no training to resume; it begins anew")
+            settings.write(folder / "config.yaml", config)
+        for epoch in range(state["epoch"], config.train.epochs):
+            found = _learn(model, optimizer, data, epoch, config, device)
+            # Without anybody to validate on the last epoch is the best.
+            quality = [found["validation_f1"], -found["validation_loss"]] if len(data.held) else [0.0, float(epoch)]
+            if quality > state["best"]:
+                state |= {"best": quality, "best_epoch": epoch + 1}
+                state["best_model"] = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+            state |= {"epoch": epoch + 1, "history": [*state["history"], found]}
             saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "config": config.model_dump()}
-            torch.save({**state, **saved}, temporary)
-        report(epoch + 1, f"loss {loss:.3f} " + (f"F1 {found['validation_f1']:.3f}" if len(held_rows) else ""))
-
-    model.load_state_dict(state["best_model"])
-    export(model.cpu().eval(), config, streams, data, checkpoint)
-    write_text(checkpoint.parent / "train.json", json.dumps(state["history"], indent=2) + "\n")
-    best = state["history"][state["best_epoch"] - 1]
+            write_torch(last, {**state, **saved})
+            claimed.keep()
+            validated = f" F1 {found['validation_f1']:.3f}" if len(data.held) else ""
+            report(epoch + 1, f"loss {found['loss']:.3f}{validated}")
+        model.load_state_dict(state["best_model"])
+        model_file.write(model.cpu().eval(), config, data.streams, data.batch, checkpoint)
+        write_text(folder / "train.json", json.dumps(state["history"], indent=2) + "\n")
     return {
-        "sequences": len(rows),
-        "validation_sequences": len(held_rows),
+        "sequences": len(data.rows),
+        "validation_sequences": len(data.held),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "best": best,
+        "best": state["history"][state["best_epoch"] - 1],
         "checkpoint": str(checkpoint),
         "sha256": sha256(checkpoint),
     }
+
+
+def _learn(
+    model: Fusion, optimizer: torch.optim.Optimizer, data: Data, epoch: int, config: Config, device: torch.device
+) -> dict[str, float]:
+    """One epoch: its number, loss and, with people to validate on, their macro F1 and loss."""
+    # Each epoch has its own seed, so that a resumed run repeats what the other would have done.
+    torch.manual_seed(1000 * config.train.seed + epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = config.train.rate * _schedule(epoch / config.train.epochs)
+    found: dict[str, float] = {"epoch": epoch + 1, "loss": _train_epoch(model, optimizer, data, config, device)}
+    if len(data.held):
+        f1, loss = _validate(model, data, config, device)
+        found |= {"validation_f1": f1, "validation_loss": loss}
+    return found
 
 
 def _schedule(share: float) -> float:
@@ -160,25 +176,19 @@ def _schedule(share: float) -> float:
 
 
 def _train_epoch(
-    model: Fusion,
-    optimizer: torch.optim.Optimizer,
-    data: Batch,
-    truth: Tensor,
-    rows: Tensor,
-    config: Config,
-    device: torch.device,
+    model: Fusion, optimizer: torch.optim.Optimizer, data: Data, config: Config, device: torch.device
 ) -> float:
     model.train()
     total = 0.0
-    for chosen in rows[torch.randperm(len(rows))].split(config.train.batch):
-        inputs, mask = augmented(*take(data, chosen, device), config)
-        loss = functional.binary_cross_entropy_with_logits(model(inputs, mask), truth[chosen].to(device))
+    for chosen in data.rows[torch.randperm(len(data.rows))].split(config.train.batch):
+        inputs, mask = augmented(*take(data.batch, chosen, device), config)
+        loss = functional.binary_cross_entropy_with_logits(model(inputs, mask), data.truth[chosen].to(device))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         total += loss.item() * len(chosen)
-    return total / len(rows)
+    return total / len(data.rows)
 
 
 def augmented(inputs: dict[str, Tensor], mask: Tensor, config: Config) -> Batch:
@@ -207,40 +217,37 @@ def augmented(inputs: dict[str, Tensor], mask: Tensor, config: Config) -> Batch:
 
 
 @torch.no_grad()
-def _validate(
-    model: Fusion, data: Batch, truth: Tensor, rows: Tensor, config: Config, device: torch.device
-) -> tuple[float, float]:
+def _validate(model: Fusion, data: Data, config: Config, device: torch.device) -> tuple[float, float]:
     model.eval()
-    logits = torch.cat([model(*take(data, chosen, device)).cpu() for chosen in rows.split(config.train.batch)])
+    parts = data.held.split(config.train.batch)
+    logits = torch.cat([model(*take(data.batch, chosen, device)).cpu() for chosen in parts])
     said = logits.sigmoid().numpy() >= np.array([config.threshold(name) for name in config.classes])
-    f1 = scores(truth[rows].numpy(), said, config.classes)["macro_f1"]
-    return f1, functional.binary_cross_entropy_with_logits(logits, truth[rows]).item()
+    truth = data.truth[data.held]
+    f1 = scores(truth.numpy(), said, config.classes)["macro_f1"]
+    return f1, functional.binary_cross_entropy_with_logits(logits, truth).item()
 
 
-def _read_state(path: Path, config: Config) -> dict[str, Any]:
+def resumed_state(path: Path, config: Config, model: Fusion, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Where a stopped run was: its epoch and history; model and optimizer are filled.
+
+    Raises InputError when there is none, or it had other settings.
+    """
     if not path.is_file():
         raise InputError(f"{path} does not exist: there is no training to resume; leave --resume away")
+    state = runs.read_checkpoint(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken archive raises errors of many kinds
-        raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__}); train again") from error
-    if not isinstance(state, dict) or "config" not in state:
-        raise InputError(f"{path} is not a checkpoint of feat-extract train; train again")
-    before, now = state.pop("config"), config.model_dump()
-    for section in ("classes", "thresholds", "sequences", "model", "train"):
-        if before.get(section) != now[section]:
-            raise InputError(f"{path} was trained with other settings in {section}; restore them or train with --force")
+        before, now = state.pop("config"), config.model_dump()
+        differ = next((name for name in COMPARED if before[name] != now[name]), None)
+        if differ is None:
+            model.load_state_dict(state["best_model"])
+            model.load_state_dict(state.pop("model"))
+            optimizer.load_state_dict(state.pop("optimizer"))
+            done, best = len(state["history"]), state["best_epoch"]
+            state["best"] = [float(value) for value in state["best"]]
+            if not 0 < state["epoch"] == done <= config.train.epochs or not 0 < best <= done:
+                raise ValueError("its epochs do not fit")
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a checkpoint of feat-extract train; train again with --force") from error
+    if differ is not None:
+        raise InputError(f"{path} was trained with other settings in {differ}; restore them or train with --force")
     return state
-
-
-def export(model: Fusion, config: Config, streams: Streams, data: Batch, path: Path) -> None:
-    """Write the model as TorchScript, atomically, with a note on what it reads and answers."""
-    note = {
-        "format": FORMAT,
-        "classes": config.classes,
-        "length": config.sequences.length,
-        "streams": {name: {**kind, "dim": data[0][name].shape[2]} for name, kind in streams.kinds.items()},
-    }
-    script = torch.jit.script(model)
-    with atomic_path(path) as temporary:
-        torch.jit.save(script, temporary, _extra_files={EXTRA: json.dumps(note)})
