@@ -7,7 +7,7 @@ import roma
 import torch
 from pytorch3d.renderer import PerspectiveCameras
 from pytorch3d.utils import cameras_from_opencv_projection
-from recon4d import InputError, cameras, mesh
+from recon4d import cameras, mesh
 
 
 def random_camera(*shape: int, seed: int = 0, width: int = 96, height: int = 64) -> cameras.Camera:
@@ -169,9 +169,9 @@ def test_projection_is_differentiable_in_the_camera():
 
 def test_errors():
     camera = random_camera()
-    with pytest.raises(InputError, match="0 < near < far"):
+    with pytest.raises(ValueError, match="0 < near < far"):
         camera.clip_from_camera(2.0, 1.0)
-    with pytest.raises(InputError, match=r"give \(\.\.\., 3, 3\)"):
+    with pytest.raises(ValueError, match=r"give \(\.\.\., 3, 3\)"):
         cameras.Camera(torch.eye(4), torch.eye(4), 4, 4)
-    with pytest.raises(InputError, match="is empty"):
+    with pytest.raises(ValueError, match="is empty"):
         cameras.Camera(torch.eye(3), torch.eye(4), 0, 4)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch3d.renderer.mesh.rasterize_meshes import rasterize_meshes
 from pytorch3d.structures import Meshes
-from recon4d import InputError, mesh
+from recon4d import mesh
 from recon4d.mesh.barycentric import barycentrics
 from recon4d.mesh.rasterize import interpolate_torch
 
@@ -201,11 +201,11 @@ def test_triangles_across_the_near_plane_have_finite_attributes_and_gradients():
 def test_errors():
     pos, tri = scene(9, 4)
     rast = mesh.rasterize(pos, tri, (8, 8))
-    with pytest.raises(InputError, match="give \\(1 or 1, vertices, channels\\)"):
+    with pytest.raises(ValueError, match="give \\(1 or 1, vertices, channels\\)"):
         mesh.interpolate(torch.rand(12, 3), rast, tri)
-    with pytest.raises(InputError, match="do not exist"):
+    with pytest.raises(ValueError, match="do not exist"):
         mesh.interpolate(torch.rand(1, 5, 3), rast, tri)
-    with pytest.raises(InputError, match="do not exist"):
+    with pytest.raises(ValueError, match="do not exist"):
         mesh.rasterize(pos, tri, (8, 8), tri_id=torch.full((1, 8, 8), 99, dtype=torch.int32))
 
 

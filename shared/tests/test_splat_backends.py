@@ -10,7 +10,7 @@ import gsplat
 import numpy as np
 import pytest
 import torch
-from recon4d import InputError, splat
+from recon4d import splat
 from recon4d.splat import simd
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -39,19 +39,19 @@ def test_backends_are_listed_with_reasons(monkeypatch):
 def test_forced_backends_that_cannot_run(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     scene = small_scene()
-    with pytest.raises(InputError, match=r"gsplat backend .* no CUDA device"):
+    with pytest.raises(ValueError, match=r"gsplat backend .* no CUDA device"):
         splat.rasterize(**scene, backend="gsplat")
-    with pytest.raises(InputError, match="backend=metal is not a backend; choose one of numba, gsplat"):
+    with pytest.raises(ValueError, match="backend=metal is not a backend; choose one of numba, gsplat"):
         splat.rasterize(**scene, backend="metal")
     monkeypatch.setenv("RECON4D_SPLAT_BACKEND", "gsplat")
-    with pytest.raises(InputError, match="RECON4D_SPLAT_BACKEND"):
+    with pytest.raises(ValueError, match="RECON4D_SPLAT_BACKEND"):
         splat.rasterize(**scene)
     splat.rasterize(**scene, backend="numba")  # the keyword wins
 
 
 def test_tensors_must_be_where_the_backend_is(monkeypatch):
     scene = {k: v.to("meta") if torch.is_tensor(v) else v for k, v in small_scene().items()}
-    with pytest.raises(InputError, match="needs tensors on cpu, not on meta"):
+    with pytest.raises(ValueError, match="needs tensors on cpu, not on meta"):
         splat.rasterize(**scene)
 
 
@@ -66,7 +66,7 @@ def test_tensors_must_be_where_the_backend_is(monkeypatch):
     ],
 )
 def test_what_the_cpu_cannot_do_is_named(options, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ValueError, match=message):
         splat.rasterize(**small_scene(), **options)
 
 

@@ -6,18 +6,17 @@ Conversions happen where files are read and written, and nowhere else.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from recon4d.files import InputError
 
 # columns of camera_to_world, or rows of world_to_camera, that change sign between OpenCV and the other axes
 _OPENGL = (1.0, -1.0, -1.0, 1.0)  # x right, y up, z backward: OpenGL, Blender, NeRF
 _PYTORCH3D = (-1.0, -1.0, 1.0, 1.0)  # x left, y up, z forward
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Camera:
     """One camera, or a batch of them that share the image size.
 
@@ -31,17 +30,17 @@ class Camera:
 
     def __post_init__(self) -> None:
         if self.K.shape[-2:] != (3, 3) or self.world_to_camera.shape[-2:] != (4, 4):
-            raise InputError(
+            raise ValueError(
                 f"camera has K of shape {tuple(self.K.shape)} and world_to_camera of shape "
                 f"{tuple(self.world_to_camera.shape)}; give (..., 3, 3) and (..., 4, 4)"
             )
         if self.width < 1 or self.height < 1:
-            raise InputError(f"camera image size {self.width} x {self.height} is empty; give at least 1 x 1 pixels")
+            raise ValueError(f"camera image size {self.width} x {self.height} is empty; give at least 1 x 1 pixels")
 
     @property
     def camera_to_world(self) -> Tensor:
         """(..., 4, 4) inverse of `world_to_camera`."""
-        return torch.linalg.inv(self.world_to_camera)
+        return _inverse(self.world_to_camera)
 
     @property
     def center(self) -> Tensor:
@@ -49,7 +48,7 @@ class Camera:
         rotation, translation = self.world_to_camera[..., :3, :3], self.world_to_camera[..., :3, 3]
         return -(rotation.transpose(-1, -2) @ translation[..., None])[..., 0]
 
-    def to(self, *args, **kwargs) -> "Camera":
+    def to(self, *args: Any, **kwargs: Any) -> "Camera":
         """The camera with its tensors moved or converted, as by `Tensor.to`."""
         return replace(self, K=self.K.to(*args, **kwargs), world_to_camera=self.world_to_camera.to(*args, **kwargs))
 
@@ -110,7 +109,7 @@ def projection(K: Tensor, width: int, height: int, near: float = 0.01, far: floa
         K: (..., 3, 3) in pixels, skew allowed. near, far: in the unit of the points, 0 < near < far.
     """
     if not 0 < near < far:
-        raise InputError(f"near {near} and far {far} do not bound a view; give 0 < near < far")
+        raise ValueError(f"near {near} and far {far} do not bound a view; give 0 < near < far")
     zero, one = torch.zeros_like(K[..., 0, 0]), torch.ones_like(K[..., 0, 0])
     if far == float("inf"):
         slope, offset = 1.0, -2.0 * near
@@ -151,6 +150,11 @@ def look_at(eye: Tensor, target: Tensor, up: Tensor) -> Tensor:
     return _rigid(rotation, -(rotation @ eye[..., None])[..., 0])
 
 
+def _inverse(matrix: Tensor) -> Tensor:
+    inverse: Tensor = torch.linalg.inv(matrix)
+    return inverse
+
+
 def _rigid(rotation: Tensor, translation: Tensor) -> Tensor:
     top = torch.cat([rotation, translation[..., None]], -1)
     bottom = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*top.shape[:-2], 1, 4)
@@ -159,12 +163,12 @@ def _rigid(rotation: Tensor, translation: Tensor) -> Tensor:
 
 def from_opengl(camera_to_world: Tensor) -> Tensor:
     """OpenGL / NeRF camera_to_world (..., 4, 4) (y up, z backward; transforms.json) -> OpenCV world_to_camera."""
-    return torch.linalg.inv(camera_to_world * camera_to_world.new_tensor(_OPENGL))
+    return _inverse(camera_to_world * camera_to_world.new_tensor(_OPENGL))
 
 
 def to_opengl(world_to_camera: Tensor) -> Tensor:
     """OpenCV world_to_camera (..., 4, 4) -> OpenGL / NeRF camera_to_world, as transforms.json holds it."""
-    return torch.linalg.inv(world_to_camera) * world_to_camera.new_tensor(_OPENGL)
+    return _inverse(world_to_camera) * world_to_camera.new_tensor(_OPENGL)
 
 
 def from_ngp(camera_to_world: Tensor, scale: float = 0.33, offset: float = 0.5) -> Tensor:
@@ -175,7 +179,7 @@ def from_ngp(camera_to_world: Tensor, scale: float = 0.33, offset: float = 0.5) 
     and 0.5; INSTA writes transforms.json, which is plain NeRF: read that with `from_opengl`.
     """
     top = camera_to_world[..., :3, :][..., [2, 0, 1], :]  # undo the cycle
-    return torch.linalg.inv(_rigid(top[..., :3], (top[..., 3] - offset) / scale))
+    return _inverse(_rigid(top[..., :3], (top[..., 3] - offset) / scale))
 
 
 def to_ngp(world_to_camera: Tensor, scale: float = 0.33, offset: float = 0.5) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,11 +45,13 @@ class Group(click.Group):
     Ctrl-C exits 130.
     """
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(args, standalone_mode=False, **extra)
         try:
-            answer = super().main(*args, standalone_mode=False, **extra)
+            answer = super().main(args, standalone_mode=False, **extra)
         except click.Abort:
             log("stopped")
             sys.exit(130)
@@ -171,7 +173,7 @@ def log(message: str) -> None:
     click.echo(message.encode(errors="backslashreplace").decode(), err=True)  # names need not be UTF-8
 
 
-def print_result(result: dict) -> None:
+def print_result(result: dict[str, Any]) -> None:
     """Machine-readable result as one JSON object on stdout. NaN and infinity, which JSON lacks, become null."""
     click.echo(json.dumps(_finite(result), indent=2, allow_nan=False))
 

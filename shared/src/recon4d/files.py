@@ -141,7 +141,8 @@ def _array_of(file: BinaryIO, source: str | Path) -> np.ndarray:
     if len(shape) > 32:
         raise InputError(f"{source} holds an array of {len(shape)} dimensions")
     file.seek(0)
-    return np.load(file, allow_pickle=False)
+    found: np.ndarray = np.load(file, allow_pickle=False)
+    return found
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", "
 MOST_PIXELS = 150_000_000  # of a picture that is read; it is refused before it is decoded
 
 
-def natural_key(text: str) -> list:
+def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sort key that puts frame10 after frame9."""
     return [
         (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d{1,4000})", text) if part

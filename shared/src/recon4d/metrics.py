@@ -71,7 +71,8 @@ def lpips_network(backbone: str = "alex", device: str = "cpu") -> torch.nn.Modul
             f"LPIPS needs torchvision's weights {name}, which can't be fetched or read ({error}); "
             f"place the file in {folder}"
         ) from error
-    return network.to(device).eval().requires_grad_(False)
+    module: torch.nn.Module = network.to(device).eval().requires_grad_(False)
+    return module
 
 
 def lpips(prediction: Tensor, target: Tensor, mask: Tensor | None = None, backbone: str = "alex") -> Tensor:
@@ -82,4 +83,5 @@ def lpips(prediction: Tensor, target: Tensor, mask: Tensor | None = None, backbo
     network = lpips_network(backbone, str(prediction.device))
     if mask is not None:
         prediction = prediction * mask + target * (1 - mask)
-    return network(prediction * 2 - 1, target * 2 - 1)[:, 0, 0, 0]
+    distance: Tensor = network(prediction * 2 - 1, target * 2 - 1)
+    return distance[:, 0, 0, 0]

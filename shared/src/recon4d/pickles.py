@@ -29,6 +29,7 @@ _STORAGES = {
     "DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "BFloat16Storage": "u2", "LongStorage": "i8",
     "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "b1",
 }  # fmt: skip
+_OPERATIONS = {operation.code.encode("latin1"): operation for operation in pickletools.opcodes}
 _KEYS = (str, bytes, int, float, type(None), np.generic)
 
 
@@ -44,7 +45,7 @@ class Record:
     """
 
     name: str
-    args: tuple = ()
+    args: tuple[Any, ...] = ()
     state: Any = None
 
 
@@ -94,7 +95,7 @@ class _Sparse:
     """A SciPy sparse matrix: the arrays of its attributes."""
 
     kind: str
-    state: dict = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
 
     def build(self, state: Any) -> None:
         self.state = dict(state)
@@ -126,7 +127,7 @@ class _Sparse:
 class _Tensor:
     """A torch tensor: its storage's array and how it is laid out there."""
 
-    args: tuple
+    args: tuple[Any, ...]
 
     def value(self, resolve: Callable[[Any], Any]) -> np.ndarray:
         storage, offset, size, stride = self.args[:4]
@@ -205,7 +206,7 @@ def _bytes(content: Any = b"", *encoding: Any) -> bytes:
     return _encode(content, *encoding) if isinstance(content, str) else _of(content, bytes)
 
 
-def _pairs(items: Any = ()) -> dict:
+def _pairs(items: Any = ()) -> dict[Any, Any]:
     return {_key(key): value for key, value in (items.items() if isinstance(items, dict) else items)}
 
 
@@ -215,7 +216,7 @@ def _slice(*args: Any) -> slice:
     return slice(*args)
 
 
-def _members(items: Any = ()) -> set:
+def _members(items: Any = ()) -> set[Any]:
     return {_key(item) for item in items}
 
 
@@ -276,7 +277,7 @@ class _Machine:
     def run(self, file: BinaryIO) -> Any:
         while True:
             code = file.read(1)
-            operation = pickletools.code2op.get(code.decode("latin1"))
+            operation = _OPERATIONS.get(code)
             if operation is None:
                 raise _Refused("ends early" if not code else "is no pickle")
             name = operation.name
@@ -366,7 +367,7 @@ class _Machine:
             return found
         raise _Refused(f"asks to load {found.full}, which is not allowed; get it from a trusted source")
 
-    def call(self, called: Any, args: tuple) -> Any:
+    def call(self, called: Any, args: tuple[Any, ...]) -> Any:
         if not isinstance(called, _Global):
             raise _Refused("calls something that is not a class")
         if called.full in _REBUILD:  # Python 2's way to make an object: class, base, the base's state
@@ -417,7 +418,7 @@ def _string(line: bytes) -> str:
     quoted = line.rstrip(b"\n")
     if len(quoted) < 2 or quoted[:1] != quoted[-1:] or quoted[:1] not in (b"'", b'"'):
         raise _Refused("ends early")
-    return codecs.escape_decode(quoted[1:-1])[0].decode("latin1")  # type: ignore[attr-defined]
+    return codecs.escape_decode(quoted[1:-1])[0].decode("latin1")
 
 
 class _Resolver:

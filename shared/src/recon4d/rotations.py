@@ -12,4 +12,5 @@ def to_6d(R: Tensor) -> Tensor:
 def from_6d(d6: Tensor) -> Tensor:
     """(..., 6) to (..., 3, 3): Gram-Schmidt of the two rows; roma's works on columns, hence the transposes."""
     rows = d6.reshape(*d6.shape[:-1], 2, 3)
-    return roma.special_gramschmidt(rows.transpose(-1, -2)).transpose(-1, -2)
+    columns: Tensor = roma.special_gramschmidt(rows.transpose(-1, -2))
+    return columns.transpose(-1, -2)

@@ -110,8 +110,8 @@ class _Listing:
         if state not in ("replacing", "begun", "kept", "ended") or not isinstance(listed, list):
             raise InputError(f"{self.path} is damaged; move what you need out of {self.folder} and remove the folder")
         paths = frozenset(str(name) for name in listed)
-        which = {"files": paths} if state == "ended" else {"before": paths}
-        return replace(self, state=state, **which)
+        ended = state == "ended"
+        return replace(self, state=state, before=self.before if ended else paths, files=paths if ended else self.files)
 
     def put_aside(self, paths: frozenset[str]) -> None:
         """Move files of an earlier run out of the way."""

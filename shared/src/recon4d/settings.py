@@ -61,7 +61,7 @@ def preset_or_file(source: str | Path, package: str, presets: tuple[str, ...]) -
     return read(source)
 
 
-def place(values: dict, key: str, value: Any, source: str) -> None:
+def place(values: dict[str, Any], key: str, value: Any, source: str) -> None:
     """Put a value under a key with dots, `train.batch_size`. Raises InputError when a parent is no section."""
     *parents, last = key.split(".")
     for parent in parents:
@@ -72,7 +72,7 @@ def place(values: dict, key: str, value: Any, source: str) -> None:
     values[last] = value
 
 
-def override(values: dict, text: str) -> None:
+def override(values: dict[str, Any], text: str) -> None:
     """Apply `key=value` of a --set option; the value is YAML. Raises InputError for what is not that."""
     key, equals, value_text = text.partition("=")
     if not equals or not key:

@@ -22,7 +22,8 @@ def smooth_noise(n: int, per_clip: float, rng: np.random.Generator, tracks: int 
     time = np.arange(n) / n
     cycles = per_clip * rng.uniform(0.6, 1.5, (tracks, 5, 1))
     phase = rng.uniform(0, 2 * np.pi, (tracks, 5, 1))
-    return np.sin(2 * np.pi * cycles * time + phase).sum(1) * (2 / 5) ** 0.5
+    waves: np.ndarray = np.sin(2 * np.pi * cycles * time + phase).sum(1) * (2 / 5) ** 0.5
+    return waves
 
 
 def random_albedo(head: HeadModel, seed: int) -> Tensor:
@@ -111,4 +112,5 @@ def wall(size: int, seed: int) -> np.ndarray:
         amount * cv2.resize(rng.standard_normal((cells, cells)), (size, size), interpolation=cv2.INTER_CUBIC)
         for cells, amount in ((6, 0.02), (24, 0.012), (96, 0.01))
     )
-    return np.clip(paint * (fall + grain)[..., None], 0, 1)
+    wall: np.ndarray = np.clip(paint * (fall + grain)[..., None], 0, 1)
+    return wall

@@ -99,7 +99,7 @@ def share(work: Callable[[int], Any], parts: int) -> None:
             raise error
 
 
-def run(kernel: Callable, pieces: int, *args: Any) -> None:
+def run(kernel: Callable[..., Any], pieces: int, *args: Any) -> None:
     """Call `kernel(counter, *args)` on several threads until its `pieces` of work are done.
 
     The kernel takes pieces from the shared counter, an int64 array of one, without the interpreter lock.

@@ -179,7 +179,7 @@ def posed(wxyz: np.ndarray, position: np.ndarray, fov: float, width: int, height
 class Shown:
     """What one browser shows: the scene of its picture, when that changed, its height while things move."""
 
-    scene: tuple | None = None
+    scene: tuple[Hashable, ...] | None = None
     height: int = 256
     changed: float = 0.0
     full: bool = False  # whether the last picture was at full size

@@ -16,7 +16,7 @@ FORMAT = "recon4d-track-1"
 PER_FRAME = ("names", "valid", "expression", "R", "t", "neck", "jaw", "eyes", "eyelids")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Track:
     """N frames of one head, float32 NumPy arrays.
 

@@ -66,7 +66,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _array(record: dict, key: str, where: str) -> np.ndarray:
+def _array(record: dict[str, Any], key: str, where: str) -> np.ndarray:
     if key not in record:
         raise InputError(f"{where} has no {key}; it must come from flame-encoder track --stream")
     kinds, what = {"head_model": ("U", "text"), "name": ("U", "text"), "valid": ("b", "true or false")}.get(

@@ -6,6 +6,7 @@ SMPL's (Loper et al. 2015).
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from recon4d.files import InputError
 JOINTS = ("global", "neck", "jaw", "left_eye", "right_eye")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeadModel:
     """Arrays of a head model: V vertices, F faces, 5 joints (`JOINTS`). Metres, y up, z out of the face.
 
@@ -65,10 +66,10 @@ class HeadModel:
     def n_expression(self) -> int:
         return self.expressiondirs.shape[2]
 
-    def to(self, *args, **kwargs) -> "HeadModel":
+    def to(self, *args: Any, **kwargs: Any) -> "HeadModel":
         """The same model on another device or in another floating-point type (arguments as torch.Tensor.to)."""
 
-        def move(value):
+        def move(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
             moved = value.to(*args, **kwargs)
@@ -142,7 +143,7 @@ class HeadModel:
         batch = max([vertices.shape[0], joints.shape[0]] + [r.shape[0] for r in given])
         identity = torch.eye(3, dtype=vertices.dtype, device=vertices.device)
 
-        def filled(rotation):
+        def filled(rotation: Tensor | None) -> Tensor:
             return (identity if rotation is None else rotation).expand(batch, 3, 3)
 
         left, right = (None, None) if eyes is None else (eyes[:, 0], eyes[:, 1])

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon4d.files import InputError
 from recon4d.mesh.rasterize import Rasterization
 
 
@@ -41,7 +40,7 @@ def _crossings(
     start: Tensor,
     axis: int,
     sign: Tensor,
-):
+) -> tuple[Tensor, Tensor]:
     """Where a silhouette edge of `face` crosses the segment from one pixel centre to the next.
 
     Args:
@@ -94,7 +93,7 @@ def antialias(
         neighbours: what `edge_neighbours(tri)` returns, to save finding it in every call.
     """
     if color.ndim != 4 or color.shape[:3] != rast.tri_id.shape:
-        raise InputError(f"color has shape {tuple(color.shape)}; give {(*rast.tri_id.shape, 'channels')} as rasterized")
+        raise ValueError(f"color has shape {tuple(color.shape)}; give {(*rast.tri_id.shape, 'channels')} as rasterized")
     height, width = rast.tri_id.shape[1:]
     if neighbours is None:
         neighbours = edge_neighbours(tri)

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recon4d import threads
-from recon4d.files import InputError
 
 BLOCK = 16  # rows dealt at a time
 
@@ -193,7 +192,7 @@ def _numpy(tensor: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
 
 def _raise_if(bad: int) -> None:
     if bad:
-        raise InputError("tri and tri_id name triangles or vertices that do not exist; check that they belong together")
+        raise ValueError("tri and tri_id name triangles or vertices that do not exist; check that they belong together")
 
 
 def _deal(ids: np.ndarray) -> list[tuple[int, int]]:

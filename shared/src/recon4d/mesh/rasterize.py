@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recon4d.files import InputError
 from recon4d.mesh import kernels
 from recon4d.mesh.barycentric import barycentrics, pixel_ndc
 from recon4d.mesh.visibility import visibility
@@ -50,7 +49,7 @@ def rasterize(
     if tri_id is None:
         tri_id, _ = visibility(pos_clip, tri, size, backend, cull)
     if kernels.applies(pos_clip):
-        bary, depth = kernels.Barycentrics.apply(pos_clip, tri, tri_id)
+        bary, depth = kernels.Barycentrics.apply(pos_clip, tri, tri_id)  # type: ignore[no-untyped-call]
     else:
         bary, depth = barycentrics(pos_clip, tri, tri_id)
     return Rasterization(tri_id, bary, depth)
@@ -58,7 +57,7 @@ def rasterize(
 
 def _match(attr: Tensor, rast: Rasterization) -> None:
     if attr.ndim != 3 or attr.shape[0] not in (1, rast.tri_id.shape[0]):
-        raise InputError(f"attr has shape {tuple(attr.shape)}; give (1 or {len(rast.tri_id)}, vertices, channels)")
+        raise ValueError(f"attr has shape {tuple(attr.shape)}; give (1 or {len(rast.tri_id)}, vertices, channels)")
 
 
 def interpolate(attr: Tensor, rast: Rasterization, tri: Tensor) -> Tensor:
@@ -69,7 +68,8 @@ def interpolate(attr: Tensor, rast: Rasterization, tri: Tensor) -> Tensor:
     """
     _match(attr, rast)
     if kernels.applies(attr) and kernels.applies(rast.bary):
-        return kernels.Interpolate.apply(attr, rast.bary, tri, rast.tri_id)
+        values: Tensor = kernels.Interpolate.apply(attr, rast.bary, tri, rast.tri_id)  # type: ignore[no-untyped-call]
+        return values
     return interpolate_torch(attr, rast, tri)
 
 
@@ -86,7 +86,7 @@ def interpolate_torch(attr: Tensor, rast: Rasterization, tri: Tensor) -> Tensor:
 
 def screen_derivatives(
     attr: Tensor, rast: Rasterization, pos_clip: Tensor, tri: Tensor, attr_tri: Tensor | None = None
-):
+) -> Tensor:
     """Derivatives of interpolated attributes by the pixel coordinates: (B, H, W, C, 2), last axis d/dx, d/dy (y down).
 
     What mip mapping needs: `texture(tex, uv, "trilinear", screen_derivatives(uv, rast, pos_clip, tri, uv_tri))`.

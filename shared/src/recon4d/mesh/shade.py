@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from recon4d.files import InputError
-
 # Cosine-lobe coefficients A_l / pi of degrees 0, 1, 2 (Ramamoorthi and Hanrahan 2001, equation 8), per harmonic
 _LOBE = (1.0, *(2 / 3,) * 3, *(1 / 4,) * 5)
 
@@ -45,7 +43,7 @@ def sh_irradiance(normals: Tensor, sh: Tensor) -> Tensor:
     Hanrahan 2001, equation 7). Constant radiance 1 (L_00 = sqrt(4 pi), rest 0) gives 1.
     """
     if sh.shape[-2] != 9 or sh.ndim not in (2, 3):
-        raise InputError(f"sh has shape {tuple(sh.shape)}; give (9, channels) or (batch, 9, channels)")
+        raise ValueError(f"sh has shape {tuple(sh.shape)}; give (9, channels) or (batch, 9, channels)")
     weighted = sh * sh.new_tensor(_LOBE)[:, None]
     basis = sh_basis(normals)
     if sh.ndim == 2:
@@ -91,7 +89,7 @@ def shade(
         view = normalize(view, dim=-1, eps=1e-20)
     if two_sided:
         if view is None:
-            raise InputError("two_sided shading needs view, the direction towards the eye")
+            raise ValueError("two_sided shading needs view, the direction towards the eye")
         normals = torch.where((normals * view).sum(-1, keepdim=True) < 0, -normals, normals)
     diffuse: Tensor | float = ambient
     highlight: Tensor | float = 0.0

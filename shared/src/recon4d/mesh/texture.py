@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recon4d.files import InputError
-
 WRAP = ("clamp", "wrap", "zero")
 
 
@@ -78,18 +76,18 @@ def texture(
         mask: (B, H, W) bool; where False the result is 0.
     """
     if mode not in ("bilinear", "trilinear"):
-        raise InputError(f"texture mode {mode!r} is unknown; choose 'bilinear' or 'trilinear'")
+        raise ValueError(f"texture mode {mode!r} is unknown; choose 'bilinear' or 'trilinear'")
     if wrap not in WRAP:
-        raise InputError(f"texture wrap {wrap!r} is unknown; choose one of {', '.join(WRAP)}")
+        raise ValueError(f"texture wrap {wrap!r} is unknown; choose one of {', '.join(WRAP)}")
     if tex.ndim != 4 or uv.ndim != 4 or uv.shape[-1] != 2 or tex.shape[0] not in (1, uv.shape[0]):
-        raise InputError(
+        raise ValueError(
             f"texture {tuple(tex.shape)} and uv {tuple(uv.shape)} do not match; give (B or 1, Ht, Wt, C), (B, H, W, 2)"
         )
     if mode == "bilinear":
         out = _bilinear(tex.expand(uv.shape[0], -1, -1, -1), uv, wrap)
     else:
         if uv_da is None or uv_da.shape != (*uv.shape, 2):
-            raise InputError(
+            raise ValueError(
                 "trilinear texturing needs uv_da of shape (B, H, W, 2, 2); get it from mesh.screen_derivatives"
             )
         out = _trilinear(mips or mip_levels(tex), uv, level_of_detail(uv_da, *tex.shape[1:3]), wrap)

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon4d.files import InputError
 from recon4d.mesh.rasterize import Rasterization, rasterize
 
 
@@ -47,7 +46,7 @@ def bake_uv(vt: Tensor, ft: Tensor, size: tuple[int, int], backend: str | None =
         vt: (Vt, 2) texture coordinates, v up. ft: (F, 3) integers. size: (Ht, Wt) texels.
     """
     if vt.ndim != 2 or vt.shape[-1] != 2:
-        raise InputError(f"vt has shape {tuple(vt.shape)}; give (texture vertices, 2)")
+        raise ValueError(f"vt has shape {tuple(vt.shape)}; give (texture vertices, 2)")
     flat = torch.cat([vt * 2 - 1, torch.zeros_like(vt[:, :1]), torch.ones_like(vt[:, :1])], -1)[None]
     found: Rasterization = rasterize(flat, ft, size, backend)
     return Texels(found.tri_id[0], found.bary[0])

@@ -65,15 +65,15 @@ def choose_backend(device: torch.device, backend: str | None = None) -> str:
 
 
 def check(pos_clip: Tensor, tri: Tensor, size: tuple[int, int], cull: str | None) -> None:
-    """Raise InputError where shapes, types or options of a rasterization are wrong."""
+    """Raise ValueError where shapes, types or options of a rasterization are wrong."""
     if pos_clip.ndim != 3 or pos_clip.shape[-1] != 4 or not pos_clip.is_floating_point():
-        raise InputError(f"pos_clip has shape {tuple(pos_clip.shape)}; give floating-point (batch, vertices, 4)")
+        raise ValueError(f"pos_clip has shape {tuple(pos_clip.shape)}; give floating-point (batch, vertices, 4)")
     if tri.ndim != 2 or tri.shape[-1] != 3 or tri.is_floating_point() or tri.dtype == torch.bool:
-        raise InputError(f"tri has shape {tuple(tri.shape)} and type {tri.dtype}; give integers (triangles, 3)")
+        raise ValueError(f"tri has shape {tuple(tri.shape)} and type {tri.dtype}; give integers (triangles, 3)")
     if len(size) != 2 or min(size) < 1 or max(size) > 16384:
-        raise InputError(f"image size {tuple(size)} is out of range; give (height, width) from 1 to 16384")
+        raise ValueError(f"image size {tuple(size)} is out of range; give (height, width) from 1 to 16384")
     if cull not in CULL:
-        raise InputError(f"cull={cull!r} is unknown; choose None, 'back' or 'front'")
+        raise ValueError(f"cull={cull!r} is unknown; choose None, 'back' or 'front'")
 
 
 def visibility(
@@ -97,7 +97,7 @@ def visibility(
         depth: (B, H, W) float32 NDC z in [-1, 1], 1 where nothing is seen.
 
     Raises:
-        InputError: wrong shapes, a triangle naming a vertex that does not exist, an unusable backend.
+        ValueError: wrong shapes, a triangle naming a vertex that does not exist. InputError: an unusable backend.
     """
     check(pos_clip, tri, size, cull)
     name = choose_backend(pos_clip.device, backend)
@@ -106,7 +106,7 @@ def visibility(
     if batch * vertices * len(tri) == 0:
         shape = (batch, height, width)
         if len(tri) and batch:
-            raise InputError(f"tri names vertices but pos_clip has none (shape {tuple(pos_clip.shape)})")
+            raise ValueError(f"tri names vertices but pos_clip has none (shape {tuple(pos_clip.shape)})")
         return (
             torch.full(shape, -1, dtype=torch.int32, device=pos_clip.device),
             torch.ones(shape, dtype=torch.float32, device=pos_clip.device),
@@ -127,14 +127,14 @@ def _numba(pos: Tensor, tri: Tensor, height: int, width: int, cull: int) -> tupl
     depth = np.empty((len(points), height * width), np.float32)
     threads.announce_compile("the mesh rasterizer", 10, scanline._draw_bands)
     if scanline.draw(points, faces, height, width, cull, tri_id, depth):
-        raise InputError(f"tri names vertices outside 0..{pos.shape[1] - 1}; check that it belongs to these vertices")
+        raise ValueError(f"tri names vertices outside 0..{pos.shape[1] - 1}; check that it belongs to these vertices")
     shape = (len(points), height, width)
     return torch.from_numpy(tri_id).view(shape).to(pos.device), torch.from_numpy(depth).view(shape).to(pos.device)
 
 
 def _check_indices(tri: Tensor, vertices: int) -> None:
     if int(tri.min()) < 0 or int(tri.max()) >= vertices:
-        raise InputError(f"tri names vertices outside 0..{vertices - 1}; check that it belongs to these vertices")
+        raise ValueError(f"tri names vertices outside 0..{vertices - 1}; check that it belongs to these vertices")
 
 
 @lru_cache
@@ -180,7 +180,8 @@ def facing(pos: Tensor, tri: Tensor) -> Tensor:
     in float64.
     """
     corners = pos[..., tri.long(), :][..., [0, 1, 3]].double()
-    return torch.linalg.det(corners)
+    determinant: Tensor = torch.linalg.det(corners)
+    return determinant
 
 
 def _pytorch3d(pos: Tensor, tri: Tensor, height: int, width: int, cull: int) -> tuple[Tensor, Tensor]:

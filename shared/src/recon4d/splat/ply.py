@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ _SMALLEST_SCALE = 1e-20  # metres; zero has no logarithm
 _OPACITY_MARGIN = 1e-7  # zero and one have no finite logit
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Gaussians:
     """A set of N Gaussians in the units that `rasterize` takes (not the logarithms and logits of the file).
 
@@ -39,7 +39,8 @@ class Gaussians:
     @property
     def sh_degree(self) -> int:
         """The degree that `sh` holds, for `rasterize(..., sh_degree=...)`."""
-        return round(self.sh.shape[-2] ** 0.5) - 1
+        degrees: int = round(self.sh.shape[-2] ** 0.5)
+        return degrees - 1
 
 
 def read_ply(path: str | Path) -> Gaussians:
@@ -68,7 +69,7 @@ def read_ply(path: str | Path) -> Gaussians:
     if len(rest) not in (0, 9, 24, 45) or {f"f_rest_{i}" for i in range(len(rest))} != set(rest):
         raise InputError(f"{path} has {len(rest)} f_rest properties; spherical harmonics need 0, 9, 24 or 45")
 
-    def columns(wanted) -> np.ndarray:
+    def columns(wanted: Sequence[str]) -> np.ndarray:
         return np.stack([vertices[name].astype(np.float64) for name in wanted], axis=-1)
 
     sh = columns(_DC)[:, None]

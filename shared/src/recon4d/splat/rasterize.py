@@ -116,7 +116,7 @@ def rasterize(
     The CPU lists a Gaussian only in tiles that its extents reach, so tiles_per_gauss may be less than gsplat's.
 
     Raises:
-        InputError: the backend cannot do what is asked. ValueError: shapes that do not fit.
+        InputError: a backend that is not usable here. ValueError: shapes that do not fit, options that the CPU lacks.
     """
     unknown = set(gsplat_only) - set(_GSPLAT_ONLY)
     if unknown:
@@ -128,7 +128,7 @@ def rasterize(
     if _choose_backend(backend, means.device) == "gsplat":
         import gsplat
 
-        return gsplat.rasterization(
+        rendered: tuple[Tensor, Tensor, dict[str, Any]] = gsplat.rasterization(
             means,
             quats,
             scales,
@@ -157,15 +157,16 @@ def rasterize(
             covars=covars,
             **gsplat_only,
         )
+        return rendered
     if distributed:
-        raise InputError("distributed=True needs CUDA tensors and the gsplat backend; render whole scenes on the CPU")
+        raise ValueError("distributed=True needs CUDA tensors and the gsplat backend; render whole scenes on the CPU")
     if camera_model != "pinhole":
-        raise InputError(f'camera_model="{camera_model}" needs the gsplat backend; on the CPU use "pinhole"')
+        raise ValueError(f'camera_model="{camera_model}" needs the gsplat backend; on the CPU use "pinhole"')
     if covars is not None:
-        raise InputError("covars needs the gsplat backend; on the CPU give quats and scales")
+        raise ValueError("covars needs the gsplat backend; on the CPU give quats and scales")
     for name, value in gsplat_only.items():
         if value is not None and value is not False and getattr(value, "name", "") != "GLOBAL":
-            raise InputError(f"{name} needs the gsplat backend; leave it out on the CPU")
+            raise ValueError(f"{name} needs the gsplat backend; leave it out on the CPU")
     return _rasterize_cpu(
         means,
         quats,
@@ -210,16 +211,147 @@ def _choose_backend(forced: str | None, device: torch.device) -> str:
     return forced
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Projected:
+    """Gaussians in the images: each value (B, C, N, ...), or (nnz, ...) of the visible ones when packed.
+
+    shape, boxes, tile_counts: of the same Gaussians in a row, as the kernels fill and want them.
+    """
+
+    radii: Tensor
+    means2d: Tensor
+    depths: Tensor
+    conics: Tensor
+    opacities: Tensor
+    colors: Tensor
+    shape: np.ndarray
+    boxes: np.ndarray
+    tile_counts: np.ndarray
+
+    def take(self, chosen: Tensor) -> "_Projected":
+        """The chosen rows of all Gaussians in all images."""
+        taken: dict[str, Any] = {
+            name: value.flatten(0, 2)[chosen] if torch.is_tensor(value) else value[chosen.numpy()]
+            for name, value in vars(self).items()
+        }
+        return _Projected(**taken)
+
+
 def _rasterize_cpu(
-    means, quats, scales, opacities, colors, viewmats, Ks, width, height, options, sh_degree, packed, backgrounds,
-    render_mode, absgrad,
-):  # fmt: skip
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    bounds: tuple[float, float, float, float, bool],
+    sh_degree: int | None,
+    packed: bool,
+    backgrounds: Tensor | None,
+    render_mode: str,
+    absgrad: bool,
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """`rasterize` by our kernels. bounds: near_plane, far_plane, radius_clip, eps2d, antialiased."""
     batch, N = tuple(means.shape[:-2]), means.shape[-2]
     C = viewmats.shape[-3] if viewmats.dim() >= 3 else 0
     B = math.prod(batch)
     images = B * C
-    K = colors.shape[-2] if sh_degree is not None else None
-    tail = (N,) if sh_degree is None else (N, K)
+    per_camera = _check_shapes(means, quats, scales, opacities, colors, viewmats, Ks, sh_degree)
+    if width < 1 or height < 1:
+        raise ValueError(f"width and height are {width} and {height}; they must be at least 1")
+    radii = torch.empty(B, C, N, 2, dtype=torch.int32)
+    shape = np.empty((images * N, kernels.SHAPE), np.float32)
+    boxes, tile_counts = np.empty((images * N, 4), np.int16), np.empty(images * N, np.int32)
+    means2d, depths, conics, compensations = _Project.apply(  # type: ignore[no-untyped-call]
+        _rows(means, B, N, 3),
+        _rows(quats, B, N, 4),
+        _rows(scales, B, N, 3),
+        _rows(opacities, B, N),
+        _rows(viewmats, B, C, 4, 4),
+        _rows(Ks, B, C, 3, 3),
+        (width, height, *bounds),
+        (radii, shape, boxes, tile_counts),
+    )
+    opacities = opacities.float().reshape(B, 1, N).expand(B, C, N)
+    if bounds[-1]:
+        opacities = opacities * compensations
+    if sh_degree is None:
+        D = colors.shape[-1]
+        colors = colors.float().reshape(B, C if per_camera else 1, N, D).expand(B, C, N, D)
+    else:
+        colors = _sh_colors(colors, means, viewmats, sh_degree, per_camera, radii)
+    colors, backgrounds = _with_depth(colors, depths, backgrounds, render_mode, (*batch, C), images)
+
+    gaussians = _Projected(radii, means2d, depths, conics, opacities, colors, shape, boxes, tile_counts)
+    lead: tuple[int, ...] = (*batch, C, N)
+    ids: tuple[Tensor | None, ...] = (None, None, None)
+    image_starts = np.arange(images + 1) * N
+    if packed:
+        chosen = torch.nonzero((radii[..., 0] > 0).reshape(-1))[:, 0]
+        image_starts = np.searchsorted(chosen.numpy(), image_starts)
+        lead = (len(chosen),)
+        ids = (chosen // (C * N), chosen // N % C, chosen % N) if N else (chosen, chosen, chosen)
+        gaussians = gaussians.take(chosen)
+    # Here, not in the dictionary: what callers see is what the gradient (and absgrad) belongs to.
+    means2d, depths = gaussians.means2d.reshape(*lead, 2), gaussians.depths.reshape(lead)
+    conics, opacities = gaussians.conics.reshape(*lead, 3), gaussians.opacities.reshape(lead)
+    front_to_back = depths.detach().numpy().reshape(-1)
+    lists = _tile_lists(gaussians.boxes, front_to_back, gaussians.tile_counts, image_starts, width, height)
+    rendered, alphas = _Composite.apply(  # type: ignore[no-untyped-call]
+        means2d,
+        conics,
+        gaussians.colors.reshape(*lead, colors.shape[-1]),
+        opacities,
+        backgrounds,
+        gaussians.shape,
+        lists,
+        (images, height, width),
+        means2d if absgrad else None,
+    )
+    if render_mode in ("ED", "RGB+ED"):
+        expected = rendered[..., -1:] / alphas.clamp_min(1e-10)
+        rendered = torch.cat([rendered[..., :-1], expected], dim=-1)
+    meta = {
+        "batch_ids": ids[0],
+        "camera_ids": ids[1],
+        "gaussian_ids": ids[2],
+        "radii": gaussians.radii.reshape(*lead, 2),
+        "means2d": means2d,
+        "depths": depths,
+        "conics": conics,
+        "opacities": opacities,
+        "tile_width": lists.tiles_x,
+        "tile_height": lists.tiles_y,
+        "tiles_per_gauss": torch.from_numpy(gaussians.tile_counts).reshape(lead),
+        "flatten_ids": torch.from_numpy(lists.entries),
+        "isect_offsets": torch.from_numpy(lists.starts[:-1]).reshape(*batch, C, lists.tiles_y, lists.tiles_x),
+        "width": width,
+        "height": height,
+        "tile_size": kernels.TILE,
+        "n_batches": B,
+        "n_cameras": C,
+    }
+    size = (*batch, C, height, width)
+    return rendered.reshape(*size, rendered.shape[-1]), alphas.reshape(*size, 1), meta
+
+
+def _check_shapes(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    sh_degree: int | None,
+) -> bool:
+    """Whether each camera has colours of its own. Raises ValueError for shapes that do not fit each other."""
+    batch, N = tuple(means.shape[:-2]), means.shape[-2]
+    C = viewmats.shape[-3] if viewmats.dim() >= 3 else 0
+    tail = (N,) if sh_degree is None else (N, colors.shape[-2])
     per_camera = tuple(colors.shape[:-1]) == (*batch, C, *tail)
     for name, tensor, shape in (
         ("means", means, (*batch, N, 3)),
@@ -234,107 +366,41 @@ def _rasterize_cpu(
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; with these means and viewmats it must be {shape}"
             )
-    if width < 1 or height < 1:
-        raise ValueError(f"width and height are {width} and {height}; they must be at least 1")
-
-    radii = torch.empty(B, C, N, 2, dtype=torch.int32)
-    shape = np.empty((images * N, kernels.SHAPE), np.float32)
-    boxes, tile_counts = np.empty((images * N, 4), np.int16), np.empty(images * N, np.int32)
-    means2d, depths, conics, compensations = _Project.apply(
-        _rows(means, B, N, 3),
-        _rows(quats, B, N, 4),
-        _rows(scales, B, N, 3),
-        _rows(opacities, B, N),
-        _rows(viewmats, B, C, 4, 4),
-        _rows(Ks, B, C, 3, 3),
-        (width, height, *options),
-        (radii, shape, boxes, tile_counts),
-    )
-    antialiased = options[-1]
-    opacities = opacities.float().reshape(B, 1, N).expand(B, C, N)
-    if antialiased:
-        opacities = opacities * compensations
-
     if sh_degree is not None:
-        if not 0 <= sh_degree <= 3 or (sh_degree + 1) ** 2 > K or colors.shape[-1] != 3:
-            raise ValueError(
-                f"sh_degree {sh_degree} needs 0 to 3, and at least {(sh_degree + 1) ** 2} x 3 coefficients"
-            )
-        centres = torch.linalg.inv(viewmats.float())[..., :3, 3].reshape(B, C, 1, 3)
-        directions = means.float().reshape(B, 1, N, 3) - centres
-        coefficients = colors.reshape(B, C, N, K, 3) if per_camera else colors.reshape(B, 1, N, K, 3)
-        visible = radii[..., 0] > 0
-        colors = torch.clamp_min(spherical_harmonics(sh_degree, directions, coefficients, visible) + 0.5, 0.0)
-    else:
-        D = colors.shape[-1]
-        colors = colors.float().reshape(B, C if per_camera else 1, N, D).expand(B, C, N, D)
-    if backgrounds is not None:
-        if render_mode in ("D", "ED"):
-            backgrounds = None  # zero for depth
-        elif tuple(backgrounds.shape) != (*batch, C, colors.shape[-1]):
-            raise ValueError(
-                f"backgrounds has shape {tuple(backgrounds.shape)}; it must be {(*batch, C, colors.shape[-1])}"
-            )
-        else:
-            backgrounds = backgrounds.float().reshape(images, -1)
+        least = (sh_degree + 1) ** 2
+        if not 0 <= sh_degree <= 3 or least > colors.shape[-2] or colors.shape[-1] != 3:
+            raise ValueError(f"sh_degree {sh_degree} needs 0 to 3, and at least {least} x 3 coefficients")
+    return per_camera
+
+
+def _sh_colors(
+    coefficients: Tensor, means: Tensor, viewmats: Tensor, degree: int, per_camera: bool, radii: Tensor
+) -> Tensor:
+    """Colours (B, C, N, 3) of visible Gaussians seen from each camera."""
+    B, C, N = radii.shape[:3]
+    centres = torch.linalg.inv(viewmats.float())[..., :3, 3].reshape(B, C, 1, 3)
+    directions = means.float().reshape(B, 1, N, 3) - centres
+    coefficients = coefficients.reshape(B, C if per_camera else 1, N, *coefficients.shape[-2:])
+    return torch.clamp_min(spherical_harmonics(degree, directions, coefficients, radii[..., 0] > 0) + 0.5, 0.0)
+
+
+def _with_depth(
+    colors: Tensor, depths: Tensor, backgrounds: Tensor | None, render_mode: str, lead: tuple[int, ...], images: int
+) -> tuple[Tensor, Tensor | None]:
+    """What is composited in a render mode, and what is behind it: (images, D), zero for depth."""
     if render_mode in ("D", "ED"):
-        colors = depths[..., None]
-    elif render_mode != "RGB":
+        return depths[..., None], None
+    if backgrounds is not None:
+        if tuple(backgrounds.shape) != (*lead, colors.shape[-1]):
+            raise ValueError(
+                f"backgrounds has shape {tuple(backgrounds.shape)}; it must be {(*lead, colors.shape[-1])}"
+            )
+        backgrounds = backgrounds.float().reshape(images, -1)
+    if render_mode != "RGB":
         colors = torch.cat([colors, depths[..., None]], dim=-1)
         if backgrounds is not None:
             backgrounds = torch.cat([backgrounds, backgrounds.new_zeros(images, 1)], dim=-1)
-
-    lead = (*batch, C, N)
-    ids: tuple = (None, None, None)
-    starts = np.arange(images + 1) * N
-    if packed:
-        chosen = torch.nonzero((radii[..., 0] > 0).reshape(-1))[:, 0]
-        starts = np.searchsorted(chosen.numpy(), starts)
-        lead = (len(chosen),)
-        ids = (chosen // (C * N), chosen // N % C, chosen % N) if N else (chosen, chosen, chosen)
-        radii, means2d, depths, conics, opacities, colors = (
-            t.reshape(images * N, *t.shape[3:])[chosen] for t in (radii, means2d, depths, conics, opacities, colors)
-        )
-        shape, boxes, tile_counts = (a[chosen.numpy()] for a in (shape, boxes, tile_counts))
-    radii, means2d = radii.reshape(*lead, 2), means2d.reshape(*lead, 2)
-    depths, conics, opacities = depths.reshape(lead), conics.reshape(*lead, 3), opacities.reshape(lead)
-    lists = _tile_lists(boxes, depths.detach().numpy().reshape(-1), tile_counts, starts, width, height)
-    rendered, alphas = _Composite.apply(
-        means2d,
-        conics,
-        colors.reshape(*lead, colors.shape[-1]),
-        opacities,
-        backgrounds,
-        shape,
-        lists,
-        (images, height, width),
-        means2d if absgrad else None,
-    )
-    if render_mode in ("ED", "RGB+ED"):
-        expected = rendered[..., -1:] / alphas.clamp_min(1e-10)
-        rendered = torch.cat([rendered[..., :-1], expected], dim=-1)
-    meta = {
-        "batch_ids": ids[0],
-        "camera_ids": ids[1],
-        "gaussian_ids": ids[2],
-        "radii": radii,
-        "means2d": means2d,
-        "depths": depths,
-        "conics": conics,
-        "opacities": opacities,
-        "tile_width": lists.tiles_x,
-        "tile_height": lists.tiles_y,
-        "tiles_per_gauss": torch.from_numpy(tile_counts).reshape(lead),
-        "flatten_ids": torch.from_numpy(lists.entries),
-        "isect_offsets": torch.from_numpy(lists.starts[:-1]).reshape(*batch, C, lists.tiles_y, lists.tiles_x),
-        "width": width,
-        "height": height,
-        "tile_size": kernels.TILE,
-        "n_batches": B,
-        "n_cameras": C,
-    }
-    size = (*batch, C, height, width)
-    return rendered.reshape(*size, rendered.shape[-1]), alphas.reshape(*size, 1), meta
+    return colors, backgrounds
 
 
 def _rows(tensor: Tensor, *shape: int) -> Tensor:
@@ -348,7 +414,17 @@ class _Project(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, viewmats, Ks, options, filled):
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        viewmats: Tensor,
+        Ks: Tensor,
+        options: tuple[Any, ...],
+        filled: tuple[Any, ...],
+    ) -> tuple[Tensor, ...]:
         B, N, C = means.shape[0], means.shape[1], viewmats.shape[1]
         outputs = (
             torch.empty(B, C, N, 2),
@@ -375,7 +451,8 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, v_means2d, v_depths, v_conics, v_compensations):
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        v_means2d, v_depths, v_conics, v_compensations = grads
         means, quats, scales, viewmats, Ks, radii, conics, compensations = ctx.saved_tensors
         B, N, C = means.shape[0], means.shape[1], viewmats.shape[1]
         pieces = -(-N // kernels.CHUNK)
@@ -406,7 +483,7 @@ def _images(tensor: Tensor) -> np.ndarray:
     return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _TileLists:
     """The Gaussians of every tile, front to back. Arrays as `kernels.bin_tiles` names them."""
 
@@ -418,7 +495,9 @@ class _TileLists:
     places: np.ndarray
 
 
-def _tile_lists(boxes, depths, tile_counts, image_starts, width, height) -> _TileLists:
+def _tile_lists(
+    boxes: np.ndarray, depths: np.ndarray, tile_counts: np.ndarray, image_starts: np.ndarray, width: int, height: int
+) -> _TileLists:
     """Memory grows with the number of (Gaussian, tile) pairs."""
     images = len(image_starts) - 1
     tiles_x, tiles_y = -(-width // kernels.TILE), -(-height // kernels.TILE)
@@ -443,7 +522,18 @@ class _Composite(torch.autograd.Function):
     """Alpha compositing of projected Gaussians; `shape` holds the same Gaussians as the kernels want them."""
 
     @staticmethod
-    def forward(ctx, means2d, conics, colors, opacities, backgrounds, shape, lists, size, absolute_of):
+    def forward(
+        ctx: Any,
+        means2d: Tensor,
+        conics: Tensor,
+        colors: Tensor,
+        opacities: Tensor,
+        backgrounds: Tensor | None,
+        shape: np.ndarray,
+        lists: _TileLists,
+        size: tuple[int, int, int],
+        absolute_of: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         images, height, width = size
         conics, colors, opacities = conics.contiguous(), colors.contiguous(), opacities.contiguous()
         D = colors.shape[-1]
@@ -462,7 +552,8 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, v_image, v_alphas):
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        v_image, v_alphas = grads
         conics, colors, opacities, behind, alphas = ctx.saved_tensors
         shape, lists, state, absolute_of = ctx.kept
         lead, D = colors.shape[:-1], colors.shape[-1]
