@@ -79,6 +79,12 @@ def write_npz(path: str | Path, **arrays: Any) -> None:
         np.savez_compressed(file, **arrays)
 
 
+def write_npy(path: str | Path, array: np.ndarray) -> None:
+    """Write a plain array to an npy file atomically."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
 def write_torch(path: str | Path, content: Any) -> None:
     """Write plain values and tensors with `torch.save`, atomically."""
     import torch
