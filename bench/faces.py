@@ -22,11 +22,11 @@ import torch
 from prep_faces.crop import CropConfig, place, steady_places
 from prep_faces.detectors import DETECTORS, detect, prepare
 from prep_faces.faces import Faces
-from prep_faces.images import write_png
 from prep_faces.landmarks import choose_face, overlap
 from prep_faces.video import decode
 from recon4d import InputError, head, synthetic
 from recon4d.color import linear_from_srgb
+from recon4d.images import write_png
 
 ROOT = Path(__file__).resolve().parent.parent
 COLORS = {"mtcnn": (255, 60, 60), "dlib": (60, 255, 60), "face-alignment": (80, 120, 255)}

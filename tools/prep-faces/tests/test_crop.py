@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from prep_faces.crop import CropConfig, crop_matrix, place, read_config, steady_places, write_crops
 from prep_faces.dlib_faces import find_faces
-from prep_faces.images import write_png
 from recon4d import InputError
+from recon4d.images import write_png
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_smoothing_lowers_jitter_and_fills_gaps():
         ("dataset: d\nprep_faces: {size: tall}", "prep_faces.size: Input should be a valid integer"),
         ("prep_faces: {size: 3}", "has no key dataset"),
         ("dataset: nowhere", "is not a folder"),
-        ("dataset: [", "is not YAML"),
+        ("dataset: [", "is not readable YAML"),
     ],
 )
 def test_bad_config(tmp_path, text, what):

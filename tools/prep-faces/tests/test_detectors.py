@@ -10,10 +10,10 @@ import skimage.data
 import torch
 from prep_faces.detection import write_faces
 from prep_faces.detectors import detect
-from prep_faces.images import write_png
 from prep_faces.landmarks import overlap
 from prep_faces.mtcnn import crop_and_resize, load_networks, propose, read_weights
 from recon4d import InputError
+from recon4d.images import write_png
 
 # What the package mtcnn 1.0.0 (TensorFlow 2, CPU) answers for skimage.data.astronaut(): box, score, x and y of points.
 REFERENCE_BOX = [181.598, 63.7258, 264.5528, 171.0792]

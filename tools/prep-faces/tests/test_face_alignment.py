@@ -16,8 +16,8 @@ from prep_faces.cli import main
 from prep_faces.detectors import detect
 from prep_faces.faces import five_points
 from prep_faces.fan_faces import load_aligner
-from prep_faces.images import write_png
 from recon4d import InputError
+from recon4d.images import write_png
 
 FILES = {name: Path(url).name for name, url in {**detector_urls, **face_alignment.api.models_urls}.items()}
 SIZE = 128  # of the picture: the coarsest anchors lie at 64 and 192

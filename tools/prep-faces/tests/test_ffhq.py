@@ -11,8 +11,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 from prep_faces.ffhq import read_hub, write_ffhq
-from prep_faces.images import read_image, write_png
 from recon4d import InputError
+from recon4d.images import read, write_png
 
 
 def encoded(image):
@@ -39,7 +39,7 @@ def test_command_on_a_folder(run, pictures, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "o" / "ffhq.jsonl").read_text().splitlines()]
     assert [record["source"] for record in records] == [f"bild {i}.png" for i in (8, 9, 10, 11)]
     assert "not a readable image" in records[0]["error"]
-    assert read_image(tmp_path / "o" / "thumbnails" / "thumb_00001.png").shape == (150, 150, 3)
+    assert read(tmp_path / "o" / "thumbnails" / "thumb_00001.png").shape == (150, 150, 3)
     names = sorted(path.name for path in (tmp_path / "o" / "landmarks").iterdir())
     assert names == ["thumb_00001.npy", "thumb_00003.npy"]
     # The last picture is the first mirrored.
@@ -57,12 +57,14 @@ def test_command_on_a_folder(run, pictures, tmp_path):
 
 def test_parquet(pictures, tmp_path):
     rows = [{"bytes": encoded(picture), "path": None} for picture in pictures]
+    (tmp_path / "in").mkdir()
     for i, part in enumerate((rows[:2], rows[2:])):
-        pyarrow.parquet.write_table(pyarrow.table({"label": [0] * len(part), "image": part}), tmp_path / f"{i}.parquet")
-    result = write_ffhq(str(tmp_path), tmp_path / "o", limit=3)
+        table = pyarrow.table({"label": [0] * len(part), "image": part})
+        pyarrow.parquet.write_table(table, tmp_path / "in" / f"{i}.parquet")
+    result = write_ffhq(str(tmp_path / "in"), tmp_path / "o", limit=3)
     assert (result["images"], result["written"], result["failed"]) == (3, 2, 1)
     for i, picture in enumerate(pictures):
-        assert np.array_equal(read_image(tmp_path / "o" / "thumbnails" / f"thumb_{i:05d}.png"), picture)
+        assert np.array_equal(read(tmp_path / "o" / "thumbnails" / f"thumb_{i:05d}.png"), picture)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match=r"bad.parquet is not a readable parquet file"):
         write_ffhq(str(tmp_path / "bad.parquet"), tmp_path / "x")
@@ -87,7 +89,7 @@ def test_the_package_datasets_on_a_dataset_of_this_disk(pictures, tmp_path, kind
     items = list(read_hub(str(dataset), "test"))
     assert len(items) == 3 and items[2][0] == f"{dataset}[2]"
     for (name, data), picture in zip(items, pictures):
-        assert np.array_equal(read_image(name, data), picture)
+        assert np.array_equal(read(name, data=data), picture)
     with pytest.raises(InputError, match="check name, split and network"):
         next(read_hub(str(dataset), "no such split"))
 
@@ -119,4 +121,4 @@ def test_one_image_from_the_hub_is_written(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda name, **options: load(str(dataset), **options))
     result = write_ffhq("some/faces", tmp_path / "o", limit=1)
     assert (result["images"], result["written"]) == (1, 1)
-    assert np.array_equal(read_image(tmp_path / "o" / "thumbnails" / "thumb_00000.png"), pictures[0])
+    assert np.array_equal(read(tmp_path / "o" / "thumbnails" / "thumb_00000.png"), pictures[0])

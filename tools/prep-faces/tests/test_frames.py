@@ -153,7 +153,7 @@ def test_resumes_and_keeps_to_its_options(clip, tmp_path):
         (tmp_path / "b" / "frames" / f"{i:05d}.png").unlink()
     text = (tmp_path / "b" / "frames.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "b" / "frames.jsonl").write_text("".join(text[:9]) + text[9][:20])
-    (tmp_path / "b" / "frames" / ".00009.abcd0123.png").write_bytes(b"half")
+    (tmp_path / "b" / "frames" / ".recon4d-4194399-abcd0123.png").write_bytes(b"half")  # no process has this number
     kept = (tmp_path / "b" / "frames" / "00003.png").stat().st_mtime_ns
     extract_frames(clip, tmp_path / "b")
     assert (tmp_path / "b" / "frames" / "00003.png").stat().st_mtime_ns == kept

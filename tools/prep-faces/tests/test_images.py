@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from PIL import Image
-from prep_faces.images import clashes, find_images, natural_key, read_image, write_png
+from prep_faces.image_files import clashes, find_images
 from recon4d import InputError
+from recon4d.images import natural_key, read, write_png
 
 
 def gradient(height=20, width=30):
@@ -15,27 +16,27 @@ def gradient(height=20, width=30):
 def test_plain_png_and_grey_and_alpha(tmp_path):
     rgb = gradient()
     Image.fromarray(rgb).save(tmp_path / "a.png")
-    assert np.array_equal(read_image(tmp_path / "a.png"), rgb)
+    assert np.array_equal(read(tmp_path / "a.png"), rgb)
     Image.fromarray(rgb[..., 0]).save(tmp_path / "grey.png")
-    assert np.array_equal(read_image(tmp_path / "grey.png"), np.repeat(rgb[..., :1], 3, 2))
+    assert np.array_equal(read(tmp_path / "grey.png"), np.repeat(rgb[..., :1], 3, 2))
     alpha = np.dstack([rgb, np.full(rgb.shape[:2], 7, np.uint8)])
     Image.fromarray(alpha).save(tmp_path / "alpha.png")
-    assert np.array_equal(read_image(tmp_path / "alpha.png"), rgb)
+    assert np.array_equal(read(tmp_path / "alpha.png"), rgb)
     Image.fromarray(rgb).quantize(64).save(tmp_path / "palette.png")
-    assert np.abs(read_image(tmp_path / "palette.png").astype(int) - rgb).mean() < 12
+    assert np.abs(read(tmp_path / "palette.png").astype(int) - rgb).mean() < 12
 
 
 def test_sixteen_bits_and_floats_are_scaled(tmp_path):
     values = np.linspace(0, 65535, 256).reshape(16, 16)
     Image.fromarray(values.astype(np.uint16)).save(tmp_path / "deep.png")
-    assert np.abs(read_image(tmp_path / "deep.png")[..., 1] - np.arange(256).reshape(16, 16)).max() <= 1
+    assert np.abs(read(tmp_path / "deep.png")[..., 1] - np.arange(256).reshape(16, 16)).max() <= 1
     Image.fromarray((values / 65535).astype(np.float32)).save(tmp_path / "float.tif")
-    assert np.abs(read_image(tmp_path / "float.tif")[..., 1] - np.arange(256.0).reshape(16, 16)).max() <= 1
+    assert np.abs(read(tmp_path / "float.tif")[..., 1] - np.arange(256.0).reshape(16, 16)).max() <= 1
 
 
 def test_one_pixel(tmp_path):
     Image.new("RGB", (1, 1), (3, 4, 5)).save(tmp_path / "one.png")
-    assert read_image(tmp_path / "one.png").tolist() == [[[3, 4, 5]]]
+    assert read(tmp_path / "one.png").tolist() == [[[3, 4, 5]]]
 
 
 # EXIF orientation: what must be done to the stored pixels so that they are upright.
@@ -56,7 +57,7 @@ def test_exif_orientation(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(gradient()).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(read_image(tmp_path / "turned.png"), UPRIGHT[orientation](gradient()))
+    assert np.array_equal(read(tmp_path / "turned.png"), UPRIGHT[orientation](gradient()))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
@@ -67,7 +68,7 @@ def test_truncated_file_is_an_error_not_half_a_picture(tmp_path, suffix):
     for share in (0.0, 0.1, 0.6):
         (tmp_path / f"cut.{suffix}").write_bytes(data[: int(len(data) * share)])
         with pytest.raises(InputError, match=r"cut\..* is not a readable image .*; replace it"):
-            read_image(tmp_path / f"cut.{suffix}")
+            read(tmp_path / f"cut.{suffix}")
 
 
 def test_text_and_folders_are_not_images(tmp_path):
@@ -75,7 +76,7 @@ def test_text_and_folders_are_not_images(tmp_path):
     (tmp_path / "folder.png").mkdir()
     for name in ("text.png", "folder.png", "missing.png"):
         with pytest.raises(InputError, match=name):
-            read_image(tmp_path / name)
+            read(tmp_path / name)
 
 
 def test_find_images_walks_in_natural_order(tmp_path):

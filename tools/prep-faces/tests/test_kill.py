@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from prep_faces.cli import main
-from prep_faces.images import write_png
+from recon4d.images import write_png
 
 COUNT = 16
 

@@ -9,9 +9,9 @@ from PIL import Image
 from prep_faces.detectors import detect
 from prep_faces.dlib_faces import find_faces
 from prep_faces.faces import Faces
-from prep_faces.images import write_png
 from prep_faces.landmarks import choose_face, overlap, write_landmarks
 from recon4d import InputError
+from recon4d.images import write_png
 
 MIRROR = [
     *range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1), 45, 44, 43, 42, 47, 46,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from prep_faces.cli import main
-from prep_faces.images import write_png
 from prep_faces.parallel import ray_map
 from recon4d import InputError
+from recon4d.images import write_png
 
 
 @pytest.fixture(scope="module")

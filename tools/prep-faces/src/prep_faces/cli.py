@@ -7,18 +7,19 @@ from typing import Any
 
 import click
 from recon4d import InputError
-from recon4d.cli import Group, device_option, force_option, log, pick_device, print_result, progress
+from recon4d.cli import Group, Real, device_option, force_option, log, pick_device, print_result, progress
 
 from prep_faces.detectors import DETECTORS, POINTS
 from prep_faces.parallel import ENGINES
 
 FINDS = "What finds faces; with mtcnn, dlib finds the points."
-paths_argument = click.argument("paths", nargs=-1, required=True, type=click.Path())
-out_option = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write into.")
+path_type = click.Path(path_type=Path)
+paths_argument = click.argument("paths", nargs=-1, required=True, type=path_type)
+out_option = click.option("--out", required=True, type=path_type, help="Folder to write into.")
 strict_option = click.option("--strict", is_flag=True, help="Exit 2 when anything at all failed.")
-workers_option = click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
+workers_option = click.option("--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one per core]")
 batch_option = click.option(
-    "--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images that a network gets at a time."
+    "--batch", type=click.IntRange(1, 4096), default=8, show_default=True, help="Images that a network gets at a time."
 )
 engine_option = click.option(
     "--engine",
@@ -36,18 +37,18 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("video", type=click.Path(path_type=Path))
+@click.argument("video", type=path_type)
 @out_option
-@click.option("--fps", type=click.FloatRange(min=0, min_open=True), help="Frames per second to keep.  [default: all]")
-@click.option("--size", type=click.IntRange(min=1), help="Pixels of the longer side.  [default: as it is]")
+@click.option("--fps", type=Real(0, 1000, min_open=True), help="Frames per second to keep.  [default: all]")
+@click.option("--size", type=click.IntRange(1, 65535), help="Pixels of the longer side.  [default: as it is]")
 @click.option(
     "--sharpest",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 100_000),
     default=1,
     show_default=True,
     help="Of every N frames keep the sharpest.",
 )
-@click.option("--max-frames", type=click.IntRange(min=1), help="Stop after this many.")
+@click.option("--max-frames", type=click.IntRange(1, 10**9), help="Stop after this many.")
 @strict_option
 @force_option
 def frames(
@@ -76,7 +77,7 @@ def frames(
 @paths_argument
 @out_option
 @click.option("--detector", type=click.Choice(DETECTORS), default="mtcnn", show_default=True, help="What finds faces.")
-@click.option("--threshold", type=float, help="Least score of a face.  [default: the detector's own]")
+@click.option("--threshold", type=Real(-1000, 1000), help="Least score of a face.  [default: the detector's own]")
 @batch_option
 @device_option
 @workers_option
@@ -84,7 +85,7 @@ def frames(
 @strict_option
 @force_option
 def detect(
-    paths: tuple[str, ...],
+    paths: tuple[Path, ...],
     out: Path,
     detector: str,
     threshold: float | None,
@@ -118,7 +119,7 @@ def detect(
 @strict_option
 @force_option
 def landmarks(
-    paths: tuple[str, ...],
+    paths: tuple[Path, ...],
     out: Path,
     detector: str,
     points: str,
@@ -142,21 +143,25 @@ def landmarks(
 @main.command()
 @paths_argument
 @out_option
-@click.option("--landmarks", type=click.Path(), help="Folder of the points.  [default: look for faces]")
-@click.option("--track", type=click.Path(), help="track.npz of these images: its mesh seeds the cut, better.")
-@click.option("--head-model", type=click.Path(), help="Head model of the track.  [default: the open head]")
-@click.option("--model", type=click.Path(), help="TorchScript matting network, in place of GrabCut.")
+@click.option("--landmarks", type=path_type, help="Folder of the points.  [default: look for faces]")
+@click.option("--track", type=path_type, help="track.npz of these images: its mesh seeds the cut, better.")
+@click.option("--head-model", type=path_type, help="Head model of the track.  [default: the open head]")
+@click.option("--model", type=path_type, help="TorchScript matting network, in place of GrabCut.")
+@click.option("--trust-code", is_flag=True, help="Let the program run that a TorchScript file is.")
+@click.option("--sha256", metavar="HEX", help="Let it run where this is its SHA-256.")
 @click.option("--photos", is_flag=True, help="The files are unrelated: do not steady one by its neighbours.")
 @workers_option
 @strict_option
 @force_option
 def matte(
-    paths: tuple[str, ...],
+    paths: tuple[Path, ...],
     out: Path,
-    landmarks: str | None,
-    track: str | None,
-    head_model: str | None,
-    model: str | None,
+    landmarks: Path | None,
+    track: Path | None,
+    head_model: Path | None,
+    model: Path | None,
+    trust_code: bool,
+    sha256: str | None,
     photos: bool,
     workers: int | None,
     strict: bool,
@@ -165,13 +170,14 @@ def matte(
     """Write each image of PATHS as OUT/NAME.png, RGBA with the head (hair and neck) as alpha."""
     from prep_faces.matte import write_mattes
 
-    seeds = {"landmarks": landmarks, "track": track, "head_model": head_model, "model": model}
-    result = _run("matte", write_mattes, paths, out, **seeds, photos=photos, workers=workers, force=force)
+    seeds = {"landmarks": landmarks, "track": track, "head_model": head_model}
+    network = {"model": model, "trust_code": trust_code, "sha256": sha256}
+    result = _run("matte", write_mattes, paths, out, **seeds, **network, photos=photos, workers=workers, force=force)
     _finish(result, out / "matte.jsonl", strict)
 
 
 @main.command()
-@click.option("--config", required=True, type=click.Path(path_type=Path), help="exp.yaml: dataset, section prep_faces.")
+@click.option("--config", required=True, type=path_type, help="exp.yaml: dataset, section prep_faces.")
 @device_option
 @workers_option
 @strict_option
@@ -190,8 +196,8 @@ def crop(config: Path, device: str, workers: int | None, strict: bool, force: bo
 @click.argument("source", default="nuwandaa/ffhq128")
 @out_option
 @click.option("--split", default="train", show_default=True, help="Of a Hugging Face dataset.")
-@click.option("--limit", type=click.IntRange(min=1), help="How many images at most.  [default: all]")
-@click.option("--size", type=click.IntRange(min=1), help="Pixels of the longer side.  [default: as it is]")
+@click.option("--limit", type=click.IntRange(1, 10**9), help="How many images at most.  [default: all]")
+@click.option("--size", type=click.IntRange(1, 65535), help="Pixels of the longer side.  [default: as it is]")
 @click.option("--detector", type=click.Choice(DETECTORS), default="dlib", show_default=True, help=FINDS)
 @device_option
 @workers_option
@@ -229,7 +235,7 @@ def _run(what: str, function: Callable[..., dict[str, Any]], *arguments: Any, **
     """`function`'s result, with a progress bar while it works, and its speed from the first image to the last."""
     start: float | None = None
 
-    def watch(items: Iterator, total: int | None) -> Iterator:
+    def watch(items: Iterator[Any], total: int | None) -> Iterator[Any]:
         nonlocal start
         start = start or time.perf_counter()
         return progress(items, what, total)
@@ -245,10 +251,8 @@ def _run(what: str, function: Callable[..., dict[str, Any]], *arguments: Any, **
 
 
 def _finish(result: dict[str, Any], table: Path, strict: bool) -> None:
-    """Print the result; InputError when nothing was produced or, when strict, when something failed."""
+    """Print the result; InputError when something failed and that is not to be."""
     print_result(result)
-    if result["failed"] and not result["written"]:
-        raise InputError(f"none of {result['images']} images gave a result; {table} has the reasons")
     if result["failed"]:
         message = f"{result['failed']} of {result['images']} images failed; {table} has the reasons"
         if strict:

@@ -7,33 +7,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from recon4d import InputError
+from pydantic import Field, ValidationError
+from recon4d import InputError, images, settings
 from scipy.ndimage import gaussian_filter1d
 
 from prep_faces.affine import invert, warp
 from prep_faces.detection import Found, detect_files
 from prep_faces.detectors import Detector, prepare
-from prep_faces.images import ImageFile, clashes, find_images, read_image, write_png
+from prep_faces.image_files import ImageFile, clashes, find_images
 from prep_faces.landmarks import choose_face
 from prep_faces.parallel import cores, ordered_map
-from prep_faces.records import Record, Watch, counts, resumable, temporaries, unwatched, up_to_date
+from prep_faces.records import Record, Watch, counts, record, run, unwatched, up_to_date
 
 EYES, MOUTH = 0.36, 0.74  # heights of eyes and mouth in an aligned crop at `margin` 0, shares of its side
 
 
-class CropConfig(BaseModel):
+class CropConfig(settings.Section):
     """The section `prep_faces` of exp.yaml."""
-
-    model_config = ConfigDict(extra="forbid")
 
     input: str = "original_image"  # folder in the dataset: <sequence>/<frame>
     output: str = "lr_image"
     size: int = Field(128, ge=8, le=4096)  # pixels of a crop's side
     mode: Literal["align", "box"] = "align"  # turn the eyes level, or only cut a square
     margin: float = Field(0.15, ge=0, le=2)  # around the face, shares of its size
-    smooth: float = Field(2.0, ge=0)  # standard deviation in frames; 0 for none
+    smooth: float = Field(2.0, ge=0, le=10_000)  # standard deviation in frames; 0 for none
     detector: Detector = "dlib"
 
 
@@ -43,12 +40,7 @@ def read_config(path: str | Path) -> tuple[Path, CropConfig]:
     Raises InputError naming the file, the key and what was expected.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} cannot be read ({error}); give a YAML file") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path} is not YAML ({' '.join(str(error).split())[:150]}); correct it") from error
+    content = settings.read(path)
     if not isinstance(content, dict) or not isinstance(content.get("dataset"), str):
         raise InputError(f"--config {path} has no key dataset; give the folder that holds original_image")
     section = content.get("prep_faces") or {}
@@ -113,17 +105,10 @@ def write_crops(
     def summary(records: list[Record]) -> dict[str, Any]:
         return {**counts(records), "sequences": len(sequences)}
 
-    result = resumable(
-        out / "crops.jsonl",
-        "crop",
-        config.model_dump(),
-        work,
-        summary,
-        total=len(files),
-        force=force,
-        halves=temporaries(out / f"{file.name}.png" for file in files),
-        watch=watch,
-    )
+    options = config.model_dump()
+    names = {Path(file.name).parts[0] + ("" if "/" in file.name else ".png") for file in files}
+    with run(out, "crop", options, sorted(names), table="crops", inputs=[source], force=force) as claimed:
+        result = record(claimed, "crop", options, work, summary, table="crops", total=len(files), watch=watch)
     return {**result, "out": str(out)}
 
 
@@ -173,7 +158,7 @@ def _write_crop(job: Job) -> dict[str, Any]:
     if isinstance(job.matrix, InputError):
         job.target.unlink(missing_ok=True)  # of an earlier run
         raise job.matrix
-    write_png(job.target, warp(read_image(job.source), job.matrix, job.size, job.size))
+    images.write_png(job.target, warp(images.read(job.source), job.matrix, job.size, job.size))
     return {
         "to_crop": job.matrix.round(6).tolist(),
         "to_image": invert(job.matrix).round(6).tolist(),

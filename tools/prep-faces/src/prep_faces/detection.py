@@ -9,13 +9,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-from recon4d import InputError
+from recon4d import InputError, images
 
 from prep_faces.detectors import detect, prepare
 from prep_faces.faces import Faces
-from prep_faces.images import ImageFile, find_images, read_image
+from prep_faces.image_files import ImageFile, find_images
 from prep_faces.parallel import cores, ordered_map, ray_map
-from prep_faces.records import Record, Watch, counts, resumable, unwatched
+from prep_faces.records import Record, Watch, counts, number, record, run, unwatched
 
 Found = tuple[tuple[int, int], Faces] | InputError  # (height, width) and the faces of an image, or why not
 
@@ -53,15 +53,15 @@ def detect_files(
             groups = iter(lambda: list(itertools.islice(source, batch)), [])
             reading = [[pool.submit(_read, file) for file in group] for group in itertools.islice(groups, 2)]
             while reading:
-                images = [future.result() for future in reading.pop(0)]
+                pictures = [future.result() for future in reading.pop(0)]
                 following = next(groups, None)
                 if following:
                     reading.append([pool.submit(_read, file) for file in following])
-                yield from _find_in(images, **options)
+                yield from _find_in(pictures, **options)
 
 
 def _find_one(file: ImageFile, **options: Any) -> tuple[tuple[int, int], Faces]:
-    image = read_image(file.path)
+    image = images.read(file.path)
     return image.shape[:2], detect([image], **options)[0]
 
 
@@ -70,15 +70,15 @@ def _find_batch(files: list[ImageFile], **options: Any) -> list[Found]:
     return _find_in([_read(file) for file in files], **options)
 
 
-def _find_in(images: list[np.ndarray | InputError], **options: Any) -> list[Found]:
-    good = [image for image in images if not isinstance(image, InputError)]
+def _find_in(pictures: list[np.ndarray | InputError], **options: Any) -> list[Found]:
+    good = [image for image in pictures if not isinstance(image, InputError)]
     answers = iter(detect(good, **options))
-    return [image if isinstance(image, InputError) else (image.shape[:2], next(answers)) for image in images]
+    return [image if isinstance(image, InputError) else (image.shape[:2], next(answers)) for image in pictures]
 
 
 def _read(file: ImageFile) -> np.ndarray | InputError:
     try:
-        return read_image(file.path)
+        return images.read(file.path)
     except InputError as error:
         return error
 
@@ -100,7 +100,7 @@ def write_faces(
     Records of an earlier run with the same options are kept where the image has the same number of bytes. Returns a
     summary. Raises InputError when there is no image, or `out` holds a run with other options.
     """
-    table = Path(out) / "faces.jsonl"
+    out = Path(out)
     files = find_images(paths)
     prepare(detector, device)
 
@@ -119,12 +119,28 @@ def write_faces(
                 yield {"file": file.file, "bytes": size, "detector": detector, **_describe(next(found))}
 
     def summary(records: list[Record]) -> dict[str, Any]:
-        faces = sum(len(record.get("faces", ())) for record in records)
+        faces = sum(len(item.get("faces", ())) for item in records)
         return {**counts(records), "faces": faces, "detector": detector}
 
     options = {"detector": detector, "threshold": threshold}
-    result = resumable(table, "detect", options, work, summary, total=len(files), force=force, watch=watch)
-    return {**result, "out": str(table)}
+    with run(out, "detect", options, (), table="faces", inputs=paths, force=force) as claimed:
+        result = record(
+            claimed,
+            "detect",
+            options,
+            work,
+            summary,
+            table="faces",
+            whole=_is_whole,
+            total=len(files),
+            watch=watch,
+        )
+    return {**result, "out": str(out / "faces.jsonl")}
+
+
+def _is_whole(item: Record) -> bool:
+    sized = all(number(item.get(key)) for key in ("bytes", "width", "height"))
+    return sized and isinstance(item.get("faces"), list)
 
 
 def _describe(answer: Found) -> dict[str, Any]:
@@ -139,5 +155,5 @@ def _describe(answer: Found) -> dict[str, Any]:
         }
         for box, score, points in zip(faces.boxes, faces.scores, faces.points)
     ]
-    record: dict[str, Any] = {"width": width, "height": height, "faces": listed}
-    return record if listed else {**record, "error": "no face found"}
+    found: Record = {"width": width, "height": height, "faces": listed}
+    return found if listed else {**found, "error": "no face found"}

@@ -113,7 +113,8 @@ def predict_points(image: np.ndarray, box: np.ndarray) -> np.ndarray:
             rectangle = dlib.rectangle(*(round(v) for v in (left, top, right - 1, bottom - 1)))
             shape = predictor(picture, rectangle)
             answers.append([(part.x, part.y) for part in shape.parts()])
-        return np.mean(np.array(answers, np.float64), axis=0) + 0.5
+        mean: np.ndarray = np.mean(np.array(answers, np.float64), axis=0) + 0.5
+        return mean
 
     points = mean_points((center - corner) * scale, side * scale / 2, [(0, 0, 1)])
     low, high = points.min(0), points.max(0)

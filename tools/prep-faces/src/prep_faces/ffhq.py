@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from recon4d import InputError
+from recon4d import InputError, images
+from recon4d.images import natural_key
 
-from prep_faces.images import find_images, natural_key, read_image, resize, write_png
-from prep_faces.landmarks import write_landmarks
-from prep_faces.records import Record, Watch, resumable, unwatched
+from prep_faces.detectors import prepare
+from prep_faces.image_files import find_images, scaled
+from prep_faces.landmarks import record_landmarks
+from prep_faces.records import Record, Watch, record, run, unwatched
 
 Item = tuple[str, bytes | None]  # a name, and the encoded image, or None where the name is a path
 
@@ -107,7 +108,7 @@ def write_ffhq(
     first = next(items, None)
     if first is None:
         raise InputError(f"{source} holds no image; give another")
-    table, thumbnails = out / "ffhq.jsonl", out / "thumbnails"
+    thumbnails = out / "thumbnails"
 
     def work(known: dict[str, Record]) -> Iterator[Record]:
         for number, (label, data) in enumerate(itertools.islice(itertools.chain([first], items), limit)):
@@ -116,42 +117,24 @@ def write_ffhq(
             if name in known and "error" not in known[name] and target.exists():
                 yield known[name]
                 continue
-            record: Record = {"name": name, "source": Path(label).name}
+            item: Record = {"name": name, "source": Path(label).name}
             try:
-                write_png(target, _scaled(read_image(label, data), size))
+                image = images.read(label, data=data)
+                images.write_png(target, image if size is None else scaled(image, size))
             except InputError as error:
-                record["error"] = str(error)
-            yield record
+                item["error"] = str(error)
+            yield item
 
     def summary(records: list[Record]) -> dict[str, Any]:
-        unreadable = sum("error" in record for record in records)
-        if unreadable == len(records):
-            raise InputError(f"none of the {unreadable} images of {source} can be read; {table} has the reasons")
-        return {"images": len(records), "unreadable": unreadable}
+        return {"images": len(records), "unreadable": sum("error" in item for item in records)}
 
+    prepare(detector, device)
     options = {"source": Path(source).name, "split": split, "limit": limit, "size": size}
-    result = resumable(
-        table,
-        "ffhq",
-        options,
-        work,
-        summary,
-        key="name",
-        total=limit,
-        force=force,
-        replaced=thumbnails.glob("thumb_*.png"),
-        halves=thumbnails.glob(".thumb_*.png"),
-        watch=watch,
-    )
-    points = write_landmarks(
-        [thumbnails], out, detector, device, photos=True, workers=workers, force=force, watch=watch
-    )
+    names = ("thumbnails", "landmarks", "landmarks.jsonl", "landmarks.json")
+    local = [source] if Path(source).exists() else []
+    with run(out, "ffhq", options, names, inputs=local, force=force) as claimed:
+        result = record(claimed, "ffhq", options, work, summary, key="name", total=limit, watch=watch)
+        files = find_images([thumbnails])
+        points = record_landmarks(claimed, files, detector, device, photos=True, workers=workers, watch=watch)
     failed = result["unreadable"] + points["failed"]
     return {**result, "written": points["written"], "failed": failed, "kept": points["kept"], "out": str(out)}
-
-
-def _scaled(image: np.ndarray, size: int | None) -> np.ndarray:
-    if size is None:
-        return image
-    scale = size / max(image.shape[:2])
-    return resize(image, *(max(1, round(length * scale)) for length in (image.shape[1], image.shape[0])))

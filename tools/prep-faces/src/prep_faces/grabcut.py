@@ -154,4 +154,5 @@ def tidy(head: np.ndarray, sure: np.ndarray) -> np.ndarray:
     # the neck runs into it.
     around = cv2.copyMakeBorder(1 - largest, 1, 0, 1, 1, cv2.BORDER_CONSTANT, value=1)
     _, parts = cv2.connectedComponents(around, connectivity=4)
-    return (parts != parts[0, 0]).astype(np.uint8)[1:, 1:-1]
+    whole: np.ndarray = (parts != parts[0, 0]).astype(np.uint8)[1:, 1:-1]
+    return whole

@@ -28,4 +28,5 @@ def guided_filter(guide: np.ndarray, values: np.ndarray, radius: int, eps: float
     rows = ((c00, c01, c02), (c01, c11, c12), (c02, c12, c22))
     slope = np.stack([sum(c * v for c, v in zip(row, covariance)) / determinant for row in rows], axis=-1)
     offset = mean_values - (slope * mean_guide).sum(-1)
-    return np.clip((mean(slope) * guide).sum(-1) + mean(offset), 0, 1)
+    smooth: np.ndarray = np.clip((mean(slope) * guide).sum(-1) + mean(offset), 0, 1)
+    return smooth

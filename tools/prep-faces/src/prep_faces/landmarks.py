@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from recon4d import InputError
 from recon4d.files import atomic_path
+from recon4d.runs import Claim
 
 from prep_faces.detection import Found, detect_files
 from prep_faces.detectors import prepare
 from prep_faces.faces import Faces
-from prep_faces.images import clashes, find_images
-from prep_faces.records import Record, Watch, counts, resumable, temporaries, unwatched, up_to_date
+from prep_faces.image_files import ImageFile, clashes, find_images
+from prep_faces.records import Record, Watch, counts, numbers, record, run, unwatched, up_to_date
 
 SURE = 0.0  # dlib score of a face that stands by itself
 FAINT = -0.6  # dlib score that is believed where the frame before had a face
@@ -68,7 +69,26 @@ def write_landmarks(
     out = Path(out)
     files = find_images(paths)
     prepare(detector, device, points)
-    targets = [out / "landmarks" / f"{file.name}.npy" for file in files]
+    options = {"detector": detector, "points": points, "photos": photos}
+    with run(out, "landmarks", options, ["landmarks"], inputs=paths, force=force) as claimed:
+        result = record_landmarks(claimed, files, detector, device, photos, points, batch, workers, engine, watch)
+    return {**result, "out": str(out / "landmarks")}
+
+
+def record_landmarks(
+    claimed: Claim,
+    files: list[ImageFile],
+    detector: str = "dlib",
+    device: str = "cpu",
+    photos: bool = False,
+    points: str = "2d",
+    batch: int = 8,
+    workers: int | None = None,
+    engine: str = "local",
+    watch: Watch = unwatched,
+) -> dict[str, Any]:
+    """Landmarks of `files` in a folder that is claimed; otherwise as `write_landmarks`."""
+    targets = [claimed.folder / "landmarks" / f"{file.name}.npy" for file in files]
 
     def work(known: dict[str, Record]) -> Iterator[Record]:
         clashing = clashes(files)
@@ -80,17 +100,17 @@ def write_landmarks(
         lost = 0
         for file, target, is_fresh, clash in zip(files, targets, fresh, clashing):
             if clash is not None:
-                record: Record = {"file": file.file, "error": str(clash)}
+                item: Record = {"file": file.file, "error": str(clash)}
             elif not is_fresh:
-                record = known[file.file]
+                item = known[file.file]
             else:
-                record = {"file": file.file, **_settle(next(found), target, previous, detector)}
-            yield record
+                item = {"file": file.file, **_settle(next(found), target, previous, detector)}
+            yield item
             if photos:
                 continue
-            lost = lost + 1 if "error" in record else 0
-            if "box" in record:
-                previous = np.array(record["box"], np.float32)
+            lost = lost + 1 if "error" in item else 0
+            if "box" in item:
+                previous = np.array(item["box"], np.float32)
             elif lost >= MEMORY:
                 previous = None
 
@@ -98,11 +118,16 @@ def write_landmarks(
         return {**counts(records), "detector": detector}
 
     options = {"detector": detector, "points": points, "photos": photos}
-    table, halves = out / "landmarks.jsonl", temporaries(targets)
-    result = resumable(
-        table, "landmarks", options, work, summary, total=len(files), force=force, halves=halves, watch=watch
+    return record(
+        claimed,
+        "landmarks",
+        options,
+        work,
+        summary,
+        whole=lambda item: numbers(item.get("box"), 4),
+        total=len(files),
+        watch=watch,
     )
-    return {**result, "out": str(out / "landmarks")}
 
 
 def _settle(

@@ -4,21 +4,24 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recon4d import InputError
+from recon4d import InputError, images
+from recon4d.files import read_npy
 
 from prep_faces.affine import compose, head_motion, invert, warp
 from prep_faces.alpha import BAND, foreground_colors, refine
 from prep_faces.grabcut import Cut, cut
 from prep_faces.headshape import HeadShape, shape_from_landmarks
-from prep_faces.images import ImageFile, clashes, find_images, read_image, write_png
-from prep_faces.landmarks import MEMORY, write_landmarks
+from prep_faces.image_files import ImageFile, clashes, find_images
+from prep_faces.landmarks import MEMORY, record_landmarks
 from prep_faces.parallel import cores, ordered_map
-from prep_faces.records import Record, Watch, counts, read_records, resumable, temporaries, unwatched, up_to_date
+from prep_faces.records import Record, Watch, counts, number, read_records, record, run, unwatched, up_to_date
 
+FAR = 1e6  # pixels: no image is so large
 REACH = 2  # frames before and after that vote on a cut
 
 
@@ -56,6 +59,8 @@ def write_mattes(
     track: str | Path | None = None,
     head_model: str | Path | None = None,
     model: str | Path | None = None,
+    trust_code: bool = False,
+    sha256: str | None = None,
     photos: bool = False,
     workers: int | None = None,
     force: bool = False,
@@ -68,7 +73,8 @@ def write_mattes(
             in out/landmarks.
         track: track.npz of these images; the tracked mesh's silhouette seeds the cut.
         head_model: the head model of the track, None for the open head.
-        model: TorchScript file from (1, 3, H, W) RGB in [0, 1] to alpha, used in place of GrabCut.
+        model: TorchScript file from (1, 3, H, W) RGB in [0, 1] to alpha, used in place of GrabCut. It is a program,
+            which runs only with `trust_code`, or where its SHA-256 is `sha256`.
         photos: the images are unrelated: no voting between neighbours.
 
     Returns a summary; files that fail are recorded, not raised. Raises InputError when there is no image, an option
@@ -81,8 +87,9 @@ def write_mattes(
     out = Path(out)
     files = find_images(paths)
     if model is not None:
-        from prep_faces.mattemodel import load_model
+        from prep_faces.mattemodel import check_trust, load_model
 
+        check_trust(model, trust_code, sha256)
         load_model(str(model))
     targets = [out / f"{file.name}.png" for file in files]
     shapes: list[HeadShape | InputError] | None = None
@@ -95,25 +102,23 @@ def write_mattes(
         if all(isinstance(shape, InputError) for shape in shapes):
             raise InputError(f"{landmarks} holds no points for these images; run prep-faces landmarks on them first")
 
-    def work(known: dict[str, Record]) -> Iterator[Record]:
-        folder, found = landmarks, shapes
-        if found is None:
-            write_landmarks(paths, out, photos=photos, workers=workers, force=force, watch=watch)
-            folder = out / "landmarks"
-            folder.mkdir(exist_ok=True)  # there is none where no face was found
-            found = shapes_from_landmarks(folder, files, photos)
-        sources = [_sources(file, folder, track, model) for file in files]
-        return _matte(files, found, targets, sources, known, model, photos, workers)
+    seeded = "track" if track is not None else "landmarks" if landmarks is not None else "dlib"
+    options = {"seeded_by": seeded, "model": None if model is None else Path(model).name, "photos": photos}
+    names = {Path(file.name).parts[0] + ("" if "/" in file.name else ".png") for file in files}
+    names |= {"landmarks", "landmarks.jsonl", "landmarks.json"} if seeded == "dlib" else set()
+    inputs = [path for path in (*paths, landmarks, track, head_model, model) if path is not None]
 
     def summary(records: list[Record]) -> dict[str, Any]:
         return {**counts(records), **options}
 
-    seeded = "track" if track is not None else "landmarks" if landmarks is not None else "dlib"
-    options = {"seeded_by": seeded, "model": None if model is None else Path(model).name, "photos": photos}
-    table, halves = out / "matte.jsonl", temporaries(targets)
-    result = resumable(
-        table, "matte", options, work, summary, total=len(files), force=force, halves=halves, watch=watch
-    )
+    with run(out, "matte", options, sorted(names), inputs=inputs, force=force) as claimed:
+        if shapes is None:
+            record_landmarks(claimed, files, photos=photos, workers=workers, watch=watch)
+            landmarks = out / "landmarks"
+            shapes = shapes_from_landmarks(landmarks, files, photos)
+        sources = [_sources(file, landmarks, track, model) for file in files]
+        work = partial(_matte, files, shapes, targets, sources, model, photos, workers)
+        result = record(claimed, "matte", options, work, summary, total=len(files), watch=watch)
     return {**result, "out": str(out)}
 
 
@@ -122,10 +127,10 @@ def _matte(
     shapes: list[HeadShape | InputError],
     targets: list[Path],
     sources: list[list[Path]],
-    known: dict[str, Record],
     model: str | Path | None,
     photos: bool,
     workers: int | None,
+    known: dict[str, Record],
 ) -> Iterator[Record]:
     """Cut, steady and write each file that is not up to date with its `sources`; the record of each."""
     shapes = [clash or shape for clash, shape in zip(clashes(files), shapes)]
@@ -181,7 +186,8 @@ def shapes_from_landmarks(folder: Path, files: list[ImageFile], photos: bool) ->
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give --landmarks the folder that prep-faces landmarks wrote")
-    records = {record.get("file"): record for record in read_records(folder.parent / "landmarks.jsonl")}
+    table = read_records(folder.parent / "landmarks.jsonl")
+    records = {item["file"]: item for item in table if isinstance(item.get("file"), str)}
     points = [_read_points(folder / f"{file.name}.npy", records.get(file.file, {})) for file in files]
     if not photos:
         known = [(i, item) for i, item in enumerate(points) if not isinstance(item, InputError)]
@@ -192,29 +198,31 @@ def shapes_from_landmarks(folder: Path, files: list[ImageFile], photos: bool) ->
                     points[i] = (1 - share) * left + share * right
     shapes: list[HeadShape | InputError] = []
     for file, item in zip(files, points):
-        record = records.get(file.file, {})
-        size = (record["width"], record["height"]) if {"width", "height"} <= record.keys() else None
+        made_on = records.get(file.file, {})
+        sized = all(number(made_on.get(key), 1) for key in ("width", "height"))
+        size = (made_on["width"], made_on["height"]) if sized else None
         shapes.append(item if isinstance(item, InputError) else shape_from_landmarks(item, size))
     return shapes
 
 
-def _read_points(path: Path, record: dict[str, Any]) -> np.ndarray | InputError:
-    if not path.is_file() and "error" in record:
-        return InputError(record["error"])
+def _read_points(path: Path, item: Record) -> np.ndarray | InputError:
+    if not path.is_file() and "error" in item:
+        return InputError(str(item["error"]))
     if not path.is_file():
         return InputError(f"{path} does not exist; no face was found in that image, or landmarks has not run on it")
     try:
-        points = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        return InputError(f"{path} is not a readable .npy file ({error}); run prep-faces landmarks again")
-    if points.ndim != 2 or points.shape[0] != 68 or points.shape[1] not in (2, 3) or not np.isfinite(points).all():
+        points = read_npy(path)
+    except InputError as error:
+        return error
+    numeric = points.dtype.kind in "fiu" and points.ndim == 2 and points.shape[0] == 68 and points.shape[1] in (2, 3)
+    if not (numeric and np.isfinite(points).all() and np.abs(points).max() < FAR):
         return InputError(f"{path} has shape {points.shape}; finite numbers of shape (68, 2) are needed")
     return points[:, :2].astype(np.float64)
 
 
 def cut_file(job: Job) -> tuple[Cut, HeadShape]:
     """Cut one image. Raises InputError when it cannot be read or does not fit the shape."""
-    image = read_image(job.file.path)
+    image = images.read(job.file.path)
     shape = job.shape.fitted(*image.shape[:2])
     if not shape.visible(*image.shape[:2]):
         raise InputError(f"{job.file.file}: the head lies outside of the image; check that the points belong to it")
@@ -259,12 +267,12 @@ def finish_file(task: tuple[Path, Path, Answer]) -> Record:
     if not isinstance(answer, tuple):
         raise answer or InputError(f"{path} was not cut")
     here, shape = answer
-    image = read_image(path)
+    image = images.read(path)
     alpha = refine(image, here, shape.width)
     if not alpha.any():
         raise InputError("no head found around the face")
     colors = foreground_colors(image, alpha, max(2, round(2 * BAND * shape.width)))
-    write_png(target, np.dstack([colors, np.rint(255 * alpha).astype(np.uint8)]))
+    images.write_png(target, np.dstack([colors, np.rint(255 * alpha).astype(np.uint8)]))
     ys, xs = np.nonzero(alpha > 0.5)
     return {
         "width": image.shape[1],

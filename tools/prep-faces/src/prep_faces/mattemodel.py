@@ -1,12 +1,14 @@
 """Neural mattes: a TorchScript network in place of GrabCut."""
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from recon4d import InputError
+from recon4d.files import sha256
 
 from prep_faces.affine import warp
 from prep_faces.grabcut import Cut, reduced_frame, seeds, tidy
@@ -15,11 +17,26 @@ from prep_faces.headshape import HeadShape
 MULTIPLE = 32  # networks halve their input up to five times
 
 
+def check_trust(path: str | Path, trust_code: bool, digest: str | None) -> None:
+    """Raise InputError unless the user says that the code in a TorchScript file may run: any, or that of a hash."""
+    if not Path(path).is_file():
+        raise InputError(f"--model {path} does not exist or is not a file")
+    found = sha256(path)
+    if digest is not None and digest.lower() != found:
+        raise InputError(f"--sha256: {path} has the hash {found}, not the one given; it was not loaded")
+    if digest is None and not trust_code:
+        raise InputError(
+            f"--model {path} is a program that can do anything; if you trust who made it, add --trust-code "
+            f"or --sha256 {found}"
+        )
+
+
 @cache
 def load_model(path: str) -> Any:
     """A TorchScript network from (1, 3, H, W) RGB in [0, 1] to alpha. Raises InputError when it is not one."""
     try:
-        model = torch.jit.load(path, map_location="cpu").eval()
+        with open(path, "rb") as file:
+            model = torch.jit.load(file, map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise InputError(

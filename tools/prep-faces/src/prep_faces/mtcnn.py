@@ -245,7 +245,8 @@ def crop_and_resize(image: np.ndarray, boxes: np.ndarray, side: int) -> np.ndarr
     fx, fy = fx[:, None, :, None], fy[:, :, None, None]
     top = image[y[:, :, None], x[:, None]] * (1 - fx) + image[y[:, :, None], x1[:, None]] * fx
     bottom = image[y1[:, :, None], x[:, None]] * (1 - fx) + image[y1[:, :, None], x1[:, None]] * fx
-    return (top * (1 - fy) + bottom * fy) * (in_y[:, :, None] & in_x[:, None])[..., None]
+    crops: np.ndarray = (top * (1 - fy) + bottom * fy) * (in_y[:, :, None] & in_x[:, None])[..., None]
+    return crops
 
 
 def _moved(boxes: np.ndarray, offsets: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -283,4 +284,5 @@ def _suppress(boxes: np.ndarray, overlap: float, method: str) -> np.ndarray:
     area = (sorted_boxes[:, 2:4] - sorted_boxes[:, :2]).prod(-1)
     whole = area[:, None] + area[None] - shared if method == "union" else np.minimum(area[:, None], area[None])
     covered = shared > overlap * np.maximum(whole, 1e-9)
-    return order[~np.triu(covered, 1).any(axis=0)]
+    kept: np.ndarray = order[~np.triu(covered, 1).any(axis=0)]
+    return kept

@@ -32,7 +32,7 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], count: int, work
         yield from (_attempt(function, item) for item in items)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
-        waiting: deque = deque()
+        waiting: deque[Any] = deque()
         for item in items:
             waiting.append(pool.submit(_attempt, function, item))
             if len(waiting) >= 4 * workers:

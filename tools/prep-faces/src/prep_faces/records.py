@@ -1,91 +1,130 @@
 """Records: one JSON line per file, kept up to date while a command runs, so that a killed run can go on."""
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from recon4d import InputError
-from recon4d.files import write_text
+from recon4d import InputError, runs
+from recon4d.files import parse_json, read_json, write_text
+from recon4d.runs import Claim
 
 Record = dict[str, Any]
-Watch = Callable[[Iterator, int | None], Iterator]  # wraps an iteration, whose length it is told: a progress bar
+Watch = Callable[
+    [Iterator[Any], int | None], Iterator[Any]
+]  # wraps an iteration, whose length it is told: a progress bar
 
 
-def unwatched(items: Iterator, total: int | None) -> Iterator:
+def unwatched(items: Iterator[Any], total: int | None) -> Iterator[Any]:
     """The `watch` of who wants no progress bar."""
     return items
 
 
-def resumable(
-    table: Path,
+@contextmanager
+def run(
+    out: Path,
+    command: str,
+    options: dict[str, Any],
+    names: Iterable[str],
+    *,
+    table: str | None = None,
+    inputs: Iterable[str | Path] = (),
+    force: bool = False,
+) -> Iterator[Claim]:
+    """Claim what a run writes, for the block; one that was killed goes on where it stopped.
+
+    Args:
+        out: folder. names: what the run writes there beside its table (.jsonl) and the .json that says its options.
+        table: their name, the command's if None.
+        inputs: files and folders that are read.
+        force: replace what a run with other options wrote.
+
+    Raises:
+        InputError: `out` holds a run with other options and `force` is off; else as `recon4d.runs.claim`.
+    """
+    table = table or command
+    about = out / f"{table}.json"
+    same = _begun(about) == {"command": command, "options": options}
+    other = InputError(f"{about} is from a run with other options; give another --out or --force to replace it")
+    if about.is_file() and not (same or force):
+        raise other
+    names = (*names, f"{table}.jsonl", about.name)
+    claiming = runs.claim(
+        out, f"prep-faces {command}", force=force, resume=same and not force, inputs=inputs, names=names
+    )
+    with claiming as claimed:
+        # A kill may have left one with other options, which the claim brought back.
+        if claimed.resumed and _begun(about) != {"command": command, "options": options}:
+            raise other
+        yield claimed
+
+
+def record(
+    claimed: Claim,
     command: str,
     options: dict[str, Any],
     work: Callable[[dict[Any, Record]], Iterable[Record]],
     summary: Callable[[list[Record]], dict[str, Any]],
     *,
+    table: str | None = None,
     key: str = "file",
+    whole: Callable[[Record], bool] = lambda record: True,
     total: int | None = None,
-    force: bool = False,
-    replaced: Iterable[Path] = (),
-    halves: Iterable[Path] = (),
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
-    """Do work that leaves one record per item in `table` (a .jsonl) as it goes, and goes on after a kill.
-
-    The .json beside the table holds command and options from the start, and the summary at the end.
+    """Do work that leaves one record per item in a table as it goes; the table and its .json: see `run`.
 
     Args:
-        work: given the records of an earlier run with the same options, by their `key`, it gives the record of each
-            item in order: a known one itself where the item is done, else a new one. What it does before it returns
-            an iterator is done before `watch` begins.
-        summary: of all records: what the run amounts to.
+        claimed: the folder, of `run`.
+        work: given the records of an earlier run by their `key`, it yields the record of each item in order: a known
+            one itself where the item is done, else a new one.
+        summary: of all records: what the run amounts to; it goes into the .json.
+        whole: whether a record of an earlier run, which may be a stranger's, has what the work asks of it.
         total: number of items, where it is known.
-        force: forget a run with other options.
-        replaced: what a fresh start removes. halves: what a killed run left half-written; see `temporaries`.
         watch: wraps the iteration over the records.
 
-    Returns the summary and, as `kept`, how many records were known. Raises InputError when the table is from a run
-    with other options and `force` is off.
+    Returns the summary and, as `kept`, how many records were known. Raises InputError when there is no result at all.
     """
-    manifest = table.with_suffix(".json")
-    going_on = claim_run(manifest, command, options, force)
-    for path in chain(temporaries([table, manifest]), halves, [] if going_on else [table, *replaced]):
-        path.unlink(missing_ok=True)
-    known = {record.get(key): record for record in read_records(table)}
+    table = table or command
+    lines, about = claimed.folder / f"{table}.jsonl", claimed.folder / f"{table}.json"
+    earlier = read_records(lines) if claimed.resumed else []
+    known = {item[key]: item for item in earlier if isinstance(item.get(key), str | int) and whole(item)}
+    content = {"command": command, "options": options}
+    write_text(about, json.dumps(content, indent=2) + "\n")
     records: list[Record] = []
     kept = 0
-    for record in watch(iter(work(known)), total):
-        records.append(record)
-        if record is known.get(record.get(key)):
+    for item in watch(iter(work(known)), total):
+        records.append(item)
+        if item is known.get(item.get(key)):
             kept += 1
-        else:
-            append_record(table, record)
-    write_records(table, records)
+            continue
+        append_record(lines, item)
+        if "error" not in item:
+            claimed.keep()
+    if records and all("error" in item for item in records):
+        what, why = records[0].get(key), records[0]["error"]
+        raise InputError(f"none of {len(records)} images gave a result ({what}: {why})")
+    write_records(lines, records)
     result = summary(records)
-    run = json.loads(manifest.read_text())
-    write_text(manifest, json.dumps({**run, "result": result}, indent=2) + "\n")
+    write_text(about, json.dumps({**content, "result": result}, indent=2) + "\n")
     return {**result, "kept": kept}
 
 
 def counts(records: list[Record]) -> dict[str, int]:
     """How many images there were, how many gave a result, and how many failed."""
-    failed = sum("error" in record for record in records)
+    failed = sum("error" in item for item in records)
     return {"images": len(records), "written": len(records) - failed, "failed": failed}
 
 
-def temporaries(targets: Iterable[Path]) -> Iterator[Path]:
-    """What runs that were killed while they wrote `targets` left beside them."""
-    names: dict[Path, set[tuple[str, ...]]] = {}
-    for target in targets:
-        names.setdefault(target.parent, set()).add((target.stem[:40], target.suffix))
-    for folder, wanted in names.items():
-        for path in folder.glob(".*"):
-            found = re.fullmatch(r"\.(.*)\.\w{8}(\.\w+)", path.name)  # as recon4d.files.atomic_path names them
-            if found and found.groups() in wanted:
-                yield path
+def numbers(value: Any, count: int) -> bool:
+    """Whether a value of a record is a list of so many finite numbers."""
+    return isinstance(value, list) and len(value) == count and all(number(item) for item in value)
+
+
+def number(value: Any, least: float = -1e9, most: float = 1e9) -> bool:
+    """Whether a value of a record is a number within bounds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -98,65 +137,64 @@ def read_records(path: str | Path) -> list[Record]:
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     records = []
-    for number, line in enumerate(lines, 1):
+    for row, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # no newline after it: written halfway
+            item = parse_json(line, path)
+        except InputError as error:
+            if row == len(lines):  # no newline after it: written halfway
                 break
-            raise InputError(f"{path} line {number} is not JSON; delete the file or use --force") from error
-        if not isinstance(record, dict):
-            raise InputError(f"{path} line {number} is not a JSON object; delete the file or use --force")
-        records.append(record)
+            raise InputError(f"{path} line {row} is not JSON; delete the file or use --force") from error
+        if not isinstance(item, dict):
+            raise InputError(f"{path} line {row} is not a JSON object; delete the file or use --force")
+        records.append(item)
     return records
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Write all records atomically, one JSON object per line."""
-    write_text(path, "".join(_line(record) for record in records))
+    write_text(path, "".join(_line(item) for item in records))
 
 
-def up_to_date(record: Record | None, target: Path, sources: Iterable[Path]) -> bool:
-    """Whether `record` tells of a success whose file `target` is not older than any of `sources`."""
-    if record is None or "error" in record or not target.exists():
+def up_to_date(item: Record | None, target: Path, sources: Iterable[Path]) -> bool:
+    """Whether a record tells of a success whose file `target` is not older than any of `sources`."""
+    if item is None or "error" in item or not target.exists():
         return False
     made = target.stat().st_mtime_ns
     return all(path.exists() and path.stat().st_mtime_ns <= made for path in sources)
 
 
-def append_record(path: str | Path, record: Record) -> None:
-    """Add one record and flush it."""
+def append_record(path: str | Path, item: Record) -> None:
+    """Add one record and flush it. Raises InputError where the disk is full, or the like."""
     path = Path(path)
-    with open(path, "a+b") as file:
-        if file.tell() > 0:
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":  # a line cut short by a kill: start a fresh one by cutting it off
-                file.seek(0)
-                whole = file.read()
-                file.truncate(whole.rfind(b"\n") + 1)
-        file.write(_line(record).encode())
+    try:
+        with open(path, "a+b") as file:
+            if file.tell() > 0:
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":  # a line cut short by a kill: start a fresh one by cutting it off
+                    file.seek(0)
+                    whole = file.read()
+                    file.truncate(whole.rfind(b"\n") + 1)
+            file.write(_line(item).encode())
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror})") from error
 
 
-def claim_run(path: Path, command: str, options: dict[str, Any], force: bool) -> bool:
-    """Say whether a run may continue what lies in its output folder; `path` is the run's .json beside the .jsonl.
-
-    Returns True when an earlier run with the same options left something to continue, False for a fresh start.
-    Raises InputError when the earlier run had other options and `force` is off.
-    """
-    wanted = {"command": command, "options": options}
-    if path.exists() and not force:
-        try:
-            earlier = json.loads(path.read_text())
-        except ValueError:
-            earlier = {}
-        if {key: earlier.get(key) for key in wanted} == wanted:
-            return True
-        raise InputError(f"{path} is from a run with other options; give another --out or --force to replace it")
-    write_text(path, json.dumps(wanted, indent=2) + "\n")
-    return False
+def _begun(path: Path) -> dict[str, Any] | None:
+    """Command and options of the run that a .json tells of, None where it tells of none."""
+    if not path.is_file():
+        return None
+    with suppress(InputError):
+        content = read_json(path)
+        if isinstance(content, dict):
+            return {key: content.get(key) for key in ("command", "options")}
+    return None
 
 
-def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+def _line(item: Record) -> str:
+    line = json.dumps(item, ensure_ascii=False) + "\n"
+    with suppress(UnicodeEncodeError):
+        line.encode()
+        return line
+    return json.dumps(item) + "\n"  # a name that is not UTF-8

@@ -11,7 +11,7 @@ from recon4d.formats import track as track_format
 from recon4d.mesh import visibility
 
 from prep_faces.headshape import HeadShape
-from prep_faces.images import ImageFile
+from prep_faces.image_files import ImageFile
 
 LONGEST = 512  # longer side of the picture that silhouettes are drawn into
 BATCH = 32

@@ -13,11 +13,11 @@ import av
 import cv2
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
-from recon4d import InputError
+from recon4d import InputError, images
 
 from prep_faces.dlib_faces import find_boxes
-from prep_faces.images import resize, write_png
-from prep_faces.records import Record, Watch, resumable, unwatched
+from prep_faces.image_files import scaled
+from prep_faces.records import Record, Watch, number, record, run, unwatched
 
 
 @dataclass(frozen=True)
@@ -31,23 +31,27 @@ class VideoInfo:
     seconds: float
 
 
-def open_video(path: str | Path) -> tuple[Any, Any]:
-    """The opened PyAV container and its first video stream. Raises InputError when there is none."""
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
+    """A PyAV container and its first video stream, for the block. Raises InputError when there is none."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a video file (landmarks and matte take folders of images)")
     if not path.is_file():
         raise InputError(f"{path} does not exist; give a video file")
-    try:
-        container = av.open(str(path))
-    except (OSError, ValueError) as error:  # PyAV's errors derive from these
-        raise InputError(f"{path} is not a readable video ({_reason(error)}); re-encode or copy it again") from error
-    if not container.streams.video:
-        container.close()
-        raise InputError(f"{path} has no video stream; give a video file")
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    return container, stream
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))  # FFmpeg itself takes only names that are UTF-8
+            container = stack.enter_context(av.open(file))
+        except (OSError, ValueError) as error:  # PyAV's errors derive from these
+            raise InputError(
+                f"{path} is not a readable video ({_reason(error)}); re-encode or copy it again"
+            ) from error
+        if not container.streams.video:
+            raise InputError(f"{path} has no video stream; give a video file")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        yield container, stream
 
 
 def decode(path: str | Path) -> Iterator[tuple[float, np.ndarray] | InputError]:
@@ -56,8 +60,7 @@ def decode(path: str | Path) -> Iterator[tuple[float, np.ndarray] | InputError]:
     The display matrix (phone videos: rotation, mirror image) and the pixel aspect ratio are applied. Frames that
     the decoder marks as damaged are left out; what goes wrong on the way comes as one InputError at the end.
     """
-    container, stream = open_video(path)
-    with container:
+    with opened(path) as (container, stream):
         start: float | None = None
         last = 0.0
         good = corrupt = 0
@@ -87,8 +90,7 @@ def decode(path: str | Path) -> Iterator[tuple[float, np.ndarray] | InputError]:
 
 def probe(path: str | Path) -> VideoInfo:
     """What the container says, and the upright size of the first frame. Raises InputError when none can be read."""
-    container, stream = open_video(path)
-    with container:
+    with opened(path) as (container, stream):
         try:
             first = next(container.decode(stream), None)
         except (OSError, ValueError) as error:
@@ -119,10 +121,10 @@ def _upright(frame: Any, stream: Any) -> np.ndarray:
     """The frame as RGB, squeezed to square pixels, rotated and mirrored as its display matrix says."""
     # Swscale takes untagged video for BT.601; players take it for BT.709 from 720 lines up.
     space = "itu709" if frame.colorspace == 2 and frame.height >= 720 else None
-    image = frame.reformat(format="rgb24", src_colorspace=space).to_ndarray()
+    image: np.ndarray = frame.reformat(format="rgb24", src_colorspace=space).to_ndarray()
     aspect = stream.sample_aspect_ratio
     if aspect and aspect != 1:
-        image = resize(image, max(1, round(image.shape[1] * float(aspect))), image.shape[0])
+        image = images.resize(image, max(1, round(image.shape[1] * float(aspect))), image.shape[0])
     with contextlib.suppress(KeyError):
         # Nine 32-bit numbers, a b u c d v x y w: a pixel (p, q) goes to (a p + c q, b p + d q) (ISO 14496-12, 8.3.2).
         matrix = np.frombuffer(bytes(frame.side_data[SideDataType.DISPLAYMATRIX]), "<i4")[:9]
@@ -157,7 +159,7 @@ def sharpness(image: np.ndarray) -> tuple[float, bool]:
     was a face.
     """
     scale = min(1.0, 320 / max(image.shape[:2]))  # the box need not be precise
-    small = resize(image, *(max(1, round(length * scale)) for length in (image.shape[1], image.shape[0])))
+    small = scaled(image, scale * max(image.shape[:2]))
     boxes, _ = find_boxes(small)
     region = image
     if len(boxes):
@@ -212,7 +214,7 @@ def extract_frames(
                 return known[index]
             if score is None:
                 score, face = sharpness(image)
-            write_png(path, image)
+            images.write_png(path, image)
             return {
                 "index": index,
                 "name": name,
@@ -224,7 +226,7 @@ def extract_frames(
             }
 
         problem: InputError | None = None
-        pending: deque[Future] = deque()
+        pending: deque[Future[Record]] = deque()
         # Decoding, scoring and PNG compression release the interpreter lock in part, so threads overlap them.
         with ThreadPoolExecutor(2) as pool:
             for index, item in enumerate(itertools.islice(_chosen(video, fps, size, sharpest), max_frames)):
@@ -242,7 +244,7 @@ def extract_frames(
             yield {"error": str(problem)}
 
     def summary(records: list[Record]) -> dict[str, Any]:
-        frames = [record for record in records if "error" not in record]
+        frames = [item for item in records if "error" not in item]
         if not frames:
             raise InputError(f"{video} holds no frame; give another video")
         return {
@@ -253,22 +255,15 @@ def extract_frames(
             "height": frames[0]["height"],
             "frames": len(frames),
             "seconds": frames[-1]["time"],
-            "errors": [record["error"] for record in records if "error" in record],
+            "errors": [item["error"] for item in records if "error" in item],
         }
 
-    return resumable(
-        out / "frames.jsonl",
-        "frames",
-        options,
-        work,
-        summary,
-        key="index",
-        total=_expected(info, fps, sharpest, max_frames),
-        force=force,
-        replaced=folder.glob("[0-9]*.png"),
-        halves=folder.glob(".[0-9]*.png"),
-        watch=watch,
-    )
+    def is_whole(item: Record) -> bool:
+        return all(number(item.get(key), 0) for key in ("index", "time", "width", "height"))
+
+    total = _expected(info, fps, sharpest, max_frames)
+    with run(out, "frames", options, ["frames"], inputs=[video], force=force) as claimed:
+        return record(claimed, "frames", options, work, summary, key="index", whole=is_whole, total=total, watch=watch)
 
 
 def _expected(info: VideoInfo, fps: float | None, sharpest: int, max_frames: int | None) -> int | None:
@@ -295,7 +290,9 @@ def _chosen(
         time, image = item
         if size is not None:
             scale = size / max(image.shape[:2])
-            image = resize(image, *(max(1, round(length * scale)) for length in (image.shape[1], image.shape[0])))
+            image = images.resize(
+                image, *(max(1, round(length * scale)) for length in (image.shape[1], image.shape[0]))
+            )
         if sharpest == 1:
             yield time, image, None, False
             continue
