@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+SH0 = 0.28209479177387814  # the constant harmonic, 1 / (2 sqrt(pi)): colour = SH0 * coefficient + 0.5
+
 
 def spherical_harmonics(degree: int, directions: Tensor, coefficients: Tensor, visible: Tensor) -> Tensor:
     """Colours (..., 3) of coefficients (..., K, 3) seen along `directions` (..., 3), which need not be unit.
@@ -20,7 +22,7 @@ def spherical_harmonics(degree: int, directions: Tensor, coefficients: Tensor, v
 def harmonic_basis(degree: int, unit: Tensor) -> Tensor:
     """The (degree + 1)^2 real spherical harmonics at unit vectors (..., 3)."""
     x, y, z = unit.unbind(-1)
-    bases = [torch.full_like(x, 0.28209479177387814)]
+    bases = [torch.full_like(x, SH0)]
     if degree >= 1:
         bases += [-0.4886025119029199 * y, 0.4886025119029199 * z, -0.4886025119029199 * x]
     if degree >= 2:
