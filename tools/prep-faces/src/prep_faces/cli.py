@@ -109,7 +109,11 @@ def detect(
 @out_option
 @click.option("--detector", type=click.Choice(DETECTORS), default="dlib", show_default=True, help=FINDS)
 @click.option(
-    "--points", type=click.Choice(POINTS[1:]), default="2d", show_default=True, help="3d: with face-alignment only."
+    "--points",
+    type=click.Choice(POINTS[1:]),
+    default="2d",
+    show_default=True,
+    help="3d: face-alignment only; dense: 478, mediapipe only.",
 )
 @batch_option
 @device_option
@@ -227,8 +231,8 @@ def ffhq(
 
 
 def _device(name: str, detector: str) -> str:
-    """The device as PyTorch names it; dlib needs none, and PyTorch takes seconds to import."""
-    return "cpu" if detector == "dlib" and name in ("auto", "cpu") else str(pick_device(name))
+    """The device as PyTorch names it; dlib and mediapipe need none, and PyTorch takes seconds to import."""
+    return "cpu" if detector in ("dlib", "mediapipe") and name in ("auto", "cpu") else str(pick_device(name))
 
 
 def _run(what: str, function: Callable[..., dict[str, Any]], *arguments: Any, **options: Any) -> dict[str, Any]:

@@ -32,8 +32,8 @@ def detect_files(
 ) -> Iterator[Found]:
     """The faces of each file, in order; files are read, and faces looked for, ahead of who takes the answers.
 
-    dlib runs in `workers` processes; networks in this one, `batch` images at a time, while threads read the next
-    ones; with engine `ray` either runs as Ray tasks. Detector, device, threshold and points: see detectors.detect.
+    dlib and mediapipe run in `workers` processes; other networks in this one, `batch` images at a time, while threads
+    read the next ones; with engine `ray` either runs as Ray tasks. Detector, device, threshold and points: see detectors.detect.
     """
     workers = workers or cores()
     gpu = engine == "ray" and device.startswith("cuda")
@@ -45,7 +45,7 @@ def detect_files(
     }
     if engine == "ray":
         yield from ray_map(functools.partial(_find_batch, **options), files, batch, workers, gpu)
-    elif detector == "dlib":
+    elif detector in ("dlib", "mediapipe"):
         yield from ordered_map(functools.partial(_find_one, **options), files, len(files), workers)
     else:
         with ThreadPoolExecutor(2) as pool:

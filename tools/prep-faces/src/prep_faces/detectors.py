@@ -9,9 +9,9 @@ from recon4d import InputError
 
 from prep_faces.faces import Faces, square_around
 
-Detector = Literal["mtcnn", "dlib", "face-alignment"]
+Detector = Literal["mtcnn", "dlib", "mediapipe", "face-alignment"]
 DETECTORS: tuple[str, ...] = get_args(Detector)
-POINTS = ("five", "2d", "3d")  # five points, 68 of them, or 68 with depth
+POINTS = ("five", "2d", "3d", "dense")  # five points, 68 of them, 68 with depth, or 478 with depth
 
 
 def detect(
@@ -24,16 +24,24 @@ def detect(
     """Faces in a batch of (H, W, 3) uint8 RGB images of any sizes.
 
     Args:
-        detector: `mtcnn` (boxes and five points; 68 points come from dlib), `dlib` or `face-alignment`.
-        device: where networks run: cpu, cuda, cuda:N; dlib always uses the CPU.
+        detector: `mtcnn` (boxes and five points; 68 points come from dlib), `dlib`, `mediapipe` or `face-alignment`.
+        device: where networks run: cpu, cuda, cuda:N; dlib and mediapipe always use the CPU.
         threshold: least score; None for the detector's own.
-        points: what is wanted at least: `five`, `2d` (68 points) or `3d` (68 with depth, face-alignment only).
+        points: what is wanted at least: `five`, `2d` (68 points), `3d` (68 with depth, face-alignment only) or
+            `dense` (478 with depth, mediapipe only).
 
     Raises InputError for another detector, and one that is not installed or has no such points.
     """
     # Each detector is imported when it is asked for: they need packages that take seconds or are not there.
     if points == "3d" and detector != "face-alignment":
         raise InputError(f"--points 3d: {detector} has no depth; add --detector face-alignment")
+    if points == "dense" and detector != "mediapipe":
+        raise InputError(f"--points dense: {detector} has 68 points; add --detector mediapipe")
+    if detector == "mediapipe":
+        from prep_faces import landmarker
+
+        sure = landmarker.SURE if threshold is None else threshold
+        return [landmarker.faces(image, sure, dense=points == "dense") for image in images]
     if detector == "dlib":
         from prep_faces import dlib_faces
 
@@ -57,6 +65,8 @@ def prepare(detector: str, device: str, points: str = "five") -> None:
         from prep_faces.dlib_faces import load_predictor
 
         load_predictor()
+    if detector == "mediapipe":
+        detect([np.zeros((8, 8, 3), np.uint8)], detector)
 
 
 def _with_points(image: np.ndarray, faces: Faces) -> Faces:

@@ -12,7 +12,8 @@ class Faces:
     boxes: np.ndarray  # (N, 4) float32 x0 y0 x1 y1
     scores: np.ndarray  # (N,) float32; dlib: distance to its decision plane, others: probability
     points: np.ndarray  # (N, 5, 2) float32: centres of the eye at the image's left and right, nose tip, mouth corners
-    landmarks: np.ndarray | None  # (N, 68, 2 or 3) float32, iBUG order; None from mtcnn
+    landmarks: np.ndarray | None  # (N, 68, 2 or 3) float32, iBUG order, or (N, 478, 3), MediaPipe's; None from mtcnn
+    blendshapes: np.ndarray | None = None  # (N, 52) float32, see landmarker.BLENDSHAPES; from mediapipe alone
 
 
 def square_around(points: np.ndarray) -> np.ndarray:

@@ -25,6 +25,8 @@ import cv2
 import numpy as np
 from recon4d import InputError
 
+from prep_faces.faces import Faces, five_points
+
 ASSET = "face_landmarker.task"
 SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
 N_POINTS = 478  # 468 of the surface, then five of each iris: centre, right, up, left, down
@@ -243,15 +245,39 @@ def find(image: np.ndarray, threshold: float = SURE, threads: int = 1, every: bo
     for share in PARTS:
         if len(found) and not every:
             break
-        smaller = [_detected(image, threshold, threads, window) for window in _windows(*image.shape[:2], share)]
+        smaller = [
+            _detected(image, threshold, threads, window) for window in _windows(image.shape[0], image.shape[1], share)
+        ]
         parts = [(found, scores), *smaller]
-        found, scores = _merged(*(np.concatenate(values) for values in zip(*parts)))
+        found, scores = _merged(*map(np.concatenate, zip(*parts)))  # type: ignore[arg-type]
     faces = []
     for box, six in zip(found[:, :4], found[:, 4:].reshape(-1, 6, 2)):
         face = landmarks(image, square_of(box.reshape(2, 2), six[:2]), threads)
         if face.presence >= PRESENT:
             faces.append(landmarks(image, face.next_square(), threads))
     return faces
+
+
+def faces(image: np.ndarray, threshold: float = SURE, dense: bool = False) -> Faces:
+    """All faces of RGB uint8 (H, W, 3) as the other detectors give them, small ones too, the likeliest first.
+
+    Args:
+        dense: landmarks are all 478 points with depth instead of the 68 of iBUG.
+    """
+    found = find(image, threshold, every=True)
+    if not found:
+        return Faces(
+            *(np.empty(shape, np.float32) for shape in ((0, 4), 0, (0, 5, 2), (0, N_POINTS if dense else 68, 2)))
+        )
+    points = np.stack([face.points for face in found])
+    ibug = points[:, IBUG, :2]
+    return Faces(
+        boxes=np.stack([face.box for face in found]),
+        scores=np.array([face.presence for face in found], np.float32),
+        points=five_points(ibug),
+        landmarks=points if dense else ibug,
+        blendshapes=np.stack([face.blendshapes for face in found]),
+    )
 
 
 def _detected(

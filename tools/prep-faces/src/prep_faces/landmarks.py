@@ -1,4 +1,4 @@
-"""The 68 points of one person in each image of a sequence or a heap of photos."""
+"""The 68 or 478 points of one person in each image of a sequence or a heap of photos."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 from recon4d import InputError
-from recon4d.files import atomic_path
+from recon4d.files import write_npy
 from recon4d.runs import Claim
 
 from prep_faces.detection import Found, detect_files
 from prep_faces.detectors import prepare
 from prep_faces.faces import Faces
 from prep_faces.image_files import ImageFile, clashes, find_images
+from prep_faces.landmarker import BLENDSHAPES
 from prep_faces.records import Record, Watch, counts, numbers, record, run, unwatched, up_to_date
 
 SURE = 0.0  # dlib score of a face that stands by itself
@@ -60,7 +61,8 @@ def write_landmarks(
 ) -> dict[str, Any]:
     """Write out/landmarks/<name>.npy (68, 2) float32 pixels for each image, and out/landmarks.jsonl.
 
-    With `points` 3d they are (68, 3): the third is the depth that face-alignment gives, scaled to pixels. In a
+    With `points` 3d they are (68, 3): the third is the depth that face-alignment gives, scaled to pixels. With `dense`
+    they are MediaPipe's (478, 3), and the records have `blendshapes`, 52 activations by their names. In a
     sequence (the default) the same person is followed from file to file; `photos` treats each on its own. Points
     that are up to date are kept. Detector, batch, workers, engine: see detection.detect_files. Returns a summary;
     files that fail are recorded, not raised. Raises InputError when there is no image, or `out` holds a run with
@@ -145,10 +147,14 @@ def _settle(
     if chosen is None or faces.landmarks is None:
         target.unlink(missing_ok=True)  # of an earlier run
         return {**size, "error": "no face found"}
-    with atomic_path(target) as temporary, open(temporary, "wb") as file:
-        np.save(file, faces.landmarks[chosen].astype(np.float32))
+    write_npy(target, faces.landmarks[chosen].astype(np.float32))
+    shapes = {}
+    if faces.blendshapes is not None:
+        values = np.round(faces.blendshapes[chosen].astype(float), 4).tolist()
+        shapes = {"blendshapes": dict(zip(BLENDSHAPES, values, strict=True))}
     return {
         **size,
+        **shapes,
         "score": round(float(faces.scores[chosen]), 4),
         "box": [round(float(value), 2) for value in faces.boxes[chosen]],
         "faces": int((faces.scores >= SURE).sum()),
