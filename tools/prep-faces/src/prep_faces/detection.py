@@ -33,7 +33,8 @@ def detect_files(
     """The faces of each file, in order; files are read, and faces looked for, ahead of who takes the answers.
 
     dlib and mediapipe run in `workers` processes; other networks in this one, `batch` images at a time, while threads
-    read the next ones; with engine `ray` either runs as Ray tasks. Detector, device, threshold and points: see detectors.detect.
+    read the next ones; with engine `ray` either runs as Ray tasks. Detector, device, threshold and points: see
+    detectors.detect.
     """
     workers = workers or cores()
     gpu = engine == "ray" and device.startswith("cuda")

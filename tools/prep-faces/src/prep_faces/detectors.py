@@ -41,7 +41,7 @@ def detect(
         from prep_faces import landmarker
 
         sure = landmarker.SURE if threshold is None else threshold
-        return [landmarker.faces(image, sure, dense=points == "dense") for image in images]
+        return [landmarker.faces(image, sure, points == "dense", every=points == "five") for image in images]
     if detector == "dlib":
         from prep_faces import dlib_faces
 

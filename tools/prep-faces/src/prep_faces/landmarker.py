@@ -258,13 +258,14 @@ def find(image: np.ndarray, threshold: float = SURE, threads: int = 1, every: bo
     return faces
 
 
-def faces(image: np.ndarray, threshold: float = SURE, dense: bool = False) -> Faces:
-    """All faces of RGB uint8 (H, W, 3) as the other detectors give them, small ones too, the likeliest first.
+def faces(image: np.ndarray, threshold: float = SURE, dense: bool = False, every: bool = False) -> Faces:
+    """Faces of RGB uint8 (H, W, 3) as the other detectors give them, the likeliest first.
 
     Args:
+        every: small ones beside large ones too, see `find`.
         dense: landmarks are all 478 points with depth instead of the 68 of iBUG.
     """
-    found = find(image, threshold, every=True)
+    found = find(image, threshold, every=every)
     if not found:
         return Faces(
             *(np.empty(shape, np.float32) for shape in ((0, 4), 0, (0, 5, 2), (0, N_POINTS if dense else 68, 2)))
