@@ -2,31 +2,18 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from demos import ROOT, run_demo
 
-ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo" / "challenge_submission.sh"
-
-
-def run_demo(out, *arguments, **environment):
-    return subprocess.run(
-        ["bash", str(DEMO), *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OUT": str(out), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | environment,
-    )
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "challenge é"
     options = "--train-people 2 --test-people 1 --clips 5 --frames 4 --size 128"
-    result = run_demo(out, SYNTH_OPTIONS=options, EPOCHS="2")
+    result = run_demo(DEMO, out, SYNTH_OPTIONS=options, EPOCHS="2")
     assert result.returncode == 0, result.stderr
     return out, result
 
@@ -60,5 +47,5 @@ def test_refusals(demo, tmp_path):
         ((), out, "", "exists; remove it"),
         ((), tmp_path / "b", "--clips 0", "--clips"),
     ):
-        result = run_demo(place, *arguments, SYNTH_OPTIONS=options)
+        result = run_demo(DEMO, place, *arguments, SYNTH_OPTIONS=options)
         assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr

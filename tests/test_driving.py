@@ -1,19 +1,14 @@
 """The driving demo at a tiny size, and what it says to wrong input."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
+from demos import ROOT, run_demo
 from recon4d.splat import read_ply
 
-ROOT = Path(__file__).parents[1]
-PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 DEMO = ROOT / "demo" / "driving_scene.sh"
 TINY = {
     "SYNTH_OPTIONS": "--width 96 --columns 300 --frames 11 --samples 1",
@@ -22,19 +17,10 @@ TINY = {
 }
 
 
-def run_demo(out, *arguments, **environment):
-    return subprocess.run(
-        ["bash", str(DEMO), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OUT": str(out), "PATH": PATH} | environment,
-    )
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "driving é"
-    result = run_demo(out, **TINY)
+    result = run_demo(DEMO, out, **TINY)
     assert result.returncode == 0, result.stderr
     return out, result
 
@@ -79,5 +65,5 @@ def test_wrong_input(tmp_path, demo):
         ((), out, "exists; remove it"),
         ((tmp_path,), tmp_path / "c", "holds no scenes"),
     ):
-        result = run_demo(place, *arguments)
+        result = run_demo(DEMO, place, *arguments)
         assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr

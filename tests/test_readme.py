@@ -1,37 +1,23 @@
 """The READMEs do what they say: the demo runs on a small capture, links lead somewhere, examples run."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
+from demos import PATH, ROOT, run_demo
 
-ROOT = Path(__file__).parents[1]
-PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the tools, also where the environment is not active
 DEMO = ROOT / "demo" / "portrait_to_avatar.sh"
-
-
-def run_demo(out, *arguments, **environment):
-    return subprocess.run(
-        ["bash", str(DEMO), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OUT": str(out), "PATH": PATH} | environment,
-    )
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "portrait é"
     result = run_demo(
-        out, SYNTH_OPTIONS="--frames 40 --size 192", TRAIN_OPTIONS="--set train.iterations=900", TRACK_OPTIONS=""
+        DEMO, out, SYNTH_OPTIONS="--frames 40 --size 192", TRAIN_OPTIONS="--set train.iterations=900", TRACK_OPTIONS=""
     )
     assert result.returncode == 0, result.stderr
     return out, result
@@ -75,7 +61,7 @@ def test_demo_refuses_wrong_input(tmp_path, demo):
         ((), out, "exists; remove it"),
         ((DEMO,), tmp_path / "d", "error: "),  # a file that is no video
     ):
-        result = run_demo(place, *arguments)
+        result = run_demo(DEMO, place, *arguments)
         assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
 
 
@@ -88,7 +74,7 @@ def test_a_clip_without_a_face(tmp_path):
                 stream.encode(av.VideoFrame.from_ndarray(np.full((96, 96, 3), 90 + i, np.uint8), format="rgb24"))
             )
         container.mux(stream.encode())
-    result = run_demo(tmp_path / "out", tmp_path / "wall.mp4")
+    result = run_demo(DEMO, tmp_path / "out", tmp_path / "wall.mp4")
     assert result.returncode == 2 and "error: " in result.stderr and "Traceback" not in result.stderr
     assert "face" in result.stderr.strip().splitlines()[-1]
 

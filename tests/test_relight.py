@@ -1,16 +1,11 @@
 """The demo of the relightable face, from a synthetic capture to glTF, at a small size."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from demos import ROOT, run_demo
 
-ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo" / "relightable_face.sh"
-PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the tools, also where the environment is not active
 SMALL = " --set ".join(
     (
         "",
@@ -29,19 +24,11 @@ SMALL = " --set ".join(
 )
 
 
-def run_demo(out, *arguments, **environment):
-    return subprocess.run(
-        ["bash", str(DEMO), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OUT": str(out), "PATH": PATH} | environment,
-    )
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "relight é"
     result = run_demo(
+        DEMO,
         out,
         SYNTH_OPTIONS="--frames 10 --size 192",
         FIRST_OPTIONS=SMALL,
@@ -76,5 +63,5 @@ def test_wrong_input(tmp_path):
         ((tmp_path,), tmp_path / "a", "has no transforms.json"),
         ((tmp_path, tmp_path), tmp_path / "b", "give one capture"),
     ):
-        result = run_demo(place, *arguments)
+        result = run_demo(DEMO, place, *arguments)
         assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
