@@ -161,6 +161,8 @@ def check_place(out: str | Path, inputs: Iterable[str | Path | None], names: tup
         names: what in the folder is written, if not all of it.
     """
     out = Path(out)
+    if "\0" in str(out):
+        raise InputError(f"{str(out)!r} is no path: it holds a null byte; give another output")
     places = [Path(os.path.realpath(out / name)) for name in names or ("",)]
     for given in inputs:
         if given is None or str(given) == "-":

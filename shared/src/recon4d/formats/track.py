@@ -98,6 +98,12 @@ def from_arrays(arrays: dict[str, np.ndarray], source: str) -> Track:
     missing = [f.name for f in fields(Track) if f.name not in arrays]
     if missing:
         raise InputError(f"{source} has no {', '.join(missing)}; make it again with flame-encoder track")
+    kinds = {"names": "US", "head_model": "US", "valid": "biu"}
+    for name in (f.name for f in fields(Track)):
+        if np.asarray(arrays[name]).dtype.kind not in kinds.get(name, "fiu"):
+            raise InputError(f"{source}: {name} holds {np.asarray(arrays[name]).dtype}; track the clip again")
+    if arrays["names"].ndim != 1 or arrays["expression"].ndim != 2:
+        raise InputError(f"{source}: names or expression have another number of dimensions; track the clip again")
     n, e = len(arrays["names"]), arrays["expression"].shape[-1]
     shapes = {
         "image_size": (2,),
@@ -117,6 +123,13 @@ def from_arrays(arrays: dict[str, np.ndarray], source: str) -> Track:
             raise InputError(f"{source}: {key} has shape {arrays[key].shape}; {shape} is needed")
         if arrays[key].dtype.kind == "f" and not np.isfinite(arrays[key]).all():
             raise InputError(f"{source}: {key} holds NaN or infinite numbers; track the clip again")
+    fps = np.asarray(arrays["fps"], np.float64)
+    if fps.size != 1 or not np.isfinite(fps).all() or fps.item() <= 0:
+        raise InputError(f"{source}: fps is no rate; track the clip again")
+    if np.asarray(arrays["image_size"]).min() < 1 or min(arrays["K"][0, 0], arrays["K"][1, 1]) <= 0:
+        raise InputError(f"{source}: image_size or K is of no camera; track the clip again")
+    if n and not np.allclose(np.linalg.det(arrays["R"].astype(np.float64)), 1, atol=0.1):
+        raise InputError(f"{source}: R holds something else than rotations; track the clip again")
     floats = {
         k: arrays[k].astype(np.float32)
         for k in ("K", "shape", "expression", "R", "t", "neck", "jaw", "eyes", "eyelids")
@@ -124,7 +137,7 @@ def from_arrays(arrays: dict[str, np.ndarray], source: str) -> Track:
     return Track(
         head_model=str(arrays["head_model"]),
         image_size=arrays["image_size"].astype(int),
-        fps=float(arrays["fps"]),
+        fps=fps.item(),
         names=arrays["names"].astype(str),
         valid=arrays["valid"].astype(bool),
         **floats,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from recon4d.files import InputError
+from recon4d.files import InputError, parse_json
 from recon4d.formats.track import PER_FRAME, Track, from_arrays
 
 FORMAT = "recon4d-track-stream-1"
@@ -40,7 +40,7 @@ def read(lines: Iterable[str], source: str) -> Iterator[Track]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line, where)
             if not isinstance(record, dict):
                 raise ValueError("not an object")
         except ValueError as error:

@@ -68,8 +68,8 @@ def shade(
     """Shade surface points in linear colour: Lambert, plus a Phong highlight where `view` is given.
 
     The result is albedo (ambient + sh_irradiance(n) + sum_l max(n.l, 0) color_l) and, added to it,
-    specular sum_l [n.l > 0] max(r.v, 0)^shininess color_l (Phong 1975; r is l mirrored at n), without the 1 / pi of a Lambertian: a light of colour 1 facing a surface of
-    albedo 1 gives 1.
+    specular sum_l [n.l > 0] max(r.v, 0)^shininess color_l (Phong 1975; r is l mirrored at n), without the 1 / pi of a
+    Lambertian: a light of colour 1 facing a surface of albedo 1 gives 1.
 
     Args:
         albedo: (B, H, W, C) or what broadcasts to it.
