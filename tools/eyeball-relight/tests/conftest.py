@@ -30,6 +30,12 @@ def head():
 
 
 @pytest.fixture(scope="session")
+def tiny():
+    """Settings of a training of seconds."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     """A capture of 11 views of 64x64 pixels."""
     folder = tmp_path_factory.mktemp("data") / "face"

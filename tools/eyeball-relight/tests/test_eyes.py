@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from eyeball_relight import assets, captures, eyes, images, objfile, synth
+from eyeball_relight import assets, captures, eyes, objfile, synth
+from eyeball_relight.pictures import read_picture, write_picture
 from recon4d import InputError, mesh
 from recon4d.files import write_npz
 
@@ -71,7 +72,7 @@ def test_green_marks_are_points_on_the_eyeball(export, tmp_path):
     spots = [(400, 100), (400, 140), (380, 120), (420, 120)]  # rows and columns in the left eyeball's part
     for row, column in spots:
         painted[row - 1 : row + 2, column - 1 : column + 2] = eyes.GREEN
-    images.write(tmp_path / "marked.png", painted)
+    write_picture(tmp_path / "marked.png", painted)
     points = eyes.green_marks(tmp_path / "marked.png", coord, mask)
     away = np.linalg.norm(points - truth["left_centre"], axis=1)
     assert points.shape == (4, 3) and np.abs(away - truth["radius"]).max() < 2e-4
@@ -81,8 +82,8 @@ def test_green_marks_are_points_on_the_eyeball(export, tmp_path):
 
 def test_wrong_marks(export, tmp_path):
     coord, mask = eyes.read_maps(export[0])
-    images.write(tmp_path / "grey.png", np.full((512, 512, 3), 0.5))
-    images.write(tmp_path / "small.png", np.full((20, 30, 3), 0.5))
+    write_picture(tmp_path / "grey.png", np.full((512, 512, 3), 0.5))
+    write_picture(tmp_path / "small.png", np.full((20, 30, 3), 0.5))
     with pytest.raises(InputError, match="no green marks"):
         eyes.green_marks(tmp_path / "grey.png", coord, mask)
     with pytest.raises(InputError, match="30x20 texels and the export 512"):
@@ -118,13 +119,13 @@ def test_from_landmarks_to_masks(export, data, head, tmp_path):
         away = np.linalg.norm(points - truth[f"{side}_centre"], axis=1)
         assert len(points) == 8 and np.abs(away - truth["radius"]).max() < 1.5e-3
         maps[side] = tmp_path / f"{side}.png"
-        images.write(maps[side], painted)
+        write_picture(maps[side], painted)
     out = tmp_path / "capture"
     captures.write_poses(out, [f"{name}.png" for name in loaded.names], loaded.camera)
     eyes.write_masks(out, folder / "mesh_uv.obj", **maps)
     for where in ("leye_mask", "reye_mask"):
-        ours = np.stack([images.read(out / where / f"{name}.png", 1) for name in loaded.names]) > 0.5
-        theirs = np.stack([images.read(data / "truth" / where / f"{name}.png", 1) for name in loaded.names]) > 0.5
+        ours = np.stack([read_picture(out / where / f"{name}.png", 1) for name in loaded.names]) > 0.5
+        theirs = np.stack([read_picture(data / "truth" / where / f"{name}.png", 1) for name in loaded.names]) > 0.5
         assert (ours & theirs).sum() / (ours | theirs).sum() > 0.5  # an eye is 4 pixels high
 
 
@@ -142,7 +143,7 @@ def test_wrong_landmarks(data, tmp_path):
 
 def test_a_map_without_white_is_refused(export, data, tmp_path):
     folder, _, _ = export
-    images.write(tmp_path / "black.png", np.zeros((64, 64)))
+    write_picture(tmp_path / "black.png", np.zeros((64, 64)))
     loaded = captures.read(data, print)
     captures.write_poses(tmp_path / "c", [f"{n}.png" for n in loaded.names[:2]], loaded.camera)
     maps = dict.fromkeys(eyes.SIDES, tmp_path / "black.png")

@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from eyeball_relight import (
     assets,
     captures,
@@ -19,6 +22,7 @@ from eyeball_relight import (
     synth,
     training,
 )
+from eyeball_relight.cli import main
 from eyeball_relight.evaluation import measure
 from eyeball_relight.field import Material, eyeballs, new_field
 from eyeball_relight.rays import Rays
@@ -74,10 +78,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(trained, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             training.train(settings, loaded, tmp_path, said.append, resume=bool(said))
         monkeypatch.undo()
-        assert checkpoint.read_checkpoint(tmp_path / checkpoint.CHECKPOINT)["step"] == kept
+        assert checkpoint.read(tmp_path / checkpoint.CHECKPOINT)["step"] == kept
     training.train(settings, loaded, tmp_path, said.append, resume=True)
     assert {"resumed at step 40", "resumed at step 80"} <= set(said)
-    ours, theirs = (checkpoint.read_checkpoint(p / checkpoint.CHECKPOINT)["field"] for p in (tmp_path, out))
+    ours, theirs = (checkpoint.read(p / checkpoint.CHECKPOINT)["field"] for p in (tmp_path, out))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
@@ -240,6 +244,63 @@ def test_unknown_intensity_is_chosen_for_a_plausible_albedo(data):
     settings = config.load(data / "config.yaml", "cpu-quick", ["light.intensity=null"])
     found = float(flash.flash_intensity(settings, loaded)[0])
     assert 0.4 < found / synth.INTENSITY < 2.5
+
+
+KILLED = """
+import os, signal, sys
+from eyeball_relight import training
+from eyeball_relight.cli import main
+
+rate = training.rate
+
+def until(last):
+    def killing(settings, step):
+        if step == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rate(settings, step)
+    return killing
+
+for moment in map(int, sys.argv[2].split(",")):
+    if os.fork() == 0:
+        training.rate = until(moment)
+        main(["train", "--workspace", f"{sys.argv[1]}/{moment}", *sys.argv[3:]])
+    os.wait()
+"""
+
+
+def test_a_killed_run_goes_on(data, tmp_path, tiny):
+    """Killed before the first checkpoint, after it and near the end: --resume ends as a run that was never stopped."""
+    words = ["--config-path", str(data / "config.yaml")]
+    settings = [*tiny, "train.iterations=16", "train.mesh_render_iter=12", "train.milestones=[5]", "train.samples=256"]
+    settings += ["train.grid=16", "train.mesh_resolution=32"]
+    for setting in [*settings, "train.checkpoint_every=5"]:
+        words += ["--set", setting]
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "2,6,15", *words], check=True, capture_output=True)
+    whole = run("train", "--workspace", tmp_path / "whole", *words)
+    assert whole.exit_code == 0, whole.output
+    fields = {}
+    for name, kept in (("2", None), ("6", 5), ("15", 15)):
+        out = tmp_path / name
+        assert (out / "config.yaml").is_file() and (out / checkpoint.CHECKPOINT).is_file() == (kept is not None)
+        if kept is None:  # nothing to lose: the same command works again
+            shutil.copytree(out, tmp_path / "again")
+            assert run("train", "--workspace", tmp_path / "again", *words).exit_code == 0
+        else:
+            refused = run("train", "--workspace", out, *words)
+            assert refused.exit_code == 2 and "--resume to go on or --force" in refused.stderr
+            other = run("train", "--workspace", out, *words, "--resume", "--set", "train.lr=0.5")
+            assert other.exit_code == 2 and "whose train.lr is another" in other.stderr
+        more = words if name == "15" else words[:2]  # the same command again, or --resume alone
+        resumed = run("train", "--workspace", out, *more, "--resume")
+        assert resumed.exit_code == 0, resumed.output
+        assert (f"resumed at step {kept}" if kept else "training begins anew") in resumed.stderr
+        fields[name] = checkpoint.read(out / checkpoint.CHECKPOINT)["field"]
+    expected = checkpoint.read(tmp_path / "whole" / checkpoint.CHECKPOINT)["field"]
+    assert all(torch.equal(found[key], expected[key]) for found in fields.values() for key in expected)
+
+
+def run(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "missing"])

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recon4d import InputError, cameras
+from recon4d import InputError, cameras, images
 from recon4d.cameras import Camera
 from torch import Tensor
 
-from eyeball_relight import images, transforms
+from eyeball_relight import transforms
 from eyeball_relight.transforms import Transforms
 
 OPTIONAL = ("hair_mask", "leye_mask", "reye_mask")  # folders that may be missing
@@ -112,19 +112,33 @@ def read_stack(folder: Path, names: tuple[str, ...], camera: Camera, channels: i
     Raises:
         InputError: one is missing, not readable, or of another size than `camera`.
     """
-    out = np.empty((len(names), camera.height, camera.width, channels), np.uint8)
-    for i, stem in enumerate(names):
+    paths = []
+    for stem in names:
         path = find(folder, stem)
         if path is None:
             raise InputError(f"{folder} has no picture {stem} that transforms.json names; add it")
-        image = images.read(path, channels)
-        if image.shape[:2] != out.shape[1:3]:
+        paths.append(path)
+    shape = (camera.height, camera.width) if channels == 1 else (camera.height, camera.width, channels)
+    out: np.ndarray | None = None
+    for i, path in enumerate(paths):
+        image = images.read(path, "RGB" if channels == 3 else "L")
+        if image.shape != shape:
             raise InputError(
                 f"{path} has {image.shape[1]}x{image.shape[0]} pixels and transforms.json says "
                 f"{camera.width}x{camera.height}; scale one of them"
             )
-        out[i] = image * 255 + 0.5
-    return torch.from_numpy(out if channels == 3 else out[..., 0])
+        out = np.empty((len(paths), *shape), np.uint8) if out is None else out
+        out[i] = image
+    return torch.from_numpy(out)
+
+
+def free_bytes() -> float:
+    """Memory that the system says is free; any amount where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return min(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, ValueError, IndexError):
+        return float("inf")
 
 
 def read(folder: str | Path, log: Callable[[str], None]) -> Capture:
@@ -144,6 +158,12 @@ def read(folder: str | Path, log: Callable[[str], None]) -> Capture:
     absent = [name for name in OPTIONAL if not (folder / name).is_dir()]
     if absent:
         log(f"{folder} has no {', '.join(absent)}: taken as zeros")
+    needed_bytes = len(names) * camera.width * camera.height * (3 + 2 + len(OPTIONAL))
+    if needed_bytes > free_bytes():
+        raise InputError(
+            f"{folder} has {len(names)} views of {camera.width}x{camera.height} pixels, which need "
+            f"{needed_bytes / 2**30:.1f} GiB; {free_bytes() / 2**30:.1f} GiB are free: make the pictures smaller"
+        )
     image, mask = (read_stack(folder / name, names, camera, n) for name, n in (("image", 3), ("mask", 1)))
     hair, left, right = (
         torch.zeros_like(mask) if name in absent else read_stack(folder / name, names, camera, 1) for name in OPTIONAL

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 from recon4d import InputError
-from recon4d.cli import Command, Group, force_option, log, print_result, seed_option
+from recon4d.cli import Command, Group, Real, force_option, log, print_result, seed_option
 
 from eyeball_relight.config import PRESETS
 
@@ -13,7 +13,7 @@ FOLDER = click.Path(path_type=Path)
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu; there is no other yet.")
 config_option = click.option("--config-path", type=FOLDER, required=True, help="The capture's config.yaml.")
 chunk_option = click.option(
-    "--chunk-size", type=click.IntRange(1), default=16384, show_default=True, help="Points evaluated at once."
+    "--chunk-size", type=click.IntRange(1, 10**7), default=16384, show_default=True, help="Points evaluated at once."
 )
 
 
@@ -25,11 +25,11 @@ def main() -> None:
 
 @main.command(cls=Command)
 @click.argument("folder", type=FOLDER)
-@click.option("--frames", type=click.IntRange(4), default=40, show_default=True, help="Views.")
+@click.option("--frames", type=click.IntRange(4, 10**5), default=40, show_default=True, help="Views.")
 @click.option("--size", type=click.IntRange(32, 2048), default=256, show_default=True, help="Pixels per side.")
 @click.option(
     "--light-offset",
-    type=float,
+    type=Real(-100, 100),
     nargs=3,
     default=(0.0, 0.0, 0.0),
     show_default=True,
@@ -60,7 +60,7 @@ def synth(
 @click.option("--out", type=FOLDER, required=True, help="Where the capture goes.")
 @click.option(
     "--cube",
-    type=click.FloatRange(0.1, 2),
+    type=Real(0.1, 2),
     default=1.0,
     show_default=True,
     help="Side of the head's cube as a share of the picture's shorter side.",
@@ -75,7 +75,7 @@ def import_(source: Path, images: Path, masks: Path | None, out: Path, cube: flo
 
 @main.command(cls=Command)
 @config_option
-@click.option("--preset", type=click.Choice(PRESETS), default="cpu-quick", show_default=True, help="Settings.")
+@click.option("--preset", type=click.Choice(PRESETS), help="Settings.  [default: cpu-quick]")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a setting of the config.")
 @click.option("--workspace", type=FOLDER, help="Where the run goes.  [default: workspace/<capture>]")
 @click.option("--mode", type=click.Choice(["train", "export_eyeball"]), default="train", help="As CoRA's trainer.")
@@ -87,7 +87,7 @@ def import_(source: Path, images: Path, masks: Path | None, out: Path, cube: flo
 @force_option
 def train(
     config_path: Path,
-    preset: str,
+    preset: str | None,
     overrides: tuple[str, ...],
     workspace: Path | None,
     mode: str,
@@ -116,7 +116,9 @@ def train(
 @click.option("--ckpt-path", type=FOLDER, required=True, help="A run's latest.pth.")
 @click.option("--save-visual-dir", type=FOLDER, required=True, help="Where the asset goes.")
 @click.option("--uv-size", type=click.IntRange(64, 8192), default=1024, show_default=True, help="Texels per side.")
-@click.option("--faces", type=click.IntRange(100), default=40000, show_default=True, help="At most so many triangles.")
+@click.option(
+    "--faces", type=click.IntRange(100, 10**8), default=40000, show_default=True, help="At most so many triangles."
+)
 @chunk_option
 @device_option
 @force_option
@@ -182,11 +184,12 @@ def eyeball_landmarks(
 @main.command(cls=Command)
 @click.argument("asset", type=FOLDER)
 @click.option("--data-root", type=FOLDER, required=True, help="The capture that the asset was trained on.")
-def metrics(asset: Path, data_root: Path) -> None:
+@force_option
+def metrics(asset: Path, data_root: Path, force: bool) -> None:
     """Measure an exported ASSET on the held-out views, and against the truth of a synthetic capture."""
     from eyeball_relight.evaluation import evaluate
 
-    print_result(evaluate(asset, data_root, log))
+    print_result(evaluate(asset, data_root, force, log))
 
 
 @main.command(cls=Command)
@@ -200,8 +203,8 @@ def metrics(asset: Path, data_root: Path) -> None:
     help="What moves: a point light, an environment, or camera and flash.",
 )
 @click.option("--environment", type=FOLDER, help="An equirectangular picture, .hdr or 8-bit.")
-@click.option("--frames", type=click.IntRange(1), default=60, show_default=True, help="Pictures.")
-@click.option("--fps", type=click.FloatRange(1, 240), default=25.0, show_default=True, help="Of a video.")
+@click.option("--frames", type=click.IntRange(1, 10**5), default=60, show_default=True, help="Pictures.")
+@click.option("--fps", type=Real(1, 240), default=25.0, show_default=True, help="Of a video.")
 @click.option("--size", type=click.IntRange(16, 4096), default=512, show_default=True, help="Longer side in pixels.")
 @force_option
 def relight(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, model_validator
@@ -54,12 +54,12 @@ class Eyes(Section):
 class Model(Section):
     """Networks and hash grids."""
 
-    coarsest: Positive = 16
-    finest: Positive = 1024
-    levels: Positive = 16
+    coarsest: Annotated[int, Field(gt=0, le=2**16)] = 16
+    finest: Annotated[int, Field(gt=0, le=2**20)] = 1024
+    levels: Annotated[int, Field(gt=0, le=64)] = 16
     log2_entries: Annotated[int, Field(ge=8, le=24)] = 14
-    features: Positive = 2
-    hidden: Positive = 64
+    features: Annotated[int, Field(gt=0, le=64)] = 2
+    hidden: Annotated[int, Field(gt=0, le=4096)] = 64
     init_level: Positive = 4  # levels that are on from the start
     level_grow_iter: Positive = 500  # steps until the next one is switched on
     init_radius: Annotated[float, Field(gt=0, lt=1)] = 0.4  # of the sphere to begin with, in bounds
@@ -92,8 +92,8 @@ class Train(Section):
 
     iterations: Positive = 20000
     mesh_render_iter: Positive = 15000  # volume rendering until then, rasterization of the mesh after
-    samples: Positive = 65536  # points per step; the number of rays adapts
-    per_ray: Positive = 16
+    samples: Annotated[int, Field(gt=0, le=2**24)] = 65536  # points per step; the number of rays adapts
+    per_ray: Annotated[int, Field(gt=0, le=4096)] = 16
     lr: Length = 1e-3
     warm_up: Positive = 100
     milestones: list[Positive] = [10000, 13000]
@@ -114,7 +114,7 @@ class Train(Section):
 class Config(Section):
     """All settings of one run."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Data = Data()
     light: Light = Light()
     eyes: Eyes = Eyes()
@@ -147,15 +147,27 @@ def load(path: str | Path, preset: str | None = None, overrides: Sequence[str] =
         values[key] = values[key] | value if both else value
     for text in overrides:
         settings.override(values, text)
-    config = check(values if isinstance(given, dict) else given, path)
+    config = check(values if isinstance(given, dict) else given, path, overrides)
     if config.data.root is None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"root": str(path.parent)})})
     return config
 
 
-def check(values: dict, source: str | Path) -> Config:
-    """The config of parsed YAML. Raises InputError naming the source and the first wrong key."""
-    return settings.check(Config, values, source, "the shipped full.yaml")
+def check(values: Any, source: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of parsed YAML. Raises InputError naming the first wrong key, and the source or the override."""
+    return settings.check(Config, values, source, "the shipped full.yaml", overrides)
+
+
+def first_difference(kept: Config, wanted: Config) -> str | None:
+    """The first key, with its section, whose values differ; the capture may have moved."""
+    theirs = wanted.model_dump()
+    for key, value in kept.model_dump().items():
+        pairs = value.items() if isinstance(value, dict) else [("", value)]
+        for name, ours in pairs:
+            other = theirs[key][name] if name else theirs[key]
+            if ours != other and (key, name) != ("data", "root"):
+                return f"{key}.{name}" if name else key
+    return None
 
 
 def add_landmarks(path: str | Path, found: dict[str, list]) -> None:
@@ -164,7 +176,7 @@ def add_landmarks(path: str | Path, found: dict[str, list]) -> None:
     Raises InputError as `load` does.
     """
     load(path)
-    values = yaml.safe_load(Path(path).read_text()) or {}
+    values = settings.read(path)
     values["data"] = (values.get("data") or {}) | found
     check(values, path)
     write_text(path, yaml.safe_dump(values, sort_keys=False))

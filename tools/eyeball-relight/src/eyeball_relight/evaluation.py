@@ -1,6 +1,5 @@
 """How good an asset is: held-out pictures, and the truth of a synthetic capture."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,29 +7,38 @@ from pathlib import Path
 import numpy as np
 import torch
 from recon4d import InputError, mesh, metrics
+from recon4d.cameras import Camera
 from recon4d.cli import progress
-from recon4d.files import read_npz
+from recon4d.files import read_json, read_npz
+from recon4d.runs import claim
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from eyeball_relight import assets, brdf, captures, exports, images, objfile
+from eyeball_relight import assets, brdf, captures, exports, objfile
 from eyeball_relight.assets import Asset, Pixels
 from eyeball_relight.captures import Capture
 from eyeball_relight.exports import Lights
+from eyeball_relight.pictures import read_picture, write_picture
 
 DENSE = 400_000  # points on a surface for distances
 SHEET = 4  # held-out views in the contact sheet
 
 
-def evaluate(asset: str | Path, data_root: str | Path, log: Callable[[str], None] = print) -> dict:
+def evaluate(asset: str | Path, data_root: str | Path, force: bool = False, log: Callable[[str], None] = print) -> dict:
     """Measure an exported asset, given by its folder, on the held-out views of its capture; see `measure`.
 
     Writes `contact.png`, and for a synthetic capture `truth.png`, into the asset's folder.
 
-    Raises InputError for a folder that is not an asset or a capture, or is of another.
+    Args:
+        force: replace pictures of an earlier call.
+
+    Raises InputError for a folder that is not an asset or a capture, or is of another, and for pictures that are there.
     """
-    found, lights = exports.read(Path(asset))
-    return measure(found, lights, captures.read(data_root, log), Path(asset))
+    folder = Path(asset)
+    found, lights = exports.read(folder)
+    capture = captures.read(data_root, log)
+    with claim(folder, "eyeball-relight metrics", force=force, inputs=[data_root], names=("contact.png", "truth.png")):
+        return measure(found, lights, capture, folder)
 
 
 def captured(asset: Asset, lights: Lights, capture: Capture, i: int) -> tuple[Tensor, Tensor]:
@@ -75,11 +83,29 @@ def measure(asset: Asset, lights: Lights, capture: Capture, out: Path | None) ->
         rows.append(torch.cat([truth, picture, (4 * (truth - picture)).abs()], 0))
     result = {key: float(np.mean(values)) for key, values in scores.items()}
     if out is not None:
-        images.write(out / "contact.png", torch.cat(rows[:SHEET], 1).numpy())
+        write_picture(out / "contact.png", torch.cat(rows[:SHEET], 1).numpy())
     truth_file = capture.folder / "truth" / "truth.json"
     if truth_file.is_file():
-        result |= against_truth(asset, lights, capture, json.loads(truth_file.read_text()), out)
+        result |= against_truth(asset, lights, capture, read_truth(truth_file), out)
     return result
+
+
+def read_truth(path: Path) -> dict:
+    """What synth says of a capture: `relight`, lights (K, 3), and `eyes` with centres and radius.
+
+    Raises InputError for a file that is not one of synth.
+    """
+    data = read_json(path)
+    try:
+        lights = np.array(data["relight"], float).reshape(-1, 3)
+        eyes = {key: np.array(data["eyes"][f"{key}_centre"], float).reshape(3).tolist() for key in ("left", "right")}
+        radius = float(data["eyes"]["radius"])
+        fine = np.isfinite(lights).all() and np.isfinite([*eyes["left"], *eyes["right"], radius]).all()
+    except (KeyError, TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise InputError(f"{path} is not the truth of a capture of eyeball-relight synth; make the capture again")
+    return {"relight": lights.tolist(), "eyes": eyes | {"radius": radius}}
 
 
 def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: dict, out: Path | None) -> dict:
@@ -92,7 +118,7 @@ def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: dict, o
     angles, albedo, relit, rows = [], [], [], []
     for i in capture.held_out:
         stem, view = f"{i:04d}", capture.view(i)
-        arrays = read_npz(capture.folder / "truth" / "views" / f"{stem}.npz")
+        arrays = _truth_of(capture.folder / "truth" / "views" / f"{stem}.npz", view)
         pixels = assets.visible(asset, view)
         part = pixels.image(pixels.part[:, None] + 1.0)[..., 0]
         skin = torch.from_numpy(arrays["part"] == 1) & (part == 1) & (capture.hair[i] < 128)
@@ -115,7 +141,10 @@ def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: dict, o
                 ),
                 3,
             )
-            wanted = torch.from_numpy(images.read(capture.folder / "truth" / "views" / f"{stem}_relit{k}.png", 3))
+            path = capture.folder / "truth" / "views" / f"{stem}_relit{k}.png"
+            wanted = torch.from_numpy(read_picture(path, 3))
+            if wanted.shape != picture.shape:
+                raise InputError(f"{path} is not of the size of the capture's pictures; make the capture again")
             relit.append(float(metrics.psnr(picture.permute(2, 0, 1)[None], wanted.permute(2, 0, 1)[None], mask)))
             rows.append(torch.cat([wanted, picture], 0))
         rows.append(torch.cat([(true_normal + 1) / 2, (normal + 1) / 2], 0))
@@ -129,13 +158,17 @@ def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: dict, o
             )
         )
     if out is not None:
-        images.write(out / "truth.png", torch.cat(rows[: 2 * (len(truth["relight"]) + 2)], 1).numpy())
+        write_picture(out / "truth.png", torch.cat(rows[: 2 * (len(truth["relight"]) + 2)], 1).numpy())
     face = asset["face"]
-    seen = torch.from_numpy(read_npz(capture.folder / "truth" / "seen.npz")["faces"])
     true = objfile.read(capture.folder / "truth" / "face.obj")
+    seen = read_npz(capture.folder / "truth" / "seen.npz").get("faces", np.zeros(0))
+    if seen.shape != true["faces"].shape[:1] or seen.dtype != bool or not seen.any():
+        raise InputError(
+            f"{capture.folder / 'truth' / 'seen.npz'} is not of face.obj beside it; make the capture again"
+        )
     # dense enough that the distance to the nearest point is that to the surface, to a quarter of a millimetre
     ours = surface_points(face.vertices, face.faces, 0, DENSE)
-    theirs = surface_points(true["vertices"], true["faces"][seen], 0, DENSE)
+    theirs = surface_points(true["vertices"], true["faces"][torch.from_numpy(seen)], 0, DENSE)
     there, _ = cKDTree(ours).query(theirs[::20])
     back, _ = cKDTree(theirs).query(ours[::20])
     result = {
@@ -151,11 +184,20 @@ def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: dict, o
             vertices = asset[side].vertices
             middle = (vertices.amin(0) + vertices.amax(0)) / 2
             radius = (vertices - middle).norm(dim=1).mean()
-            centres.append(1000 * float((middle - torch.tensor(truth["eyes"][f"{side}_centre"])).norm()))
+            centres.append(1000 * float((middle - torch.tensor(truth["eyes"][side])).norm()))
             radii.append(1000 * abs(float(radius) - truth["eyes"]["radius"]))
     if centres:
         result |= {"eye_centre_mm": max(centres), "eye_radius_mm": max(radii)}
     return result
+
+
+def _truth_of(path: Path, view: Camera) -> dict[str, np.ndarray]:
+    arrays = read_npz(path)
+    for name, shape in (("part", ()), ("normal", (3,)), ("diffuse", (3,))):
+        values = arrays.get(name, np.zeros(0))
+        if values.shape != (view.height, view.width, *shape) or values.dtype.kind not in "uf":
+            raise InputError(f"{path} is not the truth of a view of eyeball-relight synth; make the capture again")
+    return arrays
 
 
 def surface_points(vertices: Tensor, faces: Tensor, seed: int, n: int) -> np.ndarray:

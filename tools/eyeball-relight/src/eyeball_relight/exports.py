@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from recon4d import InputError, mesh
 from recon4d.cameras import Camera
-from recon4d.cli import claim_output
 from recon4d.files import read_npz, write_npz, write_text
+from recon4d.images import MOST_PIXELS
+from recon4d.runs import claim
 from torch import Tensor
 
-from eyeball_relight import assets, brdf, captures, config, gltf, hashgrid, images, objfile, preview, surface
+from eyeball_relight import assets, brdf, captures, config, gltf, hashgrid, objfile, preview, surface
 from eyeball_relight.assets import Asset, Surface
 from eyeball_relight.captures import Capture
 from eyeball_relight.checkpoint import open_field
 from eyeball_relight.field import Field, eyeballs
+from eyeball_relight.pictures import read_picture, write_picture
 
 MAPS = ("diffuse", "specular", "roughness")
 EYE_MAP = 512  # texels per side of an eyeball's map
@@ -117,19 +119,20 @@ def export(
     Args:
         config_path: the capture's `config.yaml`. ckpt_path: the run's `latest.pth`. save_visual_dir: where it goes.
         uv_size: texels per side. faces: at most so many triangles. chunk_size: points evaluated at once.
-        force: write into a folder that is not empty.
+        force: replace what an earlier export wrote there.
 
     Raises:
         InputError: an occupied folder, a checkpoint that is not readable or is of another capture, no surface.
     """
     hashgrid.check_device(device)
-    out = claim_output(save_visual_dir, force)
-    folder = config.load(config_path).folder
+    out, folder = Path(save_visual_dir), config.load(config_path).folder
     field, intensity, step = open_field(Path(ckpt_path))
-    capture = captures.read(folder, log)
-    if len(field.occlusion) != len(capture):
-        raise InputError(f"{ckpt_path} was trained on {len(field.occlusion)} views and {folder} has {len(capture)}")
-    return export_field(field, step, intensity, capture, out, uv_size, faces, chunk_size, log)
+    inputs = [folder, config_path, ckpt_path]
+    with claim(out, "eyeball-relight export", force=force, inputs=inputs):
+        capture = captures.read(folder, log)
+        if len(field.occlusion) != len(capture):
+            raise InputError(f"{ckpt_path} was trained on {len(field.occlusion)} views and {folder} has {len(capture)}")
+        return export_field(field, step, intensity, capture, out, uv_size, faces, chunk_size, log)
 
 
 def export_field(
@@ -175,13 +178,13 @@ def write(folder: Path, asset: Asset, field: Field, intensity: Tensor, front: Ca
     for part, item in asset.items():
         where = folder if part == "face" else folder / part
         objfile.write(where / "mesh_uv.obj", item, "diffuse.png")
-        images.write(where / "diffuse.png", brdf.to_picture(item.diffuse).numpy())
-        images.write(where / "specular.png", item.specular.numpy())
-        images.write(where / "roughness.png", item.roughness.numpy())
+        write_picture(where / "diffuse.png", brdf.to_picture(item.diffuse).numpy())
+        write_picture(where / "specular.png", item.specular.numpy())
+        write_picture(where / "roughness.png", item.roughness.numpy())
         size = item.diffuse.shape[0]
         texels = mesh.bake_uv(item.vt, item.ft, (size, size))
         normal = torch.nn.functional.normalize(texels.interpolate(item.normals, item.faces), dim=-1)
-        images.write(where / "normal.png", (normal * 0.5 + 0.5).numpy() * texels.mask[..., None].numpy())
+        write_picture(where / "normal.png", (normal * 0.5 + 0.5).numpy() * texels.mask[..., None].numpy())
         coord = texels.interpolate(item.vertices, item.faces)
         write_npz(where / "coord.npz", coord=coord.numpy(), mask=texels.mask.numpy())
     face = asset["face"]
@@ -213,19 +216,30 @@ def read(folder: Path) -> tuple[Asset, Lights]:
             continue
         found = objfile.read(where / "mesh_uv.obj")
         maps = {
-            name: torch.from_numpy(images.read(where / f"{name}.png", 3 if name == "diffuse" else 1)) for name in MAPS
+            name: torch.from_numpy(read_picture(where / f"{name}.png", 3 if name == "diffuse" else 1)) for name in MAPS
         }
         maps["diffuse"] = brdf.to_linear(maps["diffuse"])
         sizes = {tuple(m.shape[:2]) for m in maps.values()}
         if len(sizes) > 1:
             raise InputError(f"{where}: diffuse, specular and roughness have different sizes; export again")
         asset[part] = Surface(**found, **maps)
-    arrays = read_npz(folder / "light.npz")
+    return asset, _read_lights(folder / "light.npz")
+
+
+def _read_lights(path: Path) -> Lights:
+    """Raises InputError for arrays that are missing, of other shapes or not finite."""
+    arrays = read_npz(path)
     try:
-        light = {key: torch.from_numpy(arrays[key]) for key in ("intensity", "ambient", "occlusion")}
-        K, pose = (torch.from_numpy(arrays[f"front_{key}"]) for key in ("K", "world_to_camera"))
+        light = {key: arrays[key].astype(np.float32) for key in ("intensity", "ambient", "occlusion", "scale")}
+        K, pose = (arrays[f"front_{key}"].astype(np.float32) for key in ("K", "world_to_camera"))
         width, height = (int(x) for x in arrays["front_size"])
-        front = Camera(K, pose, width, height)
-        return asset, Lights(**light, scale=float(arrays["scale"]), front=front)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / 'light.npz'} lacks arrays ({error}); export again") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path} lacks arrays ({error}); export again") from error
+    shapes = [light[key].shape for key in ("intensity", "ambient", "scale")] + [K.shape, pose.shape]
+    fine = shapes == [(3,), (9, 3), (), (3, 3), (4, 4)] and light["occlusion"].shape[1:] == (9,)
+    fine = fine and all(np.isfinite(values).all() for values in (*light.values(), K, pose))
+    if not fine or min(width, height) < 1 or width * height > MOST_PIXELS or min(K[0, 0], K[1, 1]) <= 0:
+        raise InputError(f"{path} holds arrays that are no lights and camera; export again")
+    intensity, ambient, occlusion = (torch.from_numpy(light[key]) for key in ("intensity", "ambient", "occlusion"))
+    front = Camera(torch.from_numpy(K), torch.from_numpy(pose), width, height)
+    return Lights(intensity, ambient, occlusion, float(light["scale"]), front)

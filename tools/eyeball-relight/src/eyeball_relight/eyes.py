@@ -1,6 +1,5 @@
 """Where the eyes are: marks painted on maps, landmarks seen in pictures, masks rendered from maps."""
 
-import json
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -10,14 +9,16 @@ import numpy as np
 import torch
 from recon4d import InputError, mesh
 from recon4d.cameras import Camera
-from recon4d.cli import claim_output, progress
-from recon4d.files import read_npz
+from recon4d.cli import progress
+from recon4d.files import parse_json, read_npy, read_npz
+from recon4d.runs import claim
 from scipy.interpolate import CubicSpline
 from scipy.optimize import least_squares
 from torch import Tensor
 
-from eyeball_relight import captures, config, images, objfile
+from eyeball_relight import captures, config, objfile
 from eyeball_relight.captures import Capture
+from eyeball_relight.pictures import read_picture, write_picture
 
 SIDES = ("left", "right")
 MASKS = ("leye_mask", "reye_mask")  # a capture's folders, in the order of SIDES
@@ -47,7 +48,7 @@ def find_landmarks(
         left, right: diffuse maps with green marks on each eye.
         landmarks: a folder of 68 landmarks per picture, instead of marks.
         write: a `config.yaml` that takes the points.
-        force: replace painted maps.
+        force: replace maps that this painted before.
 
     Returns:
         `left_eye_ldm` and `right_eye_ldm`, lists of points; with landmarks also how well they agree.
@@ -67,12 +68,12 @@ def find_landmarks(
         points = {side: green_marks(Path(path), coord, mask) for side, path in zip(SIDES, (left, right))}
     elif landmarks is not None:
         painted = {side: data_root / f"diffuse_{side[0]}eye_mask.png" for side in SIDES}
-        for path in painted.values():
-            claim_output(path, force)
-        found, report = outlines(captures.read(data_root, log), Path(landmarks))
-        for side in SIDES:
-            picture, points[side] = from_outline(found[side], coord, mask)
-            images.write(painted[side], picture)
+        inputs, names = [asset, landmarks, write], tuple(path.name for path in painted.values())
+        with claim(data_root, "eyeball-relight eyeball-landmarks", force=force, inputs=inputs, names=names):
+            found, report = outlines(captures.read(data_root, log), Path(landmarks))
+            for side in SIDES:
+                picture, points[side] = from_outline(found[side], coord, mask)
+                write_picture(painted[side], picture)
     result = {f"{side}_eye_ldm": points[side].tolist() for side in SIDES}
     if write is not None:
         config.add_landmarks(write, result)
@@ -82,9 +83,10 @@ def find_landmarks(
 def read_maps(export: Path) -> tuple[np.ndarray, np.ndarray]:
     """Positions (N, N, 3) of an export's texels and where there are any (N, N)."""
     arrays = read_npz(export / "coord.npz")
-    if not {"coord", "mask"} <= set(arrays) or arrays["coord"].shape[:2] != arrays["mask"].shape:
+    coord, mask = (arrays.get(key, np.zeros(0)) for key in ("coord", "mask"))
+    if mask.ndim != 2 or mask.dtype != bool or coord.shape != (*mask.shape, 3) or coord.dtype.kind != "f":
         raise InputError(f"{export / 'coord.npz'} is not one of eyeball-relight export; export again")
-    return arrays["coord"], arrays["mask"].astype(bool)
+    return coord, mask
 
 
 def green_marks(path: Path, coord: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -92,7 +94,7 @@ def green_marks(path: Path, coord: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     Raises InputError for a map of another size, or without marks.
     """
-    image = images.read(path, 3)
+    image = read_picture(path, 3)
     if image.shape[:2] != mask.shape:
         raise InputError(f"{path} has {image.shape[1]}x{image.shape[0]} texels and the export {mask.shape[1]}")
     green = (np.abs(image - np.array(GREEN)) < 0.25).all(-1) & mask
@@ -143,24 +145,15 @@ def outlines(capture: Capture, folder: Path) -> tuple[dict[str, np.ndarray], dic
     """
     pixels = np.zeros((len(capture), 68, 2))
     seen = np.zeros(len(capture), bool)
-    sizes = {}
     listing = folder.parent / "landmarks.jsonl"
-    if listing.is_file():
-        try:
-            records = [json.loads(line) for line in listing.read_text().splitlines() if line.strip()]
-            sizes = {Path(r["file"]).stem: (r["width"], r["height"]) for r in records if "width" in r}
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{listing} is not readable ({error}); find the landmarks again") from error
+    sizes = _sizes(listing) if listing.is_file() else {}
     for i, name in enumerate(capture.names):
         path = folder / f"{name}.npy"
         if not path.is_file():
             continue
-        try:
-            points = np.load(path, allow_pickle=False)
-            if points.shape != (68, 2):
-                raise ValueError(f"it has shape {points.shape}")
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path} does not hold 68 landmarks ({error}); find the landmarks again") from error
+        points = read_npy(path)
+        if points.shape != (68, 2) or points.dtype.kind not in "iuf" or not (np.abs(points) < 1e6).all():
+            raise InputError(f"{path} does not hold 68 landmarks in pixels; find the landmarks again")
         width, height = sizes.get(name, (capture.camera.width, capture.camera.height))
         pixels[i] = points * [capture.camera.width / width, capture.camera.height / height]
         seen[i] = True
@@ -170,10 +163,29 @@ def outlines(capture: Capture, folder: Path) -> tuple[dict[str, np.ndarray], dic
         )
     found, agreeing = {}, []
     for side in SIDES:
-        points = [triangulate(pixels[:, k], seen, capture.camera) for k in IBUG[side]]
-        found[side] = np.stack([p for p, _ in points])
-        agreeing += [int(agree.sum()) for _, agree in points]
+        lifted = [triangulate(pixels[:, k], seen, capture.camera) for k in IBUG[side]]
+        found[side] = np.stack([p for p, _ in lifted])
+        agreeing += [int(agree.sum()) for _, agree in lifted]
     return found, {"views_with_landmarks": int(seen.sum()), "fewest_agreeing_views": min(agreeing)}
+
+
+def _sizes(listing: Path) -> dict[str, tuple[float, float]]:
+    """Width and height of the pictures that `landmarks.jsonl` lists, by name. Raises InputError for another file."""
+    sizes: dict[str, tuple[float, float]] = {}
+    for number, line in enumerate(listing.read_text(errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        record = parse_json(line, f"{listing}, line {number}")
+        if not isinstance(record, dict):
+            raise InputError(f"{listing}, line {number} is not of prep-faces; find the landmarks again")
+        try:
+            if "width" in record:
+                sizes[Path(record["file"]).stem] = (float(record["width"]), float(record["height"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{listing}, line {number} is not of prep-faces ({error}); find them again") from error
+    if not all(0 < side < 1e6 for pair in sizes.values() for side in pair):
+        raise InputError(f"{listing} has a picture without width and height; find the landmarks again")
+    return sizes
 
 
 def curve(outline: np.ndarray, n: int = 24) -> np.ndarray:
@@ -289,37 +301,37 @@ def write_masks(
         left, right: pictures over its texture coordinates, white is the eye; None is `diffuse_leye_mask.png` and
             `diffuse_reye_mask.png` of the capture.
         snapped: move the outlines to where the pictures change colour.
-        force: write into folders that are not empty.
+        force: replace masks that this rendered before.
 
     Raises:
         InputError: occupied folders, files that are not readable, an eye that no view sees.
     """
     data_root = Path(data_root)
-    for folder in MASKS:
-        claim_output(data_root / folder, force)
     maps = {
         "left": Path(left or data_root / "diffuse_leye_mask.png"),
         "right": Path(right or data_root / "diffuse_reye_mask.png"),
     }
     names, camera = captures.read_poses(data_root)
     surface = objfile.read(Path(mesh_path))
-    painted = torch.cat([torch.from_numpy(images.read(maps[side], 1)) for side in SIDES], -1)
-    masks = []
-    for i in progress(range(len(names)), "rendering masks", len(names)):
-        view = Camera(camera.K, camera.world_to_camera[i], camera.width, camera.height)
-        masks.append((render_map(surface, painted, view) > 0.5).numpy())
-    found = np.stack(masks)
-    if snapped:
-        picture = captures.read(data_root, lambda _: None).image.numpy()
-        found = np.stack([snap(picture, found[..., k]) for k in range(2)], -1)
-    found[..., 1] &= ~found[..., 0]
-    counts = found.sum((0, 1, 2))
-    if int(counts.min()) == 0:
-        empty = SIDES[int(counts.argmin())]
-        raise InputError(f"no view sees the white of {maps[empty]}; paint the {empty} eye white on the diffuse map")
-    for i, name in enumerate(names):
-        for k, folder in enumerate(MASKS):
-            images.write(data_root / folder / f"{name}.png", found[i, ..., k].astype(np.float32))
+    painted = torch.cat([torch.from_numpy(read_picture(maps[side], 1)) for side in SIDES], -1)
+    inputs = [mesh_path, *maps.values(), *(data_root / folder for folder in ("image", "mask"))]
+    with claim(data_root, "eyeball-relight render-eye-mask", force=force, inputs=inputs, names=MASKS):
+        masks = []
+        for i in progress(range(len(names)), "rendering masks", len(names)):
+            view = Camera(camera.K, camera.world_to_camera[i], camera.width, camera.height)
+            masks.append((render_map(surface, painted, view) > 0.5).numpy())
+        found = np.stack(masks)
+        if snapped:
+            picture = captures.read_stack(data_root / "image", tuple(names), camera, 3).numpy()
+            found = np.stack([snap(picture, found[..., k]) for k in range(2)], -1)
+        found[..., 1] &= ~found[..., 0]
+        counts = found.sum((0, 1, 2))
+        if int(counts.min()) == 0:
+            empty = SIDES[int(counts.argmin())]
+            raise InputError(f"no view sees the white of {maps[empty]}; paint the {empty} eye white on the diffuse map")
+        for i, name in enumerate(names):
+            for k, folder in enumerate(MASKS):
+                write_picture(data_root / folder / f"{name}.png", found[i, ..., k].astype(np.float32))
     return {"views": len(names), "left_pixels": int(counts[0]), "right_pixels": int(counts[1])}
 
 

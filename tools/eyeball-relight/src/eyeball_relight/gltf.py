@@ -4,11 +4,11 @@ import json
 import struct
 from pathlib import Path
 
-import cv2
 import numpy as np
 from recon4d import InputError
 from recon4d.color import srgb_from_linear
-from recon4d.files import write_bytes
+from recon4d.files import parse_json, write_bytes
+from recon4d.images import encode
 
 from eyeball_relight.assets import Asset, Surface
 
@@ -67,9 +67,8 @@ def write(path: Path, asset: Asset) -> None:
         return len(accessors) - 1
 
     def texture(pixels: np.ndarray, name: str) -> dict:
-        order = [2, 1, 0, 3][: pixels.shape[2]]
-        _, png = cv2.imencode(".png", np.ascontiguousarray((pixels[..., order] * 255 + 0.5).astype(np.uint8)))
-        document["images"].append({"name": name, "bufferView": view(png.tobytes()), "mimeType": "image/png"})
+        png = encode(".png", (pixels * 255 + 0.5).astype(np.uint8))
+        document["images"].append({"name": name, "bufferView": view(png), "mimeType": "image/png"})
         document["textures"].append({"sampler": 0, "source": len(document["images"]) - 1})
         return {"index": len(document["textures"]) - 1}
 
@@ -129,6 +128,6 @@ def read_document(path: Path) -> dict:
         length, kind = struct.unpack_from("<II", data, 12)
         if (magic, version, kind) != (MAGIC, 2, JSON_CHUNK) or total != len(data):
             raise ValueError("wrong header or length")
-        return json.loads(data[20 : 20 + length])
-    except (struct.error, ValueError) as error:
+        return dict(parse_json(data[20 : 20 + length], path))
+    except (struct.error, ValueError, TypeError) as error:
         raise InputError(f"{path} is not a whole GLB file ({error}); export again") from error

@@ -42,11 +42,12 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         vertices = np.array(rows["v"], np.float32)[:, :3]
         vt = np.array(rows["vt"], np.float32)[:, :2]
         normals = np.array(rows["vn"], np.float32)
-        corners = np.array([[word.split("/")[:2] for word in words] for words in rows["f"]], np.int64) - 1
+        corners = np.array([[word.split("/")[:2] for word in words] for words in rows["f"]]).astype(np.int64) - 1
         faces, ft = corners[..., 0], corners[..., 1]
         fine = corners.shape[1:] == (3, 2) and corners.min() >= 0
         fine = fine and faces.max() < len(vertices) and ft.max() < len(vt)
-    except (ValueError, IndexError):
+        fine = fine and all(np.isfinite(values).all() for values in (vertices, vt, normals))
+    except (ValueError, IndexError, OverflowError):
         fine = False
     if not fine:
         raise InputError(f"{path} is not a whole OBJ file of triangles with texture coordinates; write it again")

@@ -10,13 +10,15 @@ import cv2
 import numpy as np
 import roma
 import torch
-from recon4d import InputError, cameras
+from recon4d import InputError, cameras, images
 from recon4d.cameras import Camera
-from recon4d.cli import claim_output, progress
+from recon4d.cli import progress
 from recon4d.files import write_text
+from recon4d.runs import claim
 from torch import Tensor
 
-from eyeball_relight import captures, images, transforms
+from eyeball_relight import captures, transforms
+from eyeball_relight.pictures import read_picture, write_picture
 
 # COLMAP's camera models: number, parameters, and where fx, fy, cx, cy and OpenCV's k1, k2, p1, p2 are among them
 COLMAP_MODELS = {
@@ -51,6 +53,13 @@ def _camera(pinhole: Sequence[float], pose: Tensor, width: int, height: int) -> 
     return Camera(K, pose.double(), width, height)
 
 
+def _checked_size(width: int, height: int) -> tuple[int, int]:
+    """Raise ValueError for a size that no picture has."""
+    if min(width, height) < 1 or width * height > images.MOST_PIXELS:
+        raise ValueError(f"its pictures have {width}x{height} pixels")
+    return width, height
+
+
 def read_metashape(path: Path) -> Poses:
     """An XML file of Metashape's Export Cameras (chunk > sensors > sensor, cameras > camera > transform).
 
@@ -65,7 +74,7 @@ def read_metashape(path: Path) -> Poses:
             raise InputError(f"{path} has {len(calibrations)} calibrated sensors; export the cameras of one")
         (calibration,) = calibrations
         size = {key: int(value) for node in calibration.iter("resolution") for key, value in node.items()}
-        width, height = size["width"], size["height"]
+        width, height = _checked_size(size["width"], size["height"])
         terms = {node.tag: float(node.text) for node in calibration if node.text and node.text.strip()}
         if terms.get("k4") or terms.get("b2"):
             raise InputError(f"{path} has k4 or b2; calibrate with f, cx, cy, k1, k2, k3, p1, p2, b1 alone")
@@ -114,7 +123,7 @@ def read_colmap(folder: Path) -> Poses:
 def _model(name: str, width: int, height: int, values: list[float]) -> Model:
     if name not in COLMAP_MODELS:
         raise InputError(f"COLMAP's camera model {name} is not supported; use one of {', '.join(COLMAP_MODELS)}")
-    return name, width, height, values
+    return name, *_checked_size(width, height), values
 
 
 def _colmap_cameras_txt(path: Path) -> dict[int, Model]:
@@ -183,22 +192,26 @@ def read(source: Path) -> Poses:
         raise InputError(f"{source} is neither Metashape's .xml, nor a transforms.json, nor a folder of a COLMAP model")
     if len(poses.files) < 2:
         raise InputError(f"{source} has poses of {len(poses.files)} pictures; at least two are needed")
-    if not bool(poses.camera.world_to_camera.isfinite().all()):
-        raise InputError(f"{source} has a pose with a number that is not finite; export it again")
+    camera = poses.camera
+    numbers = torch.cat([camera.world_to_camera.flatten(), camera.K.flatten(), torch.from_numpy(poses.distortion)])
+    if not bool(numbers.isfinite().all()) or min(camera.K[0, 0], camera.K[1, 1]) <= 0:
+        raise InputError(f"{source} has a pose or a lens with a number that is not finite; export it again")
     return poses
 
 
-def normalised(camera: Camera, size: float) -> tuple[Camera, float]:
+def normalised(camera: Camera, size: float, source: Path) -> tuple[Camera, float]:
     """Cameras moved and scaled so that what they look at is at the origin and fits into [-1, 1]^3; and the scale.
 
     The middle is the point nearest to all optical axes; the cube spans `size` of the shorter side of the picture.
+
+    Raises InputError, naming the `source`, where the axes have no such point.
     """
     pose = camera.world_to_camera
     centre, axis = camera.center, pose[:, 2, :3] / pose[:, 2, :3].norm(dim=1, keepdim=True)
     across = torch.eye(3, dtype=pose.dtype) - axis[:, :, None] * axis[:, None]
     normal = across.sum(0)
     if torch.linalg.matrix_rank(normal, rtol=1e-6) < 3:
-        raise InputError("all cameras look in the same direction; a capture needs views from several sides")
+        raise InputError(f"{source}: all cameras look in the same direction; a capture needs views from several sides")
     middle = torch.linalg.solve(normal, (across @ centre[:, :, None]).sum(0)[:, 0])
     distance = (centre - middle).norm(dim=1).median()
     half = 0.5 * size * float(distance) * min(camera.width, camera.height) / float(camera.K[0, 0])
@@ -223,41 +236,50 @@ def import_capture(
         source: Metashape's XML, a COLMAP model's folder, or nerfstudio's transforms.json or its folder.
         pictures, masks: folders whose files are named as in `source`.
         cube: side of the head's cube as a share of the picture's shorter side; see `normalised`.
-        force: write into a folder that is not empty.
+        force: replace what an earlier import wrote there.
 
     Raises:
         InputError: unreadable poses; pictures that are missing or of another size than the poses say.
     """
-    out, source, pictures = claim_output(out, force), Path(source), Path(pictures)
+    out, source, pictures = Path(out), Path(source), Path(pictures)
+    source = source / "transforms.json" if (source / "transforms.json").is_file() else source
     masks = None if masks is None else Path(masks)
     poses = read(source)
     for folder in (pictures, masks):
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder} is not a folder; give the folder of the pictures that {source.name} names")
-    camera, scale = normalised(poses.camera, cube)
-    K = camera.K.numpy()
-    # OpenCV counts pixels from their centres
-    opencv = K - np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+    camera, scale = normalised(poses.camera, cube, source)
     stems = list(map(transforms.stem, poses.files))
     if len(set(stems)) < len(stems):
         raise InputError(f"{source} names two pictures alike; rename them")
-    for stem in progress(stems, "importing"):
-        for folder, name, channels in ((pictures, "image", 3), (masks, "mask", 1)):
-            if folder is None:
-                continue
-            path = captures.find(folder, stem)
-            if path is None:
-                raise InputError(f"{folder} has no picture {stem} that {source.name} names; add it")
-            picture = images.read(path, channels)
-            if picture.shape[:2] != (camera.height, camera.width):
-                raise InputError(
-                    f"{path} has {picture.shape[1]}x{picture.shape[0]} pixels and {source.name} says "
-                    f"{camera.width}x{camera.height}; give the pictures that were aligned"
-                )
-            if poses.distortion.any():
-                picture = np.atleast_3d(cv2.undistort(picture, opencv, poses.distortion))
-            images.write(out / name / f"{stem}.png", picture)
-    captures.write_poses(out, [f"image/{stem}.png" for stem in stems], camera)
-    write_text(out / "config.yaml", "data:\n  bound: 1.0\n")
-    write_text(out / "config_wo-hybrid.yaml", "data:\n  bound: 1.0\neyes:\n  enabled: false\n")
+    with claim(out, "eyeball-relight import", force=force, inputs=[source, pictures, masks]):
+        for stem in progress(stems, "importing"):
+            for folder, name, channels in ((pictures, "image", 3), (masks, "mask", 1)):
+                if folder is not None:
+                    picture = _undistorted(folder, stem, channels, camera, poses.distortion, source)
+                    write_picture(out / name / f"{stem}.png", picture)
+        captures.write_poses(out, [f"image/{stem}.png" for stem in stems], camera)
+        write_text(out / "config.yaml", "data:\n  bound: 1.0\n")
+        write_text(out / "config_wo-hybrid.yaml", "data:\n  bound: 1.0\neyes:\n  enabled: false\n")
     return {"frames": len(stems), "width": camera.width, "height": camera.height, "scale": scale, "folder": str(out)}
+
+
+def _undistorted(
+    folder: Path, stem: str, channels: int, camera: Camera, distortion: np.ndarray, source: Path
+) -> np.ndarray:
+    """A picture as a pinhole sees it. Raises InputError where it is missing or of another size than `source` says."""
+    path = captures.find(folder, stem)
+    if path is None:
+        raise InputError(f"{folder} has no picture {stem} that {source.name} names; add it")
+    if images.size(path) != (camera.width, camera.height):
+        width, height = images.size(path)
+        raise InputError(
+            f"{path} has {width}x{height} pixels and {source.name} says {camera.width}x{camera.height}; "
+            "give the pictures that were aligned"
+        )
+    picture = read_picture(path, channels)
+    if not distortion.any():
+        return picture
+    # OpenCV counts pixels from their centres
+    K = camera.K.numpy() - np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+    return np.atleast_3d(cv2.undistort(picture, K, distortion))

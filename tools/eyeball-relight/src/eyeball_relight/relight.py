@@ -1,6 +1,7 @@
 """Pictures of an asset under other lights: a point light on its way, an environment, a camera on its way."""
 
 import math
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,16 +10,19 @@ import cv2
 import numpy as np
 import roma
 import torch
-from recon4d import InputError, cameras, mesh, video
+from recon4d import InputError, cameras, images, mesh, video
 from recon4d.cameras import Camera
-from recon4d.cli import claim_output, progress
+from recon4d.cli import progress
 from recon4d.color import linear_from_srgb
+from recon4d.files import most_bytes
+from recon4d.runs import claim, claim_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from eyeball_relight import assets, exports, images
+from eyeball_relight import assets, exports
 from eyeball_relight.assets import Asset, Pixels
 from eyeball_relight.exports import Lights
+from eyeball_relight.pictures import write_picture
 
 SUPERSAMPLING = 2
 
@@ -40,17 +44,19 @@ def write_relit(
         mode: what moves: `light`, a point light; `environment`, around the asset; `turntable`, camera and flash.
         environment: an equirectangular picture, .hdr or 8-bit, for that mode.
         size: longer side in pixels.
-        force: replace a file, write into a folder that is not empty.
+        force: replace the video, or pictures that this rendered before.
 
     Raises:
         InputError: an asset or environment that is not readable; an occupied output.
     """
     if (mode == "environment") != (environment is not None):
         raise InputError("--environment PICTURE goes with --mode environment, and only with it")
-    out = claim_output(out, force)
+    out, inputs = Path(out), [asset, environment]
     found, lights = exports.read(Path(asset))
     scale = size / max(lights.front.width, lights.front.height)
-    camera = lights.front.resized(*(2 * round(side * scale / 2) for side in (lights.front.width, lights.front.height)))
+    camera = lights.front.resized(
+        *(2 * max(1, round(side * scale / 2)) for side in (lights.front.width, lights.front.height))
+    )
     if environment is not None:
         pictures = turning_environment(found, camera, read_environment(Path(environment)), frames)
     elif mode == "turntable":
@@ -59,10 +65,12 @@ def write_relit(
         pictures = moving_light(found, lights, camera, frames)
     pictures = progress(pictures, "rendering", frames)
     if out.suffix.lower() == ".mp4":
+        claim_file(out, force=force, inputs=inputs)
         video.write_mp4(out, ((picture * 255 + 0.5).byte().numpy() for picture in pictures), fps)
     else:
-        for i, picture in enumerate(pictures):
-            images.write(out / f"{i:04d}.png", picture.numpy())
+        with claim(out, "eyeball-relight relight", force=force, inputs=inputs):
+            for i, picture in enumerate(pictures):
+                write_picture(out / f"{i:04d}.png", picture)
     return {"frames": frames, "width": camera.width, "height": camera.height, "out": str(out)}
 
 
@@ -73,16 +81,47 @@ def read_environment(path: Path) -> Tensor:
     """
     if not path.is_file():
         raise InputError(f"--environment {path} does not exist")
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    if image is None or min(image.shape[:2]) < 2:
-        raise InputError(f"--environment {path} is not a readable picture; give .hdr, .png or .jpg")
-    values = torch.from_numpy(np.ascontiguousarray(image[..., ::-1]))
-    if image.dtype == np.uint8:
-        values = linear_from_srgb(values.float() / 255)
-    values = values.float()
-    if not bool(values.isfinite().all()) or float(values.min()) < 0:
-        raise InputError(f"--environment {path} holds negative or infinite radiance; repair it")
+    content = path.read_bytes()
+    if content.startswith(b"#?"):
+        values = torch.from_numpy(_read_radiance(path, content))
+    else:
+        values = linear_from_srgb(torch.from_numpy(images.read(path)).float() / 255)
+    if min(values.shape[:2]) < 2:
+        raise InputError(f"--environment {path} is not a picture of a whole sphere; give a larger one")
     return values
+
+
+def _read_radiance(path: Path, content: bytes) -> np.ndarray:
+    """The values (H, W, 3) of a Radiance picture. Raises InputError for a broken one."""
+    size = re.search(rb"\n-Y (\d{1,9}) \+X (\d{1,9})\n", content[:10000])
+    height, width = (int(side) for side in size.groups()) if size else (0, 0)
+    if not 0 < height * width <= most_bytes(len(content)) // 12:
+        raise InputError(f"--environment {path} is not a readable picture ({width}x{height} pixels); give another")
+    image: np.ndarray | None = None
+    if size is not None and _whole(content[size.end() :], width, height):
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if image is None or image.shape != (height, width, 3):
+        raise InputError(f"--environment {path} is not a readable picture; give .hdr, .png or .jpg")
+    if not np.isfinite(image).all() or float(image.min()) < 0:
+        raise InputError(f"--environment {path} holds negative or infinite radiance; repair it")
+    return np.ascontiguousarray(image[..., ::-1], np.float32)
+
+
+def _whole(rows: bytes, width: int, height: int) -> bool:
+    """Whether all rows of a Radiance picture are there, which OpenCV does not look at."""
+    if not rows.startswith(b"\2\2") or not 8 <= width < 32768:  # not run-length coded
+        return len(rows) >= 4 * width * height
+    at = 0
+    for _ in range(height):
+        at += 4  # a row's mark, then four channels of runs and of numbers as they are
+        for _ in range(4):
+            filled = 0
+            while filled < width:
+                if at >= len(rows) or rows[at] == 0:
+                    return False
+                filled += rows[at] - 128 if rows[at] > 128 else rows[at]
+                at += 2 if rows[at] > 128 else 1 + rows[at]
+    return at <= len(rows)
 
 
 def directions(height: int, width: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -11,15 +10,17 @@ import roma
 import torch
 from recon4d import InputError, cameras, mesh
 from recon4d.cameras import Camera
-from recon4d.cli import claim_output, progress
+from recon4d.cli import progress
 from recon4d.color import linear_from_srgb
 from recon4d.files import write_npz, write_text
 from recon4d.head import HeadModel, load, with_uv
+from recon4d.runs import claim
 from recon4d.synthetic import random_albedo, smooth_noise
 from torch import Tensor
 
-from eyeball_relight import assets, captures, images, objfile
+from eyeball_relight import assets, captures, objfile
 from eyeball_relight.assets import Asset, Pixels, Surface
+from eyeball_relight.pictures import write_picture
 
 DISTANCE = 0.45  # metres from the head's middle to the camera
 BOUND = 0.19  # half the side of the cube that holds the head, metres
@@ -159,16 +160,27 @@ def synthesise(
         size: pixels per side.
         light_offset: metres, where the flash is in the camera's axes.
         head_model: another head with regions; None is the open head.
-        force: replace what is in the folder.
+        force: replace an earlier capture of this command.
 
     Raises:
         InputError: an occupied folder, a head without regions.
     """
-    folder = claim_output(folder, force)
     head = with_uv(load(head_model))
-    if force and folder.is_dir():
-        shutil.rmtree(folder)
     asset, eyes = head_asset(head, seed)
+    with claim(folder, "eyeball-relight synth", force=force, inputs=[head_model]):
+        return _write(Path(folder), head, asset, eyes, frames, size, light_offset, seed)
+
+
+def _write(
+    folder: Path,
+    head: HeadModel,
+    asset: Asset,
+    eyes: dict,
+    frames: int,
+    size: int,
+    light_offset: tuple[float, float, float],
+    seed: int,
+) -> dict:
     camera, room = orbit(frames, size, seed), room_light(seed)
     intensity = torch.full((3,), INTENSITY)
     offset = torch.tensor(light_offset)
@@ -190,13 +202,13 @@ def synthesise(
 
         picture, coverage = assets.picture(asset, view, shade, SUPERSAMPLING)
         name = f"{i:04d}.png"
-        images.write(folder / "image" / name, picture)
-        images.write(folder / "mask" / name, coverage)
+        write_picture(folder / "image" / name, picture)
+        write_picture(folder / "mask" / name, coverage)
         labels = part_coverage(asset, scalp, view)
         for k, where in enumerate(("hair_mask", "leye_mask", "reye_mask")):
-            images.write(folder / where / name, labels[..., k] > 0.5)
+            write_picture(folder / where / name, labels[..., k] > 0.5)
             if k:
-                images.write(folder / "truth" / where / name, labels[..., k] > 0.5)
+                write_picture(folder / "truth" / where / name, labels[..., k] > 0.5)
         write_truth(folder / "truth" / "views", name, asset, view, intensity, relit=i in captures.held_out(frames))
         seen[seen_faces(asset, view)] = True
     for part, surface in asset.items():
@@ -241,7 +253,7 @@ def write_truth(folder: Path, name: str, asset: Asset, view: Camera, intensity: 
             partial(assets.lit_by_point, asset=asset, eye=view.center, light=torch.tensor(light), intensity=intensity),
             SUPERSAMPLING,
         )
-        images.write(folder / f"{stem}_relit{k}.png", picture)
+        write_picture(folder / f"{stem}_relit{k}.png", picture)
 
 
 def seen_faces(asset: Asset, view: Camera) -> Tensor:

@@ -1,6 +1,5 @@
 """Training: volume rendering until there is a surface, then its material alone on whole pictures."""
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from recon4d import InputError
-from recon4d.cli import claim_output, progress_bar
+from recon4d.cli import progress_bar
+from recon4d.runs import claim
 from torch import Tensor
 
 from eyeball_relight import captures, checkpoint, config, hashgrid, losses, marching, spheres, surface_phase, volume
@@ -37,7 +37,7 @@ class Result:
 
 def start(
     config_path: str | Path,
-    preset: str = "cpu-quick",
+    preset: str | None = None,
     overrides: Sequence[str] = (),
     workspace: str | Path | None = None,
     resume: bool = False,
@@ -49,11 +49,12 @@ def start(
 
     Args:
         config_path: the capture's `config.yaml`, whose keys replace the preset's.
+        preset: None is `cpu-quick`.
         overrides: `key=value` strings that replace both.
         workspace: where the run goes; None is `workspace/<capture>`, with what the config file's name has after
             `config`.
         resume: go on from the workspace's last checkpoint, with the run's own settings.
-        force: replace what is in the workspace.
+        force: replace what an earlier run wrote into the workspace.
 
     Raises:
         InputError: settings, a capture or a checkpoint that cannot be used; an occupied workspace; a device that the
@@ -62,23 +63,30 @@ def start(
     hashgrid.check_device(device)
     if resume and force:
         raise InputError("--resume goes on with what --force would delete; give one")
-    settings = config.load(config_path, preset, overrides)
+    settings = config.load(config_path, preset or "cpu-quick", overrides)
     suffix = Path(config_path).stem.removeprefix("config")  # config_wo-hybrid.yaml has a workspace of its own
     out = Path(workspace or Path("workspace") / (settings.folder.resolve().name + suffix))
-    if resume:
-        if not (out / CHECKPOINT).is_file():
-            raise InputError(f"{out} holds no run to resume; leave --resume away")
-        if overrides:
-            raise InputError("--resume goes on with the run's own settings; leave --set away")
-        settings = config.load(out / "config.yaml")
-    else:
-        claim_output(out, force)
+    own, saved = out / "config.yaml", out / CHECKPOINT
+    given = preset is not None or bool(overrides)
+    if resume and own.is_file() and (saved.is_file() or not given):
+        kept = config.load(own)
+        wanted = settings if preset is not None else config.load(own, None, overrides)
+        key = config.first_difference(kept, wanted) if given else None
+        if key is not None:
+            raise InputError(f"--resume goes on with the settings of {own}, whose {key} is another; leave it away")
+        settings = kept
     capture = captures.read(settings.folder, log)
-    if not resume:
-        if force and out.is_dir():
-            shutil.rmtree(out)
-        config.write(out / "config.yaml", settings)
-    result = train(settings, capture, out, log, resume)
+    if resume and saved.is_file():  # before the folder is touched
+        field = new_field(settings, len(capture))
+        checkpoint.resume(field, adam(field), checkpoint.read(saved), saved)
+    inputs = [settings.folder, config_path]
+    with claim(out, "eyeball-relight train", force=force, resume=resume, inputs=inputs) as claimed:
+        if resume and not claimed.resumed:
+            log(f"{out} holds nothing to go on with: training begins anew")
+        elif resume and not saved.is_file():
+            raise InputError(f"{out} holds no {CHECKPOINT} to go on from; leave --resume away")
+        config.write(own, settings)
+        result = train(settings, capture, out, log, claimed.resumed, claimed.keep)
     if result.light_warning:
         log(f"warning: {result.light_warning}")
     return result
@@ -110,8 +118,18 @@ def adam(field: Field) -> torch.optim.Adam:
     return torch.optim.Adam(groups, lr=0.0, eps=1e-15)
 
 
-def train(settings: Config, capture: Capture, output: Path, log: Callable[[str], None], resume: bool = False) -> Result:
+def train(
+    settings: Config,
+    capture: Capture,
+    output: Path,
+    log: Callable[[str], None],
+    resume: bool = False,
+    keep: Callable[[], None] = lambda: None,
+) -> Result:
     """Train a field on the capture; write `latest.pth` into `output`.
+
+    Args:
+        resume: go on from it. keep: called when there is one.
 
     Raises InputError: unusable masks, eyes that cannot be placed, a checkpoint that does not fit.
     """
@@ -122,18 +140,17 @@ def train(settings: Config, capture: Capture, output: Path, log: Callable[[str],
     n_rays, first, seconds = plan.samples // plan.per_ray, 0, 0.0
     intensity = flash_intensity(settings, capture)
     if resume:
-        state = checkpoint.read_checkpoint(output / CHECKPOINT)
-        checkpoint.fill(field, state, output / CHECKPOINT)
-        optimizer.load_state_dict(state["optimizer"])
-        grid, n_rays, first, seconds = state["grid"], state["n_rays"], state["step"], state["seconds"]
+        state = checkpoint.read(output / CHECKPOINT)
+        grid, n_rays, first, seconds = checkpoint.resume(field, optimizer, state, output / CHECKPOINT)
         log(f"resumed at step {first}")
     elif settings.eyes.enabled:
         spheres.place_eyes(field, capture, intensity, log)
     pool, loss, views, rays_seen, lpips_weight = pool_of(capture), torch.zeros(()), None, 0, 0.0
 
-    def keep(step: int) -> None:
+    def save(step: int) -> None:
         spent = seconds + time.perf_counter() - started
-        checkpoint.write_checkpoint(output / CHECKPOINT, field, optimizer, grid, intensity, step, n_rays, spent)
+        checkpoint.write(output / CHECKPOINT, field, optimizer, grid, intensity, step, n_rays, spent)
+        keep()
 
     with progress_bar("training", plan.iterations) as show:
         for step in range(first, plan.iterations):
@@ -162,9 +179,9 @@ def train(settings: Config, capture: Capture, output: Path, log: Callable[[str],
             if step % 20 == 0:
                 show(step, f"loss {float(loss.detach()):.4f}")
             if (step + 1) % plan.checkpoint_every == 0 and step + 1 < plan.iterations:
-                keep(step + 1)
+                save(step + 1)
                 log(f"step {step + 1}: " + ", ".join(f"{k} {float(v.detach()):.4f}" for k, v in terms.items()))
-    keep(max(plan.iterations, first))
+    save(max(plan.iterations, first))
     active, generator = field.active(plan.iterations), generator_of(settings.seed, plan.iterations)
     if views is None:
         views = surface_phase.surface_views(field, active, capture)

@@ -1,14 +1,14 @@
 """`transforms.json`: frames of one camera as NeRF, instant-ngp and nerfstudio write them. The tool's only reader."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from recon4d import InputError
-from recon4d.files import write_text
+from recon4d.files import read_json, write_text
+from recon4d.images import MOST_PIXELS
 from torch import Tensor
 
 PICTURES = (".png", ".jpg", ".jpeg")  # suffixes of pictures; anything else after a dot belongs to the name
@@ -48,19 +48,21 @@ def read(path: Path) -> Transforms:
             is named twice.
     """
     try:
-        data = json.loads(path.read_text(errors="replace"))
+        data = read_json(path)
         width, height = int(data["w"]), int(data["h"])
-        fx, fy, cx, cy = (float(data[key]) for key in ("fl_x", "fl_y", "cx", "cy"))
+        fx, fy, cx, cy = pinhole = [float(data[key]) for key in ("fl_x", "fl_y", "cx", "cy")]
         files = [str(frame["file_path"]) for frame in data["frames"]]
         poses = torch.tensor([frame["transform_matrix"] for frame in data["frames"]], dtype=torch.float64)
         distortion = np.array([float(data.get(key, 0)) for key in LENS])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        missing = f"the key {error} is missing" if isinstance(error, KeyError) else error
+    except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
+        missing = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)[:200]
         raise InputError(f"{path} is not a readable transforms.json: {missing}; write it again") from error
     if len(files) < 2 or poses.shape[1:] != (4, 4):
         raise InputError(f"{path} must hold at least two frames with 4x4 transform_matrix, not {tuple(poses.shape)}")
-    if not all(math.isfinite(x) for x in (fx, fy, cx, cy)) or min(fx, fy) <= 0 or min(width, height) < 1:
-        raise InputError(f"{path}: w, h, fl_x, fl_y must be positive and cx, cy finite; correct them")
+    if not np.isfinite([*pinhole, *distortion]).all() or min(fx, fy) <= 0 or min(width, height) < 1:
+        raise InputError(f"{path}: w, h, fl_x, fl_y must be positive, cx, cy and the lens finite; correct them")
+    if width * height > MOST_PIXELS:
+        raise InputError(f"{path} is of too large pictures ({width}x{height} pixels); make them smaller")
     if len(set(map(stem, files))) < len(files):
         raise InputError(f"{path} names a file twice; every frame needs a name of its own")
     K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
