@@ -120,7 +120,7 @@ def online_and_offline(options: argparse.Namespace, scratch: Path) -> None:
         result = command(args[0], *place, *args[1:])
         seconds = _child_seconds() - before
         late = command("metrics", *place)
-        command("metrics", *place, "--split", 0)
+        command("metrics", *place, "--split", 0, "--force")
         with np.load(scratch / "output" / name / f"o{i}" / "metrics.npz") as values:
             early = values["psnr"][: frames // 4].mean()
         images = result["images"] + result.get("post_images", 0)

@@ -249,7 +249,7 @@ def test_where_the_light_is(root, number):
         "train.iterations=-1",
         "seed=x",
         "light.intensity=.inf",
-        "a.b=1",
+        "model.b=1",
         "train=1",
         "train.grid=[[[",
         f"model.features={'9' * 40}",
@@ -267,9 +267,7 @@ OUT = {"synth": 1, "import": "--out", "train": "--workspace", "export": "--save-
 
 
 @pytest.mark.parametrize("command", OUT)
-@pytest.mark.parametrize(
-    "case", ["below a file", "a long name", "a link to itself", "no place for files", "a null byte"]
-)
+@pytest.mark.parametrize("case", ["below a file", "a long name", "a link to itself", "no place for files"])
 def test_outputs(root, tmp_path, command, case):
     (tmp_path / "places").mkdir()
     out = hostile.outputs(tmp_path / "places")[case]

@@ -202,7 +202,8 @@ def test_encode_refuses(folder, tmp_path, case, message):
     if case == "no image":
         images = [folder / "faces.jsonl"]
     elif case == "empty folder":
-        images = [tmp_path]
+        (tmp_path / "empty").mkdir()
+        images = [tmp_path / "empty"]
     elif case == "same name":
         images = [image, image]
     elif case == "box":
@@ -217,8 +218,9 @@ def test_encode_refuses(folder, tmp_path, case, message):
     elif case == "landmarks":
         arguments["--landmarks"] = tmp_path / "none"
     elif case == "wrong landmarks":
-        np.save(tmp_path / "0.npy", np.zeros((5, 2)))
-        arguments["--landmarks"] = tmp_path
+        (tmp_path / "wrong").mkdir()
+        np.save(tmp_path / "wrong/0.npy", np.zeros((5, 2)))
+        arguments["--landmarks"] = tmp_path / "wrong"
     elif case == "encoder":
         arguments["--encoder"] = tmp_path / "none.pth"
     elif case == "head":

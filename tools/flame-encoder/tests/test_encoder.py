@@ -110,11 +110,11 @@ def test_files_that_are_no_encoder(network, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         trained.load(path)
     path.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(InputError, match="not a readable encoder"):
+    with pytest.raises(InputError, match="is not a readable checkpoint"):
         trained.load(path)
     save(path, network)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(InputError, match="not a readable encoder"):
+    with pytest.raises(InputError, match="is not a readable checkpoint"):
         trained.load(path)
     torch.save({"weights": {}}, path)
     with pytest.raises(InputError, match="is not an encoder"):

@@ -213,7 +213,7 @@ def test_gaze_is_where_the_irises_are(clip):
 
 
 def test_an_image_that_vanishes_is_named(clip, tmp_path):
-    with pytest.raises(InputError, match=r"gone\.png is not a readable image"):
+    with pytest.raises(InputError, match=r"gone\.png does not exist"):
         photometric.cut([tmp_path / "gone.png"], clip.truth.take([0]), clip.vertices[:1])
 
 

@@ -160,17 +160,17 @@ def test_a_long_stream_is_not_listed_for_every_frame(growing, monkeypatch):
 def test_a_table_is_read_on(tmp_path):
     table, sizes = tmp_path / "landmarks.jsonl", {}
     assert frames.read_on(table, sizes) == (0, 0)
-    lines = [json.dumps({"file": f"{i}.png", "width": i, "height": 9}) + "\n" for i in range(3)]
+    lines = [json.dumps({"file": f"{i}.png", "width": i + 1, "height": 9}) + "\n" for i in range(3)]
     table.write_text(lines[0] + lines[1][:9])
     position = frames.read_on(table, sizes)
     assert list(sizes) == ["0"] and position[1] == len(lines[0])
     table.write_text(lines[0].replace("9", "8") + lines[1])  # what was read is not read again
     position = frames.read_on(table, sizes, position)
-    assert list(sizes) == ["0", "1"] and sizes["0"].tolist() == [0, 9]
+    assert list(sizes) == ["0", "1"] and sizes["0"].tolist() == [1, 9]
     (tmp_path / "other").write_text("".join(lines[2:]))  # the table as a whole, written anew
     (tmp_path / "other").replace(table)
     frames.read_on(table, sizes, position)
-    assert sizes["2"].tolist() == [2, 9]
+    assert sizes["2"].tolist() == [3, 9]
 
 
 def test_a_stream_ends_when_nothing_comes(growing):

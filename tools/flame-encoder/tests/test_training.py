@@ -1,13 +1,17 @@
 """Training: on one process and two, killed and resumed, from files and synthetic people; and wrong input."""
 
 import json
+import multiprocessing
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import stopped_run
 import torch
 import yaml
 from click.testing import CliRunner
@@ -63,6 +67,7 @@ def test_what_a_run_leaves(finished):
     out = folder / "out"
     assert figures["steps"] == 8 and figures["validation_landmark_px"] > 0
     assert sorted(p.name for p in out.iterdir()) == [
+        ".recon4d",
         "checkpoint.pth",
         "config.yaml",
         "eidolon_encoder_final.pth",
@@ -119,6 +124,36 @@ def test_stopped_and_resumed(finished, tmp_path, monkeypatch):
     figures = train("--out", tmp_path / "out", "--resume")
     assert figures["steps"] == 8
     assert largest_difference(weights(tmp_path / "out"), weights(folder / "out")) < 1e-6
+
+
+@pytest.mark.parametrize(("steps", "resume"), [(1, False), (1, True), (4, True), (7, True)])
+def test_killed_and_started_again(finished, tmp_path, steps, resume):
+    """Before the first checkpoint, which is after three steps, after it and near the end (-9): the same weights."""
+    folder, _ = finished
+    out, flag = tmp_path / "out", tmp_path / "flag"
+    run = ["--config", str(folder / "c.yaml"), "--out", str(out), "--cache", str(folder / "cache")]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["flame_encoder.encoder.training"])
+    process = context.Process(target=stopped_run.train, args=(run, steps, flag))
+    process.start()
+    while not flag.exists() and process.is_alive():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and (out / "checkpoint.pth").exists() == (steps > 3)
+    if steps > 3:
+        assert "--resume" in train(*run, code=2)
+    assert train(*run, *(["--resume"] if resume else []))["steps"] == 8
+    assert largest_difference(weights(out), weights(folder / "out")) < 1e-6
+    assert not [path for path in out.rglob("*") if ".recon4d-" in path.name]
+
+
+def test_resumed_with_its_own_settings_alone(finished, tmp_path):
+    folder, _ = finished
+    run = ["--config", folder / "c.yaml", "--out", folder / "out", "--cache", folder / "cache", "--resume"]
+    assert "train.batch_size is 4 in" in train(*run, "--batch-size", 2, code=2)
+    assert "--force" in train(*run, "--force", code=2)
+    assert train(*run)["steps"] == 8
 
 
 def test_it_learns(tmp_path):
@@ -211,9 +246,9 @@ def test_learning_rate_falls_and_stages_follow():
         (["--backbone", "resnet5000"], "neither a torchvision nor a timm model"),
         (["--freeze", "half"], "encoder.freeze"),
         (["--weights", "nowhere.pth"], "is not a file"),
-        (["--batch-size", 0], "train.batch_size"),
+        (["--batch-size", 0], "--batch-size"),
         (["--device", "tpu"], "is not a device"),
-        (["--devices", 0], "must be at least 1"),
+        (["--devices", 0], "--devices"),
         (["--head-model", "nowhere.pkl"], "does not exist"),
     ],
 )

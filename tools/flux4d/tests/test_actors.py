@@ -122,7 +122,7 @@ def test_depth_maps_that_are_not(tmp_path, root, indexed, small, clip, maps):
     np.save(place / "00.npy", np.zeros((4, 5, 3)))
     refused(str(tmp_path), "one depth per pixel")
     np.save(place / "00.npy", np.array([{}], dtype=object))
-    refused(str(tmp_path), "not a readable npy file")
+    refused(str(tmp_path), "holds objects, not numbers")
     (place / "00.npy").unlink()
     cv2.imwrite(str(place / "00.png"), np.zeros((4, 5), np.uint8))
     refused(str(tmp_path), "not a 16-bit PNG")

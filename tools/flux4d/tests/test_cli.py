@@ -110,7 +110,7 @@ def test_edit(work):
     moved = (after.velocities[:, 0].norm(dim=1) > 1).sum()
     assert moved == 100 and edited["frames"] == 6
     refused("there is no such actor", "edit", scene, "--distance", 3, "--remove", 99, "--out-dir", work / "e2")
-    refused("must be positive", "edit", scene, "--distance", -1)
+    refused("'--distance'", "edit", scene, "--distance", -1)
     refused("holds no cameras.json", "edit", work)
     (work / "edited" / "cameras.json").write_text("{}")
     refused("is not a camera path of flux4d", "edit", work / "edited")
@@ -133,10 +133,11 @@ def test_wrong_options(work, root, tmp_path):
     refused("is Python; give a YAML file", *overfit, "--config", "configs/flux4d.py")
     refused("lift.sky is not known", *overfit, "--set", "lift.sky=1")
     refused("must be key=value", *overfit, "--set", "lift.sky")
-    refused("does not exist; give a checkpoint", *overfit, "--resume")
     refused("--resume goes on in the output", *overfit, "--resume", "--force")
     refused("exists; give another output", "overfit", "--index-path", clips, "--output-dir", work / "one")
-    refused("would delete", *overfit[:3], "--output-dir", work / "one", "--resume-from", ckpt, "--force")
+    again = ["overfit", "--index-path", clips, "--output-dir", work / "one"]
+    refused("holds the input", *again, "--resume-from", ckpt, "--force")
+    refused("was not written by flux4d overfit", *again, "--force")
     refused(
         "is of another model than the settings given",
         "eval",
@@ -166,13 +167,21 @@ def _without_test(clips, folder):
 def test_resume_and_fixed_frame(work):
     out = work / "overfit"
     common = ["overfit", "--index-path", work / "clips.json", "--output-dir", out, *SMALL, "--num-sky-points", 4000]
-    call(*common, "--iters", 2, "--fixed-target-frame", 1, "--no-projected-depth", "--grad-accum-steps", 2)
+    line = [*common, "--iters", 2, "--fixed-target-frame", 1, "--no-projected-depth", "--grad-accum-steps", 2]
+    call(*line, "--resume")  # there is nothing yet: a new run
     assert "depth" not in (out / "train.log").read_text()
-    more = call(*common[:5], "--iters", 4, "--resume")  # with the run's own settings
-    assert more["steps"] == 4 and (out / "ckpt_step_000004.pt").is_file() and (out / "ckpt_step_000002.pt").is_file()
     _, found = checkpoints.open_model(out / "ckpt_last.pt", torch.device("cpu"))
-    assert found.lift.sky_points == 4000 and found.train.iterations == 4
-    assert found.losses.depth == 0 and found.model.channels == [8, 12]
+    assert found.lift.sky_points == 4000 and found.train.iterations == 2 and found.train.fixed_frame == 1
+    assert found.losses.depth == 0 and found.model.channels == [8, 12] and found.train.accumulate == 2
+    # the same command goes on, with the run's own settings where it says none; others are refused
+    assert call(*common[:5], "--resume")["steps"] == call(*line, "--resume")["steps"] == 2
+    refused("config.yaml has train.iterations: 2, and 4 is given", *common, "--iters", 4, "--resume")
+    refused("exists; give another output", *line)
+    more = ["--resume-from", out / "ckpt_last.pt", "--iters", 4, "--config", out / "config.yaml"]
+    longer = work / "longer"
+    assert call(*common[:3], "--output-dir", longer, *more)["steps"] == 4
+    assert (longer / "ckpt_step_000004.pt").is_file() and not (longer / "ckpt_step_000002.pt").exists()
+    assert "step 4" in (longer / "train.log").read_text() and "step 2" not in (longer / "train.log").read_text()
 
 
 def test_shipped_settings_and_bad_ones(tmp_path):

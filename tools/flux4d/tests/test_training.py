@@ -69,9 +69,10 @@ def test_rates_clips_and_frames(small, clip):
     steps = change_config(steps.model_dump(), "test", ["train.narrow=0"])
     passes = [training.chosen_clips(step, steps, 5)[0] for step in range(20)]
     assert all(sorted(passes[i : i + 5]) == list(range(5)) for i in range(0, 20, 5)) and passes[:5] != passes[5:10]
-    frames = [training.chosen_frames(step, 0, steps, clip, None) for step in range(60)]
+    frames = [training.chosen_frames(step, 0, steps, clip) for step in range(60)]
     assert {f for chosen in frames for f in chosen} == set(range(11)) and {len(f) for f in frames} == {2}
-    assert training.chosen_frames(7, 0, steps, clip, 3) == [3]
+    fixed = change_config(steps.model_dump(), "test", ["train.fixed_frame=3"])
+    assert training.chosen_frames(7, 0, fixed, clip) == [3]
 
 
 def test_weight_of_the_velocity(small):
@@ -91,11 +92,11 @@ def test_window(small, sample):
     assert set(widths[:40]) == {0.15} and set(widths[71:]) == {math.inf} and widths == sorted(widths)
     assert 1.0 < widths[69] < 1.2
     clip = sample.clip
-    narrow = {f for step in range(40) for f in training.chosen_frames(step, 0, steps, clip, None)}
+    narrow = {f for step in range(40) for f in training.chosen_frames(step, 0, steps, clip)}
     assert narrow == set(clip.target)  # the clip's targets lie between its inputs
     # frames long after the last input come when the window reaches them
     future = replace(clip, input=[0, 2, 4], target=[1, 3, 5, 6, 7, 8, 9, 10])
-    reached = [{f for i in range(60) for f in training.chosen_frames(at, i, steps, future, None)} for at in (5, 50, 80)]
+    reached = [{f for i in range(60) for f in training.chosen_frames(at, i, steps, future)} for at in (5, 50, 80)]
     assert reached == [{1, 3, 5}, set(range(9)), set(range(11))]
     everything = change_config(small.model_dump(), "test", ["train.narrow=0"])
     assert training.window(0, everything) == math.inf
@@ -147,7 +148,7 @@ def test_broken_checkpoints_are_named(tmp_path, small):
         checkpoints.fill(path, model, None)
     for content in (b"", b"no"):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="is not a checkpoint of flux4d"):
+        with pytest.raises(InputError, match=r"is not a readable checkpoint .*give a checkpoint of flux4d"):
             checkpoints.fill(path, model, None)
     torch.save({"step": 3}, path)
     with pytest.raises(InputError, match="other content"):

@@ -1,5 +1,6 @@
 """The viewer: its cameras by themselves, and the page as a browser shows it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,17 +9,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import browser
+import msgspec
 import numpy as np
 import pytest
 import torch
+import viser
+import websockets
+import zstandard
 from flux4d import scenes, viewer
 from flux4d.gaussians import MovingGaussians, inverse_softplus
 from flux4d.rendering import render
 from flux4d.timed_cameras import at_times, timed_cameras
 from recon4d import InputError
+from recon4d.viewer import posed
 from scipy.spatial.transform import Rotation
+from websockets.sync.client import connect
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +63,17 @@ def test_free_camera_is_the_recorded_one(folder):
     recorded = at_times(path, torch.tensor([0.25]))
     pose = recorded.one(0).camera_to_world.double().numpy()
     x, y, z, w = Rotation.from_matrix(pose[:3, :3]).as_quat()
-    camera = viewer.free_camera(pose[:3, 3], np.array([w, x, y, z]), viewer.vertical_fov(path), 160, 90, 0.25)
-    torch.testing.assert_close(camera.batch.K[0], path.batch.K[0])
-    ours = viewer.picture(gaussians, camera, False)
+    camera = posed(np.array([w, x, y, z]), pose[:3, 3], viewer.vertical_fov(path), 160, 90)
+    torch.testing.assert_close(camera.K, path.batch.K[0])
+    ours = viewer.picture(gaussians, camera, 0.25, False)
     theirs = (render(gaussians, recorded).colour[0] * 255).numpy()
     assert np.abs(ours - theirs).max() < 1.5 and theirs.std() > 30
-    motion = viewer.picture(gaussians, camera, True)
+    motion = viewer.picture(gaussians, camera, 0.25, True)
     assert motion[..., 0].max() > 60 and motion[..., 1:].max() < 60  # all that moves goes to the right
+    window = SimpleNamespace(camera=SimpleNamespace(image_width=320, image_height=180))
+    riding = viewer.riding_camera(path, 0.25, window, 90)
+    torch.testing.assert_close(riding.K, path.batch.K[0])
+    torch.testing.assert_close(riding.world_to_camera, recorded.one(0).world_to_camera)
 
 
 def test_what_is_no_scene(folder, tmp_path):
@@ -89,23 +101,150 @@ def settled(page, wanted) -> float:
     return where
 
 
-def test_in_a_browser(folder):
+@pytest.fixture(scope="module")
+def served(folder):
+    """The command as a subprocess: the page's address. Ctrl-C ends it at the end, without a traceback."""
     command = Path(sys.executable).parent / "flux4d"
-    server = subprocess.Popen(
-        [command, "view", str(folder), "--port", "0"],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
+    with open(folder / "stderr", "w") as errors:
+        server = subprocess.Popen(
+            [command, "view", str(folder), "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
     try:
         lines = ""
         while not lines.endswith("}\n"):
             lines += server.stdout.readline().decode()
-        with browser.open_page(width=1000, height=600) as page:
-            page.goto(json.loads(lines)["page"])
-            page.get_by_text("Ride along").wait_for()
-            first = settled(page, lambda column: column < 480)
-            assert browser.slide(page, "Time", 1.0) == pytest.approx(1.0, abs=0.02)
-            settled(page, lambda column: column > first + 100)
-    finally:
+        yield json.loads(lines)["page"]
         server.send_signal(signal.SIGINT)
-        assert server.wait(30) == 0
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+    errors = (folder / "stderr").read_text()
+    assert "stopped" in errors and "flux4d/viewer.py" not in errors, errors
+
+
+def test_in_a_browser(served):
+    with browser.open_page(width=1000, height=600) as page:
+        page.goto(served)
+        page.get_by_text("Ride along").wait_for()
+        first = settled(page, lambda column: column < 480)
+        assert browser.slide(page, "Time", 1.0) == pytest.approx(1.0, abs=0.02)
+        settled(page, lambda column: column > first + 100)
+        browser.slide(page, "Time", 0.0)
+
+
+# ----------------------------------------------------------------------------------------------- what a browser may say
+
+EYE = {
+    "type": "ViewerCameraMessage",
+    "wxyz": [1.0, 0, 0, 0],
+    "position": [0.0, 0, 0],
+    "fov": 0.8,
+    "near": 0.1,
+    "far": 100.0,
+    "image_height": 90,
+    "image_width": 160,
+    "look_at": [0.0, 1, 0],
+    "up_direction": [0.0, 0, 1],
+}
+NAN, MUCH = float("nan"), 1e308
+
+
+def connected(page, **options):
+    protocol = websockets.Subprotocol(f"viser-v{viser.__version__}")
+    return connect(page.replace("http", "ws"), subprotocols=[protocol], max_size=None, **options)
+
+
+def received(client):
+    """The messages of the next packet."""
+    packet = client.recv(timeout=60)
+    content = zstandard.decompress(packet[16 : 16 + int.from_bytes(packet[8:16], "little")])
+    return msgspec.msgpack.decode(content)["messages"]
+
+
+def answers(page) -> dict[str, str]:
+    """A good client connects and gets its picture; the controls' names by their labels."""
+    controls = {}
+    with connected(page) as client:
+        client.send(msgspec.msgpack.encode(EYE))
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            for message in received(client):
+                if "label" in message.get("props", {}):
+                    controls[message["props"]["label"]] = message["uuid"]
+                if message["type"] == "BackgroundImageMessage" and message["rgb_data"] is not None:
+                    return controls
+    raise AssertionError("no picture")
+
+
+def test_messages_neither_end_nor_fill_it(served):
+    controls = answers(served)
+    assert {"Time", "Play", "Speed", "Ride along", "Motion"} <= set(controls)
+    cameras = [
+        {"position": [NAN, 0, 0]},
+        {"position": [MUCH, 0, 0]},
+        {"position": "here"},
+        {"position": []},
+        {"wxyz": [0, 0, 0, 0]},
+        {"wxyz": [NAN] * 4},
+        {"wxyz": [1]},
+        {"fov": NAN},
+        {"fov": 0},
+        {"fov": 1e9},
+        {"fov": None},
+        {"image_width": 10**6, "image_height": 1},
+        {"image_width": 10**9, "image_height": 10**9},
+        {"image_width": 0, "image_height": -5},
+        {"image_width": "wide"},
+        {"image_height": NAN},
+    ]
+    values = [NAN, MUCH, -MUCH, "x", None, [], {"a": 1}, 2**63, True]
+    updates = [(uuid, value) for label, uuid in controls.items() for value in values]
+    bad = [msgspec.msgpack.encode(EYE | camera) for camera in cameras]
+    for uuid, value in updates:
+        bad.append(msgspec.msgpack.encode({"type": "GuiUpdateMessage", "uuid": uuid, "updates": {"value": value}}))
+    bad += [
+        msgspec.msgpack.encode({"type": "GuiUpdateMessage", "uuid": "nobody", "updates": {"value": 1}}),
+        msgspec.msgpack.encode({"type": "GuiUpdateMessage", "uuid": controls["Time"], "updates": {"max": 1e9}}),
+        msgspec.msgpack.encode({"type": "GuiUpdateMessage", "uuid": controls["Time"], "updates": 3}),
+        msgspec.msgpack.encode({"type": "NoSuchMessage"}),
+        msgspec.msgpack.encode([1, 2, 3]),
+        msgspec.msgpack.encode({}),
+        b"\xff" * 100,
+        b"",
+        "text",
+    ]
+    for riding in (True, False):
+        update = {"type": "GuiUpdateMessage", "uuid": controls["Ride along"], "updates": {"value": riding}}
+        for message in bad:
+            with connected(served) as client, contextlib.suppress(websockets.ConnectionClosed):
+                client.send(msgspec.msgpack.encode(EYE))
+                client.send(msgspec.msgpack.encode(update))
+                client.send(message)
+                time.sleep(0.02)  # so that it is looked at
+        answers(served)
+    with connected(served) as client, contextlib.suppress(websockets.ConnectionClosed):
+        for _ in range(20_000):
+            client.send(bad[0])
+    answers(served)
+    with pytest.raises(websockets.ConnectionClosed), connected(served) as client:
+        client.send(b"x" * (2 << 20))  # more than a browser ever says
+        while True:
+            client.recv(timeout=30)
+    answers(served)
+    # put back what the messages changed
+    with connected(served) as client:
+        for label, value in (("Time", 0.0), ("Play", False), ("Ride along", True), ("Motion", False), ("Speed", 0.5)):
+            update = {"type": "GuiUpdateMessage", "uuid": controls[label], "updates": {"value": value}}
+            client.send(msgspec.msgpack.encode(update))
+    answers(served)
+
+
+def test_other_origins_are_refused(served):
+    for origin in ("http://elsewhere.example", "null"):
+        with pytest.raises(websockets.InvalidStatus), connected(served, origin=origin):
+            pass
+    with connected(served, origin=served):
+        pass

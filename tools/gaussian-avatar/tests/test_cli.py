@@ -1,12 +1,9 @@
 """The commands as a user runs them, from an empty folder to a video, and what they say to bad input."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import av
@@ -14,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 from gaussian_avatar.cli import main
 from plyfile import PlyData
 from recon4d.formats.track import Track
@@ -81,7 +79,7 @@ def test_synth_and_train(trained):
     config = yaml.safe_load((output / "config.yaml").read_text())
     assert config["model"]["tex_size"] == 32 and config["data_dir"] == str(folder / "data")
     assert list(output.glob("events.out.tfevents.*")) and (output / "speed.txt").exists()
-    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+    assert not list(output.glob(".recon4d-*"))
 
 
 def test_import(trained, broken, capfd):
@@ -126,7 +124,19 @@ def test_fitted_poses_undo_a_wrong_track(trained, tmp_path, capfd):
     R[12:] = R[12:] @ Rotation.from_euler("y", 3, degrees=True).as_matrix().astype(np.float32)
     Track(**(vars(track) | {"R": R})).write(tmp_path / "me/w/track.npz")
     with pytest.raises(SystemExit):
-        main(["metrics", "--subject", "me", "--work-name", "w", "--output-dir", str(tmp_path), "--refine-pose"])
+        main(
+            [
+                "metrics",
+                "--subject",
+                "me",
+                "--work-name",
+                "w",
+                "--output-dir",
+                str(tmp_path),
+                "--refine-pose",
+                "--force",
+            ]
+        )
     means = json.loads(capfd.readouterr().out)
     before = json.loads((trained[0] / "output/me/w/metrics.json").read_text())
     assert "refined_psnr" not in before and means["psnr"] < before["psnr"] - 0.5
@@ -159,7 +169,7 @@ def test_render(trained, capfd):
     ).write(folder / "backwards.npz")
     first = cv2.imread(str(output / "render_image/00000.png")).astype(int)
     with pytest.raises(SystemExit) as stop:
-        main([str(x) for x in ("render", *common, "--alpha", "--track", folder / "backwards.npz")])
+        main([str(x) for x in ("render", *common, "--alpha", "--force", "--track", folder / "backwards.npz")])
     assert stop.value.code == 0
     assert json.loads(capfd.readouterr().out)["frames"] == 14
     last = cv2.imread(str(output / "render_image/00013.png"), cv2.IMREAD_UNCHANGED)
@@ -169,26 +179,83 @@ def test_render(trained, capfd):
     assert np.abs(over - first).mean() < 6
 
 
-def test_killed_and_resumed(trained, tmp_path, capfd):
-    data = trained[0] / "data"
-    args = ["train-offline", "--subject", "me", "--work-name", "k", "--output-dir", tmp_path]
-    many = ["--set", "train.checkpoint_every=10", "--set", "train.iterations=100000"]
-    process = subprocess.Popen(command(*args, "--data-dir", data, *QUICK, *many), stderr=subprocess.DEVNULL)
-    checkpoint = tmp_path / "me/k/checkpoint.pt"
-    while not checkpoint.exists() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
-    process.wait()
-    assert checkpoint.exists() and not (tmp_path / "me/k/model.ply").exists()
-    # What a kill leaves can always be read: shorten the run, so that the rest of it is soon done.
-    config = yaml.safe_load((tmp_path / "me/k/config.yaml").read_text())
-    config["train"]["iterations"] = 10
-    (tmp_path / "me/k/config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(SystemExit) as stop:
-        main([str(arg) for arg in (*args, "--resume")])
-    out, log = capfd.readouterr()
-    assert stop.value.code == 0 and "resumed at image" in log
-    assert (tmp_path / "me/k/model.ply").exists() and json.loads(out)["gaussians"] > 300
+KILLED = """
+import os, signal, sys
+from gaussian_avatar import learners
+from click.testing import CliRunner
+from gaussian_avatar.cli import main
+
+take_step = learners.step
+
+def until(last):
+    def killing(learner, batch, images, *more):
+        if images == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return take_step(learner, batch, images, *more)
+    return killing
+
+for moment in map(int, sys.argv[1].split(",")):
+    if os.fork() == 0:
+        learners.step = until(moment)
+        main([*sys.argv[2:], "--work-name", str(moment)])
+    os.wait()
+"""
+
+
+def killed(moments, *words):
+    """A command that is killed when it has learned from so many images, once for each moment, as its work name."""
+    args = [sys.executable, "-c", KILLED, ",".join(map(str, moments)), *map(str, words)]
+    subprocess.run(args, check=True, capture_output=True)
+
+
+def test_killed_offline(trained, tmp_path):
+    """Before the first checkpoint, after it and near the end: --resume ends as a run that was never stopped."""
+    where = ["train-offline", "--subject", "me", "--output-dir", tmp_path]
+    words = [*where, "--data-dir", trained[0] / "data", *QUICK, "--set", "train.checkpoint_every=20"]
+    words += ["--set", "train.iterations=60"]
+    killed((10, 30, 55), *words)
+    assert said(*words, "--work-name", "whole").exit_code == 0
+    expected = PlyData.read(tmp_path / "me/whole/model.ply")["vertex"].data
+    for name, kept in (("10", None), ("30", 20), ("55", 40)):
+        out = tmp_path / "me" / name
+        assert (out / "config.yaml").is_file() and (out / "checkpoint.pt").is_file() == (kept is not None)
+        if kept is None:  # nothing to lose: the same command works again
+            shutil.copytree(out, tmp_path / "me/again")
+            assert said(*words, "--work-name", "again").exit_code == 0
+        else:
+            refused = said(*words, "--work-name", name)
+            assert refused.exit_code == 2 and "--resume to go on or --force" in refused.stderr
+            other = said(*words, "--work-name", name, "--resume", "--set", "train.rates.mlp=0.5")
+            assert other.exit_code == 2 and "whose train.rates.mlp is another" in other.stderr
+        more = words if name == "55" else where  # the same command again, or --resume alone
+        resumed = said(*more, "--work-name", name, "--resume")
+        assert resumed.exit_code == 0, resumed.output
+        assert (f"resumed at image {kept}" if kept else "training begins anew") in resumed.stderr
+        found = PlyData.read(out / "model.ply")["vertex"].data
+        for column in found.dtype.names:  # the last bits of a step depend on how threads share the work
+            different = np.abs(found[column] - expected[column]) > 1e-3 * np.abs(expected[column]).max() + 1e-9
+            assert different.mean() < 0.01, column
+
+
+def test_killed_online(trained, tmp_path):
+    """The frames of the stream before are gone, what was learned from them is not."""
+    where = ["train-online", "--subject", "me", "--output-dir", tmp_path, "--images-per-frame", 5]
+    words = [*where, "--data-dir", trained[0] / "data", "--preset", "cpu-online", *QUICK[2:]]
+    words += ["--set", "train.checkpoint_every=20"]
+    assert said(*words, "--work-name", "whole").exit_code == 0
+    moments = np.cumsum([len(line.split()) for line in (tmp_path / "me/whole/sample.txt").read_text().splitlines()])
+    killed(moments[[1, 5, -2]], *words)
+    for name in map(str, moments[[1, 5, -2]]):
+        kept = (tmp_path / "me" / name / "checkpoint.pt").is_file()
+        assert kept == (int(name) >= 20)
+        resumed = said(*where, "--work-name", name, "--resume")
+        assert resumed.exit_code == 0, resumed.output
+        assert ("resumed after" if kept else "training begins anew") in resumed.stderr
+        assert (tmp_path / "me" / name / "model.ply").is_file()
+
+
+def said(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
 
 
 @pytest.fixture
@@ -241,7 +308,7 @@ def test_options_that_do_not_fit(trained, tmp_path, capfd):
     assert "plain folder name" in refused(capfd, *training(folder, "--work-name", "../x"))
     assert "not a device" in refused(capfd, *training(folder, *fresh, "--device", "tpu"))
     assert "does not exist" in refused(capfd, *training(folder, *fresh, "--head-model", tmp_path / "flame.pkl"))
-    assert "no run to resume" in refused(capfd, "train-offline", "--subject", "nobody", "--resume")
+    assert "is not a folder" in refused(capfd, "train-offline", "--subject", "nobody", "--resume")
     out = ["--output-dir", folder / "output"]
     assert "holds no training run" in refused(capfd, "metrics", "--subject", "nobody", *out)
     assert "holds no training run" in refused(capfd, "render", "--subject", "nobody", *out)

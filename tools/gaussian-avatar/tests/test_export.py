@@ -163,7 +163,7 @@ def test_commands(folder, tmp_path, capfd):
     code, out, err = command(capfd, "metrics", *where)
     assert code == 0, err
     first = json.loads(out)
-    code, out, _ = command(capfd, "metrics", *where, "--model", folder / "model.safetensors")
+    code, out, _ = command(capfd, "metrics", *where, "--model", folder / "model.safetensors", "--force")
     second = json.loads(out)
     assert second["gaussians"] < first["gaussians"] and second["psnr"] == pytest.approx(first["psnr"], abs=0.3)
     code, out, _ = command(capfd, "render", *where, "--model", folder / "model.safetensors")

@@ -201,7 +201,6 @@ def test_a_folder_at_its_pace_and_options_that_do_not_fit(data_dir, tmp_path, wo
     assert "are for the frames of --stream" in refused(capfd, *fresh, "--masks", tmp_path)
     assert "whose end is known" in refused(capfd, *fresh, "--stream", "/dev/null", "--repeat", 2)
     assert "exclude each other" in refused(capfd, *fresh, "--config", "online")
-    assert "no run to resume" in refused(capfd, *fresh, "--resume")
     (tmp_path / "data/me/images/00004.png").write_bytes(b"no")
     assert "00004.png is not a readable image" in refused(capfd, *fresh, "--images-per-frame", 5)
     assert not (tmp_path / "me/x/model.ply").exists()

@@ -1,5 +1,6 @@
 """The viewer: its sliders and cameras by themselves, and the page as a browser shows it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from dataclasses import replace
@@ -15,20 +17,21 @@ from pathlib import Path
 import av
 import browser
 import cv2
+import msgspec
 import numpy as np
 import pytest
 import torch
 import viser
 import websockets
 import zstandard
-from gaussian_avatar import avatars, model_file, motions, poses, rendering, runs
+from gaussian_avatar import avatars, model_file, motions, poses, rendering, runs, viewer
 from gaussian_avatar.cli import main
 from gaussian_avatar.config import load_config
 from gaussian_avatar.poses import Pose
 from recon4d.formats.track import PER_FRAME
 from recon4d.formats.track import read as read_track
 from recon4d.settings import write
-from recon4d.viewer import next_height, posed
+from recon4d.viewer import next_height, posed, serving
 from scipy.spatial.transform import Rotation
 from websockets.sync.client import connect
 
@@ -379,3 +382,104 @@ def test_in_a_browser(served, folder, trained, head, tmp_path):
         (work / "model.ply").write_bytes(b"ply\nformat binary_little_endian 1.0\nelement vertex 9")
         page.get_by_text("the new model is not readable").wait_for()
         settled(page, picture(Pose(), trained.track, of=repainted, background=(200, 220, 240)), "the model before")
+
+
+# ----------------------------------------------------------------------------------------------------- strange browsers
+
+EYE = {
+    "type": "ViewerCameraMessage",
+    "wxyz": [1.0, 0, 0, 0],
+    "position": [0.0, 0, -0.7],
+    "fov": 0.5,
+    "near": 0.1,
+    "far": 100.0,
+    "image_height": 90,
+    "image_width": 160,
+    "look_at": [0.0, 0, 0],
+    "up_direction": [0.0, 1, 0],
+}
+NAN, MUCH = float("nan"), 1e308
+CAMERAS = [
+    {"position": [NAN, 0, 0]},
+    {"position": [MUCH, 0, 0]},
+    {"position": "here"},
+    {"wxyz": [0, 0, 0, 0]},
+    {"wxyz": [NAN] * 4},
+    {"fov": NAN},
+    {"fov": 0},
+    {"fov": None},
+    {"image_width": 10**6, "image_height": 1},
+    {"image_width": 10**9, "image_height": 10**9},
+    {"image_width": 0, "image_height": -5},
+    {"image_height": "high"},
+]
+CONTROLS = ("Clip", "Play", "Frame", "Speed", "Jaw open", "Blink", "Background", "Saved height", "Follow the clip")
+
+
+@pytest.fixture
+def page(trained):
+    """The page of a viewer whose loop runs beside the test: that it still does is checked at the end."""
+    pages = []
+    with serving("127.0.0.1", 0, "test", pages.append, print) as server:
+        looking = viewer.set_up(server, trained, {viewer.OWN_CLIP: trained.track, "other": trained.track})
+        thread = threading.Thread(target=viewer.loop, args=(looking, print), daemon=True)
+        thread.start()
+        yield pages[0]
+        assert thread.is_alive()
+        looking.ended.set()
+        thread.join(60)
+
+
+def connected(page, **options):
+    protocol = websockets.Subprotocol(f"viser-v{viser.__version__}")
+    return connect(page.replace("http", "ws"), subprotocols=[protocol], max_size=None, **options)
+
+
+def answers(page) -> dict[str, str]:
+    """A good browser connects and gets its picture; the controls' names by their labels."""
+    controls = {}
+    with connected(page) as client:
+        client.send(msgspec.msgpack.encode(EYE))
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            packet = client.recv(timeout=60)
+            content = zstandard.decompress(packet[16 : 16 + int.from_bytes(packet[8:16], "little")])
+            for message in msgspec.msgpack.decode(content)["messages"]:
+                if "label" in message.get("props", {}):
+                    controls[message["props"]["label"]] = message["uuid"]
+                if message["type"] == "BackgroundImageMessage" and message["rgb_data"] is not None:
+                    return controls
+    raise AssertionError("no picture")
+
+
+def test_messages_neither_end_nor_fill_it(page):
+    controls = answers(page)
+    updates = [
+        {"type": "GuiUpdateMessage", "uuid": controls[label], "updates": {"value": value}}
+        for label in CONTROLS
+        for value in (NAN, MUCH, "x", None, [], [NAN] * 3, 2**63)
+    ]
+    others = [{"type": "NoSuchMessage"}, [1, 2, 3], {}, updates[0] | {"updates": 3}, updates[0] | {"uuid": "nobody"}]
+    bad = [msgspec.msgpack.encode(message) for message in [*(EYE | camera for camera in CAMERAS), *updates, *others]]
+    for message in [*bad, b"\xff" * 100, b"", "text"]:
+        with connected(page) as client, contextlib.suppress(websockets.ConnectionClosed):
+            client.send(msgspec.msgpack.encode(EYE))
+            client.send(message)
+            time.sleep(0.02)  # so that it is looked at
+    answers(page)
+    with connected(page) as client, contextlib.suppress(websockets.ConnectionClosed):
+        for _ in range(20_000):
+            client.send(bad[0])
+    with pytest.raises(websockets.ConnectionClosed), connected(page) as client:
+        client.send(b"x" * (2 << 20))  # more than a browser ever says
+        while True:
+            client.recv(timeout=30)
+    answers(page)
+
+
+def test_pages_of_others_are_refused(page):
+    for origin in ("http://elsewhere.example", "null"):
+        with pytest.raises(websockets.InvalidStatus), connected(page, origin=origin):
+            pass
+    with connected(page, origin=page):
+        pass

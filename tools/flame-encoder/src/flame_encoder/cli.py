@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from recon4d.cli import Group, device_option, force_option, log, print_result, progress_bar
+from recon4d.cli import Group, Real, device_option, force_option, log, print_result, progress_bar, seed_type
 from recon4d.files import InputError
 
+Count = click.IntRange
 F = TypeVar("F", bound=Callable[..., Any])
 path_type = click.Path(path_type=Path)
 head_options = [
@@ -36,10 +37,18 @@ def main() -> None:
 @click.option("--landmarks", type=path_type, required=True, help="Folder of <frame>.npy (68, 2) or (P, 68, 2).")
 @click.option("--out", type=path_type, required=True, help="Folder to write.")
 @with_head
-@click.option("--person", type=int, default=0, show_default=True, help="Whose face: 0 is who is in most frames.")
-@click.option("--focal", type=float, help="Focal length in pixels; estimated when not given.")
-@click.option("--fps", type=float, help="Frames per second; from frames.jsonl when not given, else 30.")
-@click.option("--iterations", type=int, default=40, show_default=True, help="Solver steps at most.")
+@click.option(
+    "--person",
+    type=Count(0, 1000),
+    default=0,
+    show_default=True,
+    help="Whose face: 0 is who is in most frames.",
+)
+@click.option("--focal", type=Real(0, 1e6, min_open=True), help="Focal length in pixels; estimated when not given.")
+@click.option(
+    "--fps", type=Real(0, 1e5, min_open=True), help="Frames per second; from frames.jsonl when not given, else 30."
+)
+@click.option("--iterations", type=Count(1, 10_000), default=40, show_default=True, help="Solver steps at most.")
 @click.option("--photometric", is_flag=True, help="Refine on the images too.")
 @click.option(
     "--init",
@@ -52,9 +61,21 @@ def main() -> None:
 @click.option(
     "--stream", "live", is_flag=True, help="Write each frame to stdout as it is tracked, a line of JSON each."
 )
-@click.option("--calibrate", type=int, default=45, show_default=True, help="--stream: frames that fix the identity.")
+@click.option(
+    "--calibrate",
+    type=Count(1, 10_000),
+    default=45,
+    show_default=True,
+    help="--stream: frames that fix the identity.",
+)
 @click.option("--follow", is_flag=True, help="--stream: wait for frames that are still being written.")
-@click.option("--timeout", type=float, default=30, show_default=True, help="--follow: seconds without a new frame.")
+@click.option(
+    "--timeout",
+    type=Real(0, 1e6, min_open=True),
+    default=30,
+    show_default=True,
+    help="--follow: seconds without a new frame.",
+)
 @click.option("--preview/--no-preview", default=True, show_default=True, help="Write overlay.png and overlay.mp4.")
 @force_option
 def track(live: bool, photometric: bool, calibrate: int, follow: bool, timeout: float, **options: Any) -> None:
@@ -112,27 +133,27 @@ def mean_face(out: Path, show: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.option("--config", default="default", show_default=True, help="default, shipped, quick, or a YAML file.")
+@click.option("--config", help="default, shipped, quick, or a YAML file.  [default: default]")
 @click.option("--out", type=path_type, default="outputs", show_default=True, help="Folder of the run.")
 @click.option("--images", type=path_type, help="Folder of images.")
 @click.option("--landmarks", type=path_type, help="Folder of <image>.npy (68, 2), as prep-faces writes them.")
-@click.option("--synthetic", type=int, help="Number of synthetic people, alone or beside the images.")
+@click.option("--synthetic", type=Count(0, 10**9), help="Number of synthetic people, alone or beside the images.")
 @click.option("--cache", type=path_type, help="Folder that keeps the synthetic people between epochs and runs.")
 @with_head
 @click.option("--backbone", help="A torchvision or timm model.")
 @click.option("--weights", help="Its weights: none, imagenet or the file of a state dict.")
 @click.option("--freeze", help="What of it stays as it is: backbone, none or first-N blocks.")
 @click.option("--renderer", type=click.Choice(["recon4d", "pytorch3d"]), help="What draws for pixel and perceptual.")
-@click.option("--batch-size", type=int, help="Images per step, of all processes together.")
-@click.option("--workers", type=int, help="Processes that prepare samples.")
-@click.option("--devices", type=int, default=1, show_default=True, help="Processes or GPUs to train on.")
-@click.option("--nodes", type=int, default=1, show_default=True, help="Machines; start with torchrun.")
+@click.option("--batch-size", type=Count(1, 10**6), help="Images per step, of all processes together.")
+@click.option("--workers", type=Count(0, 1024), help="Processes that prepare samples.")
+@click.option("--devices", type=Count(1, 1024), default=1, show_default=True, help="Processes or GPUs to train on.")
+@click.option("--nodes", type=Count(1, 1024), default=1, show_default=True, help="Machines; start with torchrun.")
 @device_option
-@click.option("--seed", type=int, help="Seed of all random numbers.  [default: the config's]")
+@click.option("--seed", type=seed_type, help="Seed of all random numbers.  [default: the config's]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, with its own settings.")
 @force_option
 def train(
-    config: str, out: Path, devices: int, nodes: int, device: str, resume: bool, force: bool, **options: Any
+    config: str | None, out: Path, devices: int, nodes: int, device: str, resume: bool, force: bool, **options: Any
 ) -> None:
     """Train an encoder in stages, from images with landmarks, from synthetic people, or from both.
 
@@ -142,19 +163,18 @@ def train(
     from flame_encoder.encoder import training
     from flame_encoder.encoder.config import load
 
+    sections = {
+        "": ("head_model", "landmark_embedding", "seed"),
+        "data": ("images", "landmarks", "cache", "synthetic"),
+        "encoder": ("backbone", "weights", "freeze"),
+        "train": ("renderer", "batch_size", "workers"),
+    }
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    changes = {section: {key: given[key] for key in keys} for section, keys in sections.items()}
+    own = resume and config is None and not any(value is not None for value in given.values())
+    chosen = None if own else load(config or "default", changes)
     where: dict[str, Any] = {"device": device, "devices": devices, "nodes": nodes}
-    if resume:
-        figures = training.resume(out, **where, log=log, progress=progress_bar)
-    else:
-        sections = {
-            "": ("head_model", "landmark_embedding", "seed"),
-            "data": ("images", "landmarks", "cache", "synthetic"),
-            "encoder": ("backbone", "weights", "freeze"),
-            "train": ("renderer", "batch_size", "workers"),
-        }
-        given = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-        changes = {section: {key: given[key] for key in keys} for section, keys in sections.items()}
-        figures = training.start(load(config, changes), out, **where, force=force, log=log, progress=progress_bar)
+    figures = training.start(chosen, out, resume=resume, force=force, **where, log=log, progress=progress_bar)
     if figures is not None:
         print_result(figures)
 
@@ -197,7 +217,9 @@ def encode(images: tuple[Path, ...], out: Path, **options: Any) -> None:
 @click.argument("source", type=path_type)
 @click.option("--out", type=path_type, required=True, help="OBJ, PLY, glTF or GLB file to write.")
 @with_head
-@click.option("--row", "--frame", "row", type=int, default=0, show_default=True, help="Which image or frame.")
+@click.option(
+    "--row", "--frame", "row", type=Count(0, 10**9), default=0, show_default=True, help="Which image or frame."
+)
 @click.option("--neutral", is_flag=True, help="Without pose and expression: the identity alone.")
 @force_option
 def mesh(source: Path, out: Path, **options: Any) -> None:

@@ -1,21 +1,14 @@
-"""Drawing: a head shaded in grey, dots on landmarks, pictures side by side; PNG files."""
+"""Drawing: a head shaded in grey, dots on landmarks, pictures side by side."""
 
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from recon4d import cameras, mesh
-from recon4d.files import atomic_path
+from recon4d import cameras, images, mesh
 from recon4d.head import HeadModel
 
 GREEN, RED = (0, 220, 0), (230, 30, 30)  # detected or true landmarks, and the model's
-
-
-def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write RGB uint8 (H, W, 3) atomically."""
-    with atomic_path(path) as temporary:
-        cv2.imwrite(str(temporary), picture[..., ::-1])
 
 
 def dot(image: np.ndarray, points: np.ndarray, colour: tuple[int, int, int], radius: float = 1.25) -> None:
@@ -37,12 +30,12 @@ def shaded(
     return np.repeat(grey[..., None], 3, -1), rast.mask[0].numpy()
 
 
-def contact_sheet(path: Path, images: list[np.ndarray], columns: int = 4, width: int = 320) -> None:
-    """Images (H, W, 3) uint8 RGB side by side in a PNG."""
+def contact_sheet(path: Path, pictures: list[np.ndarray], columns: int = 4, width: int = 320) -> None:
+    """Pictures (H, W, 3) uint8 RGB side by side in a PNG."""
     small = [
-        cv2.resize(im, (width, round(im.shape[0] * width / im.shape[1])), interpolation=cv2.INTER_AREA) for im in images
+        cv2.resize(p, (width, max(1, round(p.shape[0] * width / p.shape[1]))), interpolation=cv2.INTER_AREA)
+        for p in pictures
     ]
     blank = np.zeros_like(small[0])
     small += [blank] * (-len(small) % columns)
-    sheet = np.vstack([np.hstack(small[i : i + columns]) for i in range(0, len(small), columns)])
-    write_png(path, sheet)
+    images.write_png(path, np.vstack([np.hstack(small[i : i + columns]) for i in range(0, len(small), columns)]))

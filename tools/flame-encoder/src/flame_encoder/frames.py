@@ -1,22 +1,23 @@
 """Folders of images and of their landmarks, as prep-faces writes them."""
 
-import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
-from recon4d.files import InputError
+from recon4d import images
+from recon4d.files import InputError, parse_json, read_npy
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FAR = 1e6  # pixels: no image is so large
 
 
 def frame_paths(folder: Path) -> list[Path]:
-    """The images of a folder by name. Raises InputError when there are none."""
+    """The images of a folder in natural order. Raises InputError when there are none."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of frames; make one with prep-faces frames")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = images.in_folder(folder)
     if not paths:
         raise InputError(f"{folder} has no images; make frames with prep-faces frames")
     return paths
@@ -34,29 +35,14 @@ def image_paths(sources: Sequence[Path]) -> list[Path]:
     return paths
 
 
-def read_image(path: Path) -> np.ndarray:
-    """RGB uint8 (H, W, 3). Raises InputError for what is not an image."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
-    if image is None:
-        raise InputError(f"{path} is not a readable image; give a PNG or JPEG file")
-    return np.ascontiguousarray(image[..., ::-1])
-
-
 def frame_rate(frames: Path) -> float | None:
     """Frames per second from the `frames.jsonl` that prep-faces writes beside the folder of frames, if it is there."""
-    manifest = frames.parent / "frames.jsonl"
-    if not manifest.is_file():
+    table = frames.parent / "frames.jsonl"
+    if not table.is_file():
         return None
-    times = []
-    for line in manifest.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line cut short
-        if isinstance(record.get("time"), int | float):
-            times.append(record["time"])
-    steps = np.diff(times)
-    return float(1 / np.median(steps)) if len(steps) and np.median(steps) > 0 else None
+    times = [record["time"] for record in records(table.read_bytes(), table) if number(record.get("time"))]
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    return 1 / step if step > 1e-5 else None
 
 
 def check_landmarks(landmarks: Path) -> None:
@@ -70,13 +56,14 @@ def read_landmarks(path: Path) -> np.ndarray:
     if not path.is_file():
         return np.empty((0, 68, 2))
     try:
-        points = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        points = read_npy(path)
+    except InputError as error:
         raise InputError(f"{path} is not a readable landmark file ({error}); make it again") from error
     if points.shape[-2:] not in ((68, 2), (68, 3)) or points.ndim > 3 or points.dtype.kind not in "fiu":
         raise InputError(f"{path} has shape {points.shape}, {points.dtype}; (68, 2) or (people, 68, 2) is needed")
     points = points[..., :2].reshape(-1, 68, 2).astype(np.float64)  # a third number is a depth
-    return points[np.isfinite(points).all((1, 2))]
+    answer: np.ndarray = points[(np.abs(points) < FAR).all((1, 2))]
+    return answer
 
 
 def landmark_sizes(landmarks: Path) -> dict[str, np.ndarray]:
@@ -99,10 +86,27 @@ def read_on(table: Path, sizes: dict[str, np.ndarray], position: tuple[int, int]
         start = position[1] if same else 0
         file.seek(start)
         data = file.read()
-    for line in data.splitlines():
-        try:
-            record = json.loads(line)
-            sizes[Path(record["file"]).stem] = np.array([record["width"], record["height"]], float)
-        except (KeyError, TypeError, ValueError):
-            continue  # an error record, or a line cut short
+    for record in records(data, table):
+        name, width, height = (record.get(key) for key in ("file", "width", "height"))
+        if isinstance(name, str) and number(width, 1) and number(height, 1):
+            sizes[Path(name).stem] = np.array([width, height], float)
     return state.st_ino, start + data.rfind(b"\n") + 1
+
+
+def records(lines: bytes, source: Path) -> list[dict[str, Any]]:
+    """The JSON objects in lines of a table; lines that are none, as one cut short is, are passed over."""
+    found = []
+    for line in lines.splitlines():
+        try:
+            record = parse_json(line, source)
+        except InputError:
+            continue
+        if isinstance(record, dict):
+            found.append(record)
+    return found
+
+
+def number(value: Any, least: float = -FAR, most: float = FAR) -> bool:
+    """Whether a value of a record is a finite number within bounds."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and least <= value <= most and math.isfinite(value)

@@ -1,13 +1,15 @@
 """What is in a head model file, and a picture that shows whether its landmarks sit where they should."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import recon4d.head
 import torch
-from recon4d.cli import claim_output
 from recon4d.files import InputError
 from recon4d.head import JOINTS, HeadModel
+from recon4d.images import write_png
+from recon4d.runs import claim_file
 
 from flame_encoder import drawing
 
@@ -23,7 +25,7 @@ def check(
     *,
     render: str | Path | None = None,
     force: bool = False,
-) -> dict:
+) -> dict[str, Any]:
     """What the head model in `path` holds, see `summary`, and a picture of it in the PNG `render`.
 
     Args:
@@ -36,11 +38,11 @@ def check(
     found = summary(head)
     require_sound(head, path or head.name)
     if render is not None:
-        draw(head, claim_output(render, force))
+        draw(head, claim_file(render, force=force, inputs=[path, landmark_embedding]))
     return found
 
 
-def summary(head: HeadModel) -> dict:
+def summary(head: HeadModel) -> dict[str, Any]:
     """Counts, joints (metres), extent and licence note of a head model, as plain numbers and strings."""
     joints = head.joints()[0]
     extent = head.v_template.max(0).values - head.v_template.min(0).values
@@ -94,4 +96,4 @@ def draw(head: HeadModel, path: Path, size: int = 512) -> None:
     if head.landmark_faces is not None:
         points = head.landmarks(vertices)[0] @ torch.from_numpy(K).T
         drawing.dot(image, (points[:, :2] / points[:, 2:]).numpy(), drawing.RED, radius=2)
-    drawing.write_png(path, image)
+    write_png(path, image)

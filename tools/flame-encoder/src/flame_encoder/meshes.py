@@ -1,21 +1,22 @@
 """One head of a file of parameters as a mesh: OBJ, PLY or glTF, through trimesh."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import recon4d.head
 import torch
 import trimesh
-from recon4d.cli import claim_output
 from recon4d.files import InputError, atomic_path, read_npz
 from recon4d.formats import track as track_format
 from recon4d.head import HeadModel
+from recon4d.runs import claim_file
 from torch import Tensor
 
 from flame_encoder.encoder import encodings, vector
 
 SUFFIXES = (".obj", ".ply", ".gltf", ".glb")
+FAR = 1e4  # metres
 UPRIGHT = (1.0, -1.0, -1.0)  # OpenCV camera axes to y up, z to the viewer
 
 
@@ -46,9 +47,11 @@ def write(
     Raises:
         InputError: as `vertices_of` and `save`; an output that exists without `force`.
     """
-    claim_output(out, force)
+    claim_file(out, force=force, inputs=[source, head_model, landmark_embedding])
     head = recon4d.head.load(head_model, landmark_embedding)
     vertices, texture = vertices_of(Path(source), head, row, neutral)
+    if not (vertices.abs() < FAR).all():
+        raise InputError(f"{source}: row {row} is no head, its vertices are over {FAR:g} m away; make the file again")
     save(Path(out), head, vertices, texture)
     return Written(vertices, texture)
 
@@ -106,7 +109,8 @@ def save(path: Path, head: HeadModel, vertices: Tensor, texture: Tensor | None) 
     with atomic_path(path) as temporary:
         # Files beside a .gltf would lose their names: its buffers are written into it.
         if path.suffix.lower() == ".gltf":
-            files = trimesh.exchange.gltf.export_gltf(trimesh.Scene(mesh), embed_buffers=True)
+            gltf: Any = trimesh.exchange.gltf  # has no types
+            files = gltf.export_gltf(trimesh.Scene(mesh), embed_buffers=True)
             temporary.write_bytes(files["model.gltf"])
         else:
             mesh.export(temporary, file_type=path.suffix[1:].lower())
@@ -122,8 +126,9 @@ def _unwelded(head: HeadModel, vertices: Tensor, texture: Tensor | None) -> trim
     image = None
     if texture is not None:
         image = Image.fromarray((texture * 255).round().byte().numpy())
-    visual = trimesh.visual.TextureVisuals(
+    looks: Any = trimesh.visual  # has no types
+    visual = looks.TextureVisuals(
         uv=head.vt.numpy(),
-        material=trimesh.visual.material.PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=0.7),
+        material=looks.material.PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=0.7),
     )
     return trimesh.Trimesh(vertices[owner].numpy(), head.ft.numpy(), visual=visual, process=False)

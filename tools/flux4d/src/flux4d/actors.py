@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from recon4d import InputError
-from recon4d.cli import claim_output
+from recon4d import InputError, runs
 from sklearn.cluster import DBSCAN
 from torch import Tensor
 
@@ -123,23 +122,22 @@ def edit(
     Raises:
         InputError: no scene, no such actor, an output that exists.
     """
-    if distance <= 0:
-        raise InputError(f"--distance {distance} must be positive")
+    if not distance > 0:
+        raise ValueError(f"distance {distance} must be positive")
     gaussians, path = scenes.read(scene_dir)
-    changes = bool(removed or moves or copies)
-    if changes:
-        claim_output(out_dir, force)
     middle = float(path.times[[0, -1]].mean())
     labels = find(gaussians, middle, min_speed, distance)
     result: dict[str, Any] = {"actors": [asdict(actor) for actor in describe(gaussians, labels, middle)]}
-    if changes:
-        for number, x, y, z in moves:
-            gaussians = move(gaussians, labels, int(number), (x, y, z))
-        for number, x, y, z in copies:
-            gaussians, labels = add(gaussians, labels, int(number), (x, y, z))
-        for actor in removed:
-            gaussians, labels = remove(gaussians, labels, actor)
-        scenes.write(out_dir, gaussians, path)
-        result["frames"] = pictures.write_video(Path(out_dir) / "render.mp4", gaussians, path, fps, slow)
-        result |= {"gaussians": len(gaussians), "folder": str(out_dir)}
-    return result
+    if not (removed or moves or copies):
+        return result
+    for number, x, y, z in moves:
+        gaussians = move(gaussians, labels, int(number), (x, y, z))
+    for number, x, y, z in copies:
+        gaussians, labels = add(gaussians, labels, int(number), (x, y, z))
+    for actor in removed:
+        gaussians, labels = remove(gaussians, labels, actor)
+    out = Path(out_dir)
+    with runs.claim(out, "flux4d edit", force=force, inputs=[scene_dir]):
+        scenes.write(out, gaussians, path)
+        frames = pictures.write_video(out / "render.mp4", gaussians, path, fps, slow)
+    return result | {"frames": frames, "gaussians": len(gaussians), "folder": str(out)}

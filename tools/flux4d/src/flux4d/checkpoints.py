@@ -1,13 +1,12 @@
 """Checkpoints of a training: network, optimizer and settings after a step."""
 
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from recon4d import InputError
-from recon4d.files import atomic_path
+from recon4d import InputError, runs
+from recon4d.files import write_bytes, write_torch
 
 from flux4d.config import Config, change_config, load_config
 from flux4d.model import Flux
@@ -25,24 +24,21 @@ def save(output: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer,
         "config": config.model_dump(),
     }
     path = output / f"ckpt_step_{step:06d}.pt"
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
-    with atomic_path(output / LAST) as temporary:
-        shutil.copyfile(path, temporary)
+    write_torch(path, state)
+    write_bytes(output / LAST, path.read_bytes())
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """A checkpoint's content. Raises InputError when it is missing, broken, or not one of ours."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise InputError(f"{path} does not exist; give a checkpoint that overfit or train has written")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"step", "model", "optimizer", "config"} <= set(state):
-            raise ValueError("other content")
-    except Exception as error:  # truncated archives raise many types
-        reason = str(error).split("\n")[0]
-        raise InputError(f"{path} is not a checkpoint of flux4d ({reason}); give another or train anew") from error
+        state = runs.read_checkpoint(path)
+    except InputError as error:
+        raise InputError(f"{error}; give a checkpoint of flux4d, or train anew") from error
+    kinds = {"step": int, "model": dict, "optimizer": dict, "config": dict}
+    if not all(isinstance(state.get(name), kind) for name, kind in kinds.items()) or state["step"] < 0:
+        raise InputError(f"{path} is not a checkpoint of flux4d (other content); give another or train anew")
     return state
 
 
@@ -58,14 +54,14 @@ def fill(
         missing, extra = model.load_state_dict(state["model"], strict=optimizer is not None)
         if optimizer is not None:
             optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(
             f"{path} is of another model ({reason}); use its own settings, or --resume-no-optim for what fits"
         ) from error
     if missing or extra:
         log(f"{path}: {len(missing)} parameters begin anew and {len(extra)} are not used")
-    return int(state["step"])
+    return state["step"]
 
 
 def open_model(
@@ -89,6 +85,6 @@ def open_model(
     model = Flux(settings.model)
     try:
         model.load_state_dict(state["model"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is of another model than the settings given; leave --config away") from error
     return model.to(device).eval(), settings

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from recon4d.cli import Command, Group, device_option, force_option, log, print_result, seed_option
+from recon4d.cli import Command, Group, Real, device_option, force_option, log, print_result, seed_option, seed_type
 
 PathType = click.Path(path_type=Path)
+MOST = 1_000_000_000
 
 index_option = click.option("--index-path", required=True, type=PathType, help="Of flux4d index.")
 root_option = click.option("--data-root", help="Where the scenes are now.  [default: as in the index]")
-clip_option = click.option("--clip-index", type=int, default=0, show_default=True, help="Number of a clip.")
+clip_option = click.option(
+    "--clip-index", type=click.IntRange(0, MOST), default=0, show_default=True, help="Number of a clip."
+)
 camera_option = click.option("--camera", default="front_camera", show_default=True, help="Whose images.")
 config_option = click.option(
     "--config", default="cpu-quick", show_default=True, help="A YAML file, or: paper, cpu-quick, cpu-scenes."
@@ -21,11 +24,14 @@ set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALU
 checkpoint_option = click.option("--ckpt", "checkpoint", required=True, type=PathType, help="Of overfit or train.")
 settings_option = click.option("--config", help="Settings of data and lift.  [default: the checkpoint's]")
 sky_option = click.option(
-    "--num-sky-points", "sky_points", type=click.IntRange(0), help="On the half sphere.  [default: from the config]"
+    "--num-sky-points",
+    "sky_points",
+    type=click.IntRange(0, 50_000_000),
+    help="On the half sphere.  [default: from the config]",
 )
-fps_option = click.option("--fps", type=click.FloatRange(1, 120), default=30.0, show_default=True, help="Of the video.")
+fps_option = click.option("--fps", type=Real(1, 120), default=30.0, show_default=True, help="Of the video.")
 slow_option = click.option(
-    "--slow", type=click.FloatRange(0.1, 20), default=4.0, show_default=True, help="Video seconds per second."
+    "--slow", type=Real(0.1, 20), default=4.0, show_default=True, help="Video seconds per second."
 )
 
 
@@ -41,14 +47,12 @@ def training_options(command: Callable) -> Callable:
     """What overfit and train share."""
     for option in (
         force_option,
-        click.option("--seed", type=int, help="Seed of all random numbers.  [default: from the config]"),
+        click.option("--seed", type=seed_type, help="Seed of all random numbers.  [default: from the config]"),
         click.option(
             "--grad-accum-steps",
             "accumulate",
-            type=click.IntRange(1),
-            default=1,
-            show_default=True,
-            help="Batches per step.",
+            type=click.IntRange(1, 1000),
+            help="Batches per step.  [default: 1]",
         ),
         click.option(
             "--resume-no-optim",
@@ -62,9 +66,11 @@ def training_options(command: Callable) -> Callable:
         click.option(
             "--no-projected-depth", "projected_depth", flag_value=False, default=True, help="No loss on LiDAR depth."
         ),
-        click.option("--iters", "iterations", type=click.IntRange(1), help="Steps.  [default: from the config]"),
+        click.option("--iters", "iterations", type=click.IntRange(1, MOST), help="Steps.  [default: from the config]"),
         click.option("--depth-dir", help="Depth maps, SCENE/CAMERA/NN.npy or .png, for lift.points."),
-        click.option("--max-gaussians", type=click.IntRange(1), help="Most Gaussians.  [default: from the config]"),
+        click.option(
+            "--max-gaussians", type=click.IntRange(1, MOST), help="Most Gaussians.  [default: from the config]"
+        ),
         sky_option,
         set_option,
         click.option(
@@ -91,11 +97,15 @@ def main() -> None:
 
 @main.command(cls=Command)
 @click.argument("root", type=PathType)
-@click.option("--scenes", type=click.IntRange(1), default=1, show_default=True, help="How many.")
-@click.option("--first", type=click.IntRange(1), default=1, show_default=True, help="Number of the first.")
-@click.option("--frames", type=click.IntRange(2), default=80, show_default=True, help="Frames per scene, 10 Hz.")
+@click.option("--scenes", type=click.IntRange(1, 999), default=1, show_default=True, help="How many.")
+@click.option("--first", type=click.IntRange(1, 999), default=1, show_default=True, help="Number of the first.")
+@click.option(
+    "--frames", type=click.IntRange(2, 10_000), default=80, show_default=True, help="Frames per scene, 10 Hz."
+)
 @click.option("--width", type=click.IntRange(32, 3840), default=480, show_default=True, help="Of the images, 16:9.")
-@click.option("--columns", type=click.IntRange(24), default=1800, show_default=True, help="LiDAR directions per turn.")
+@click.option(
+    "--columns", type=click.IntRange(24, 20_000), default=1800, show_default=True, help="LiDAR directions per turn."
+)
 @click.option("--samples", type=click.IntRange(1, 8), default=2, show_default=True, help="Rays per pixel, squared.")
 @seed_option
 @force_option
@@ -111,15 +121,17 @@ def synth(**options: Any) -> None:
 @click.option("--out-full", required=True, type=PathType, help="Index of all scenes (JSON).")
 @click.option("--out-tiny", type=PathType, help="Index of a few scenes.")
 @click.option("--preset", type=click.Choice(["paper", "debug"]), help="How to cut.  [default: paper]")
-@click.option("--clip-len-s", "clip_seconds", type=float, help="Seconds per clip; implies debug.  [default: 1.0]")
 @click.option(
-    "--stride-s", "stride_seconds", type=float, help="Seconds from clip to clip; implies debug.  [default: 1.0]"
+    "--clip-len-s", "clip_seconds", type=Real(0, 3600), help="Seconds per clip; implies debug.  [default: 1.0]"
+)
+@click.option(
+    "--stride-s", "stride_seconds", type=Real(0, 3600), help="Seconds from clip to clip; implies debug.  [default: 1.0]"
 )
 @click.option("--tiny-scenes", callback=names, help="Scenes of the tiny index: 001,002.")
 @click.option(
     "--tiny-num-scenes",
     "tiny_number",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST),
     default=2,
     show_default=True,
     help="Or the first so many.",
@@ -138,9 +150,12 @@ def index(**options: Any) -> None:
 @index_option
 @root_option
 @clip_option
-@click.option("--frame-index", "frame", type=int, default=0, show_default=True, help="Position in the clip.")
+@click.option(
+    "--frame-index", "frame", type=click.IntRange(0, MOST), default=0, show_default=True, help="Position in the clip."
+)
 @camera_option
 @out_option("out/lift_alignment")
+@force_option
 def vis_lift(**options: Any) -> None:
     """Draw the LiDAR points of a frame over its image, coloured by depth, to see whether they align."""
     from flux4d.pictures import write_alignment
@@ -164,11 +179,14 @@ def inspect_voxels(**options: Any) -> None:
 
 
 @main.command(cls=Command)
-@clip_option
-@camera_option
+@click.option("--clip-index", type=click.IntRange(0, MOST), help="Number of a clip.  [default: 0]")
+@click.option("--camera", help="Whose images.  [default: from the config]")
 @training_options
 @click.option(
-    "--fixed-target-frame", "fixed_frame", type=int, help="Compare with this frame only.  [default: random frames]"
+    "--fixed-target-frame",
+    "fixed_frame",
+    type=click.IntRange(0, MOST),
+    help="Compare with this frame only.  [default: random frames]",
 )
 @run_option("out/overfit")
 @device_option
@@ -176,13 +194,15 @@ def overfit(**options: Any) -> None:
     """Train on one clip, to see whether every part does its work."""
     from flux4d.training import start
 
-    print_result(asdict(start(**options, log=log)))
+    print_result(asdict(start(**options, one_clip=True, log=log)))
 
 
 @main.command(cls=Command)
 @training_options
 @run_option("out/train")
-@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="On this machine; or torchrun.")
+@click.option(
+    "--processes", type=click.IntRange(1, 1024), default=1, show_default=True, help="On this machine; or torchrun."
+)
 @device_option
 def train(**options: Any) -> None:
     """Train on all clips of an index's train split."""
@@ -200,7 +220,7 @@ def train(**options: Any) -> None:
 @root_option
 @checkpoint_option
 @click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="Which clips.")
-@click.option("--clip-index", type=int, help="One clip by its number.  [default: all of the split]")
+@click.option("--clip-index", type=click.IntRange(0, MOST), help="One clip by its number.  [default: all of the split]")
 @out_option("out/eval")
 @click.option("--save-renders", is_flag=True, help="Write truth, render, depth and motion of each target frame.")
 @set_option
@@ -229,7 +249,14 @@ def eval_(**options: Any) -> None:
     help="The camera stands at --frame-ref, or moves along.",
 )
 @click.option("--render-frames", "frames", default="0-15", show_default=True, help="Frames of the clip: 0-15 or 0,3,5.")
-@click.option("--frame-ref", "reference", type=int, default=0, show_default=True, help="Where the fixed camera stands.")
+@click.option(
+    "--frame-ref",
+    "reference",
+    type=click.IntRange(0, MOST),
+    default=0,
+    show_default=True,
+    help="Where the fixed camera stands.",
+)
 @set_option
 @device_option
 @force_option
@@ -260,17 +287,23 @@ def reconstruct(**options: Any) -> None:
 
 @main.command(cls=Command)
 @click.argument("scene_dir", type=PathType)
-@click.option("--remove", "removed", type=int, multiple=True, metavar="ACTOR", help="Take an actor away.")
 @click.option(
-    "--move", "moves", nargs=4, type=float, multiple=True, metavar="ACTOR DX DY DZ", help="Shift one, metres."
+    "--remove", "removed", type=click.IntRange(0, MOST), multiple=True, metavar="ACTOR", help="Take an actor away."
 )
 @click.option(
-    "--add", "copies", nargs=4, type=float, multiple=True, metavar="ACTOR DX DY DZ", help="Add a shifted copy."
+    "--move", "moves", nargs=4, type=Real(), multiple=True, metavar="ACTOR DX DY DZ", help="Shift one, metres."
 )
 @click.option(
-    "--min-speed", type=click.FloatRange(0), default=0.5, show_default=True, help="m/s; what is slower stands."
+    "--add", "copies", nargs=4, type=Real(), multiple=True, metavar="ACTOR DX DY DZ", help="Add a shifted copy."
 )
-@click.option("--distance", type=float, default=1.0, show_default=True, help="Metres between a cluster's neighbours.")
+@click.option("--min-speed", type=Real(0), default=0.5, show_default=True, help="m/s; what is slower stands.")
+@click.option(
+    "--distance",
+    type=Real(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Metres between a cluster's neighbours.",
+)
 @out_option("out/edited")
 @fps_option
 @slow_option

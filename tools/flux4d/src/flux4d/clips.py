@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from recon4d import InputError
+from recon4d import InputError, images
 from recon4d.cameras import Camera
 from torch import Tensor
 
@@ -57,6 +57,11 @@ class Clip:
         return self.cameras.one(frame)
 
 
+def name_of(entry: dict[str, Any]) -> str:
+    """The name of an index's clip: its scene and first frame."""
+    return f"{entry['scene']}_{entry['frames'][0]:02d}"
+
+
 def in_view(points: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels (N, 2), depth (N,), and whether (N,) points are before the camera and in its image."""
     pixels, depth = camera.project(points)
@@ -102,15 +107,15 @@ def load(
     world_to_ego = np.linalg.inv(ego_to_world)
     start = float(entry["timestamps"][0])
 
-    images = [pandaset.read_image(root / name) for name in recorded["images"]]
-    if len({image.shape for image in images}) > 1:
+    pictures = [images.read(root / name, upright=False) for name in recorded["images"]]  # as the camera's K has them
+    if len({picture.shape for picture in pictures}) > 1:
         raise InputError(f"{root / recorded['images'][0]} and the images after it differ in size; copy the scene again")
-    height, width = images[0].shape[:2]
+    height, width = pictures[0].shape[:2]
     K = torch.from_numpy(pandaset.intrinsics_matrix(recorded["intrinsics"], what)).float()
     if longer_side is not None and longer_side < max(width, height):
         scale = longer_side / max(width, height)
         size = (max(round(width * scale), 16), max(round(height * scale), 16))
-        images = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in images]
+        pictures = [cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in pictures]
         K = K * torch.tensor([[size[0] / width], [size[1] / height], [1.0]])
         width, height = size
     world_to_camera = torch.from_numpy(np.linalg.inv(world_to_ego @ camera_poses)).float()
@@ -125,8 +130,8 @@ def load(
         point_times.append(torch.from_numpy(sweep["t"] - start).float())
         depths.append(depth_samples(points[-1], cameras.one(i)))
     return Clip(
-        name=f"{entry['scene']}_{entry['frames'][0]:02d}",
-        images=torch.from_numpy(np.stack(images)),
+        name=name_of(entry),
+        images=torch.from_numpy(np.stack(pictures)),
         cameras=cameras,
         points=points,
         point_times=point_times,

@@ -4,14 +4,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from recon4d import InputError, settings
 from recon4d.settings import Section
 
+from flux4d import sparse
+
+MOST_SKY = 50_000_000
 PRESETS = ("paper", "cpu-quick", "cpu-scenes")
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
+Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Width = Annotated[int, Field(gt=0, le=4096)]  # of a layer; more does not fit into any memory
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Length = Annotated[float, Field(gt=0)]
@@ -21,7 +25,8 @@ class Data(Section):
     """Which images, and at which size."""
 
     camera: str = "front_camera"
-    image_size: Positive | None = None  # longer side in pixels; larger images are reduced to it
+    image_size: Annotated[int, Field(gt=0, le=32768)] | None = None  # longer side, pixels; larger images are reduced
+    clip: Count | None = None  # number of the only clip of the index to train on; null: all of the split train
     depth_dir: str | None = None  # SCENE/CAMERA/NN.npy (metres) or .png (16 bit, millimetres)
 
 
@@ -35,7 +40,9 @@ class Lift(Section):
     scale: Length = 1.0  # of the mean distance to three neighbours
     max_scale: Length = 1.0  # metres
     opacity: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    sky_points: Count = 1_000_000  # on the upper half sphere; those outside the images are left out
+    sky_points: Annotated[int, Field(ge=0, le=MOST_SKY)] = (
+        1_000_000  # on the upper half sphere; those outside the images are left out
+    )
 
 
 class Model(Section):
@@ -44,11 +51,17 @@ class Model(Section):
     voxel: Length = 0.3  # metres
     range_xy: Length = 60.0  # metres around the first ego frame
     range_z: Length = 6.0
-    channels: Annotated[list[Positive], Field(min_length=1)] = [32, 64, 96, 128]
-    hidden: Positive = 64
-    polynomial: Count = 1  # degree of the velocity in time; 0 is constant velocity
+    channels: Annotated[list[Width], Field(min_length=1, max_length=8)] = [32, 64, 96, 128]
+    hidden: Width = 64
+    polynomial: Annotated[int, Field(ge=0, le=8)] = 1  # degree of the velocity in time; 0 is constant velocity
     refinements: Count = 3  # iterations of the second network; 0 leaves it out
     refine_frames: Positive = 3  # input frames whose loss is differentiated in an iteration
+
+    @model_validator(mode="after")
+    def _countable(self) -> "Model":
+        if max(self.range_xy, self.range_z) / self.voxel > sparse.MOST_VOXELS:
+            raise ValueError(f"the range holds more than {sparse.MOST_VOXELS} voxels each way")
+        return self
 
 
 class Losses(Section):
@@ -68,6 +81,8 @@ class Train(Section):
 
     iterations: Positive = 30_000
     batch_size: Positive = 4  # clips per step, over all processes
+    accumulate: Positive = 1  # batches per step
+    fixed_frame: Count | None = None  # the only frame of a clip to compare with; null: random ones
     frames: Positive = 6  # rendered per clip and step
     rate: Length = 1e-3
     final_rate: Length = 1e-4
@@ -84,7 +99,7 @@ class Train(Section):
 class Config(Section):
     """All settings of one run."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Data = Data()
     lift: Lift = Lift()
     model: Model = Model()
@@ -107,14 +122,20 @@ def load_config(source: str | Path, overrides: Iterable[str] = (), values: Mappi
     return change_config(settings.preset_or_file(source, "flux4d", PRESETS), str(source), overrides, values)
 
 
+def config_file(source: str | Path | None) -> Path | None:
+    """The file that `load_config` would read; None for a preset."""
+    return None if source is None or str(source) in PRESETS else Path(source)
+
+
 def change_config(
     content: Any, source: str, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
 ) -> Config:
     """A config from the content of a file or checkpoint, named `source` in errors; the rest is as in `load_config`."""
+    overrides = tuple(overrides)
     if isinstance(content, dict):
         for text in overrides:
             settings.override(content, text)
         for key, value in (values or {}).items():
             if value is not None:
                 settings.place(content, key, value, key)
-    return settings.check(Config, content, source, "the shipped paper.yaml")
+    return settings.check(Config, content, source, "the shipped paper.yaml", overrides)

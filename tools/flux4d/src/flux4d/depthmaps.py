@@ -5,8 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from recon4d import InputError
+from recon4d import InputError, images
 from recon4d.cameras import unproject
+from recon4d.files import read_npy
 from torch import Tensor
 
 from flux4d.clips import Clip
@@ -17,18 +18,16 @@ LIMIT = 120.0  # metres; farther pixels are left to the sky
 def read(path: Path) -> np.ndarray:
     """Depth (H, W) in metres along the optical axis, from `.npy`, or a 16-bit `.png` in millimetres; 0 is unknown."""
     if path.suffix == ".npy":
-        try:
-            depth = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path} is not a readable npy file ({error}); write it again") from error
+        depth = read_npy(path)
     else:
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        images.size(path)  # refuses what is too large, or none
+        image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
         if image is None or image.dtype != np.uint16:
             raise InputError(f"{path} is not a 16-bit PNG; write depth in millimetres, or metres as npy")
         depth = image / 1000.0
-    if depth.ndim != 2 or not np.issubdtype(depth.dtype, np.number):
+    if depth.ndim != 2 or depth.size == 0 or depth.dtype.kind not in "fiu":
         raise InputError(f"{path} has shape {depth.shape}; give one depth per pixel, (height, width)")
-    return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+    return np.where(np.isfinite(depth) & (depth > 0) & (depth < 1e9), depth, 0).astype(np.float32)
 
 
 def find(folder: Path, clip: Clip, camera: str, frame: int) -> Path | None:

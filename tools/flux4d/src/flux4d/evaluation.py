@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from recon4d import InputError, metrics
-from recon4d.cli import claim_output, pick_device, progress
+from recon4d import InputError, images, runs
+from recon4d.cli import pick_device, progress
 from recon4d.files import write_text
 from scipy.spatial import cKDTree
 
 from flux4d import checkpoints, flow, indices, labels, pictures
-from flux4d.config import Config
+from flux4d.config import Config, config_file
 from flux4d.gaussians import MovingGaussians, moved, velocity_at
 from flux4d.model import Flux
 from flux4d.reconstruction import gaussians_of
@@ -29,6 +29,8 @@ def image_measures(
     colour: torch.Tensor, truth: torch.Tensor, depth: torch.Tensor, samples: tuple, mask: np.ndarray | None
 ) -> dict[str, float | None]:
     """PSNR, SSIM and depth RMSE of an image (H, W, 3), whole and inside a mask (H, W); None where there is nothing."""
+    from recon4d import metrics  # see reconstruction.frame_loss
+
     image, target = (x.permute(2, 0, 1)[None].clamp(0, 1) for x in (colour, truth))
     pixels, distance = samples
     error = (depth.flatten()[pixels] - distance).square()
@@ -74,7 +76,7 @@ def measure_clip(gaussians: MovingGaussians, sample: Sample, root: Path, save: P
         values = image_measures(shown.colour[0], sample.images[frame], shown.depth[0], sample.depths[frame], mask)
         rows.append({"frame": frame, "setting": "future" if frame > last else "interpolation", **values})
         if save is not None:
-            pictures.write_png(save / clip.name / f"{frame:02d}.png", pictures.comparison(gaussians, sample, frame))
+            images.write_png(save / clip.name / f"{frame:02d}.png", pictures.comparison(gaussians, sample, frame))
     flows: list[Flow] = []
     for frame, (points, found) in enumerate(known or []):
         if frame <= last and len(points):
@@ -115,14 +117,12 @@ def evaluate(
         split: the clips, `test` or `train`. clip_index: the only clip, of either split.
         config, overrides: settings of data and lift in place of the checkpoint's, as in `config.load_config`.
         data_root: where the scenes are, when they are not where the index was made.
-        force: replace metrics.json.
+        force: replace an earlier evaluation in `out_dir`.
 
     Raises:
         InputError: a checkpoint, index or clip that cannot be read, a split without clips, an output that exists.
     """
-    out = Path(out_dir)
-    claim_output(out / "metrics.json", force)
-    chosen_device = pick_device(device)
+    out, chosen_device = Path(out_dir), pick_device(device)
     model, settings = checkpoints.open_model(checkpoint, chosen_device, config, overrides)
     index = indices.read(index_path)
     if clip_index is None:
@@ -132,8 +132,10 @@ def evaluate(
     if not entries:
         raise InputError(f"--index-path {index_path} has no {split} clips; use --split or flux4d index --val-scenes")
     root = indices.root_of(index, data_root)
-    result = measure(model, settings, entries, root, chosen_device, out / "renders" if save_renders else None)
-    write_text(out / "metrics.json", json.dumps(result, indent=2) + "\n")
+    inputs, names = [checkpoint, index_path, root, config_file(config)], ("metrics.json", "renders")
+    with runs.claim(out, "flux4d eval", force=force, inputs=inputs, names=names):
+        result = measure(model, settings, entries, root, chosen_device, out / "renders" if save_renders else None)
+        write_text(out / "metrics.json", json.dumps(result, indent=2) + "\n")
     return {name: value for name, value in result.items() if name != "clips"} | {"folder": str(out)}
 
 

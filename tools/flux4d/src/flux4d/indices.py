@@ -1,15 +1,17 @@
 """Clips of scenes: which frames are input, which are targets, and where their files are. JSON, whatever the suffix."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from recon4d import InputError
-from recon4d.cli import claim_output
-from recon4d.files import write_text
+from recon4d.files import atomic_path, read_json, write_text
+from recon4d.runs import claim_file
 
 from flux4d import pandaset
 from flux4d.pandaset import Scene
@@ -18,6 +20,102 @@ FORMAT = "flux4d-index-1"
 TEST_SCENES = ("001", "011", "016", "065", "084", "090", "106", "115", "123", "158")  # the paper's
 RATE = 10.0  # sweeps per second that the paper's slicing counts on
 JUMP_SPEED = 70.0  # m/s; a faster move from one frame to the next is a jump of the pose
+
+
+def _below(path: str) -> str:
+    place = PurePosixPath(path)
+    if place.is_absolute() or ".." in place.parts or "\0" in path or not place.name:
+        raise ValueError("must be a path below the scenes' folder")
+    return path
+
+
+def _name(name: str) -> str:
+    if _below(name) != PurePosixPath(name).name:
+        raise ValueError("must be the name of a folder")
+    return name
+
+
+Numbers = list[Annotated[int, Field(ge=0)]]
+Below = Annotated[str, AfterValidator(_below)]
+Name = Annotated[str, AfterValidator(_name)]
+
+
+class _Part(BaseModel):
+    """What an index is made of: finite numbers, and no value of another kind in their place."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Position(_Part):
+    x: float
+    y: float
+    z: float
+
+
+class _Heading(_Position):
+    w: float
+
+    @model_validator(mode="after")
+    def _turns(self) -> "_Heading":
+        if math.hypot(self.w, self.x, self.y, self.z) < 1e-6:
+            raise ValueError("must not be zero")
+        return self
+
+
+class _Pose(_Part):
+    position: _Position
+    heading: _Heading
+
+
+class _Intrinsics(_Part):
+    fx: Annotated[float, Field(gt=0)]
+    fy: Annotated[float, Field(gt=0)]
+    cx: float
+    cy: float
+
+
+class _Camera(_Part):
+    frames: Numbers
+    images: list[Below]
+    timestamps: list[float]
+    poses: list[_Pose]
+    intrinsics: _Intrinsics
+
+
+class _Clip(_Part):
+    scene: Name
+    split: Literal["train", "test"]
+    frames: Annotated[Numbers, Field(min_length=2)]
+    timestamps: list[float]
+    input: Annotated[Numbers, Field(min_length=1)]
+    target: Numbers
+    lidar: list[Below]
+    lidar_poses: list[_Pose]
+    cuboids: list[Below] | None
+    cameras: Annotated[dict[Name, _Camera], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "_Clip":
+        n = len(self.frames)
+        counts = {len(self.timestamps), len(self.lidar), len(self.lidar_poses)}
+        counts |= set() if self.cuboids is None else {len(self.cuboids)}
+        for camera in self.cameras.values():
+            counts |= {len(camera.frames), len(camera.images), len(camera.timestamps), len(camera.poses)}
+        if counts != {n}:
+            raise ValueError(f"has {n} frames, and not as many of all else")
+        if max([*self.input, *self.target]) >= n:
+            raise ValueError(f"has inputs or targets beyond its {n} frames")
+        if min(np.diff(self.timestamps)) <= 0:
+            raise ValueError("has timestamps that do not grow")
+        return self
+
+
+class IndexFile(_Part):
+    """What an index file holds: names that lead nowhere else, numbers that are finite, lists that fit each other."""
+
+    format: Literal["flux4d-index-1"]
+    root: str
+    clips: list[_Clip]
 
 
 @dataclass(frozen=True)
@@ -162,11 +260,7 @@ def build(
     Raises:
         InputError: no scenes, an unknown scene, a broken scene, or no clip at all.
     """
-    if not root.is_dir():
-        raise InputError(f"--data-root {root} is not a folder; give the one that holds PandaSet's scenes")
-    scenes = sorted(path for path in root.iterdir() if path.is_dir() and pandaset.is_scene(path))
-    if not scenes:
-        raise InputError(f"--data-root {root} holds no scenes (folders with lidar and camera); write some with synth")
+    scenes = find_scenes(root)
     check_names("--val-scenes", val_scenes or (), [s.name for s in scenes])
     clips: list[dict[str, Any]] = []
     for folder in scenes:
@@ -178,6 +272,16 @@ def build(
     if not clips:
         raise InputError(f"--data-root {root}: no scene is long enough for a clip; use --clip-len-s with less")
     return {"format": FORMAT, "root": str(root.resolve()), "clips": clips}
+
+
+def find_scenes(root: Path) -> list[Path]:
+    """The folders of scenes in a folder. Raises InputError when there are none."""
+    if not root.is_dir():
+        raise InputError(f"--data-root {root} is not a folder; give the one that holds PandaSet's scenes")
+    scenes = sorted(path for path in root.iterdir() if path.is_dir() and pandaset.is_scene(path))
+    if not scenes:
+        raise InputError(f"--data-root {root} holds no scenes (folders with lidar and camera); write some with synth")
+    return scenes
 
 
 def check_names(option: str, names: tuple[str, ...], there: list[str]) -> None:
@@ -201,16 +305,19 @@ def write(path: str | Path, index: dict[str, Any]) -> None:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Read an index. Raises InputError when it is missing or something else."""
+    """Read an index. Raises InputError when it is missing or something else; what `IndexFile` says holds for it."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"--index-path {path} does not exist; write it with flux4d index")
+    index = read_json(path)
     try:
-        index = json.loads(path.read_bytes())
-        if index["format"] != FORMAT or not isinstance(index["clips"], list) or not isinstance(index["root"], str):
-            raise ValueError("other content")
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"--index-path {path} is not an index of flux4d; write it again with flux4d index") from error
+        IndexFile.model_validate(index)
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = ": ".join([".".join(map(str, first["loc"])), first["msg"]]).lstrip(": ")[:200]
+        raise InputError(
+            f"--index-path {path} is not an index of flux4d ({said}); write it again with flux4d index"
+        ) from error
     return index
 
 
@@ -266,14 +373,18 @@ def write_clips(
         raise InputError("--preset paper has its own lengths; leave --clip-len-s and --stride-s away or use debug")
     debug = preset == "debug" or timed
     slicing = debug_slicing(clip_seconds or 1.0, stride_seconds or 1.0) if debug else PAPER
+    find_scenes(data_root)
+    if out_tiny and out_tiny.resolve() == out_full.resolve():
+        raise InputError(f"--out-tiny {out_tiny} is --out-full too; give another")
     for path in filter(None, (out_full, out_tiny)):
-        claim_output(path, force)
+        claim_file(path, force=force, inputs=[data_root])
     full = build(data_root, slicing, val_scenes, cameras, log)
     result: dict[str, Any] = {"full": str(out_full), "clips": len(full["clips"])}
-    tiny = restrict(full, tiny_scenes, tiny_number) if out_tiny else None
-    write(out_full, full)
-    if out_tiny and tiny:
-        write(out_tiny, tiny)
-        result |= {"tiny": str(out_tiny), "tiny_clips": len(tiny["clips"])}
+    with atomic_path(out_full) as temporary:
+        temporary.write_text(json.dumps(full))
+        if out_tiny:
+            tiny = restrict(full, tiny_scenes, tiny_number)
+            write(out_tiny, tiny)
+            result |= {"tiny": str(out_tiny), "tiny_clips": len(tiny["clips"])}
     splits = {split: sum(clip["split"] == split for clip in full["clips"]) for split in ("train", "test")}
     return result | splits | {"scenes": len({clip["scene"] for clip in full["clips"]})}

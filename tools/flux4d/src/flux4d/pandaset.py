@@ -4,20 +4,20 @@ Conventions are those of the official devkit (docs/formats.md). Intrinsics are O
 at 0; they are moved by half a pixel here, where the files are read.
 """
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import roma
 import torch
-from recon4d import InputError
+from recon4d import InputError, images
+from recon4d.files import read_json
 
 from flux4d import tables
 
+TABLES = (".pkl.gz", ".pkl")
 POINT_COLUMNS = ("x", "y", "z", "i", "t", "d")
 CUBOID_COLUMNS = (
     "uuid", "label", "yaw", "stationary", "position.x", "position.y", "position.z",
@@ -61,23 +61,14 @@ class Cuboids:
     stationary: np.ndarray
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises InputError when it is missing or broken."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; check that the scene is complete") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}); copy it again") from error
-
-
 def pose_matrices(entries: Any, path: Path | str) -> np.ndarray:
     """(N, 4, 4) float64 of PandaSet's poses: position x y z, heading quaternion w x y z."""
     try:
         position = np.array([[e["position"][k] for k in "xyz"] for e in entries], np.float64).reshape(-1, 3)
         heading = np.array([[e["heading"][k] for k in "xyzw"] for e in entries], np.float64).reshape(-1, 4)
-    except (TypeError, KeyError, ValueError) as error:
-        raise InputError(f"{path} does not hold poses with position and heading ({error!r}); copy it again") from error
+    except (TypeError, LookupError, ValueError, OverflowError) as error:
+        said = repr(error)[:120]
+        raise InputError(f"{path} does not hold poses with position and heading ({said}); copy it again") from error
     lengths = np.linalg.norm(heading, axis=1, keepdims=True)
     if not (np.isfinite(position).all() and np.isfinite(lengths).all() and (lengths > 1e-6).all()):
         raise InputError(f"{path} holds a pose that is not finite or has no heading; remove the scene")
@@ -98,24 +89,30 @@ def intrinsics_matrix(entry: Any, path: Path | str) -> np.ndarray:
     """K (3, 3) with pixel centres at +0.5 from fx, fy, cx, cy."""
     try:
         fx, fy, cx, cy = (float(entry[key]) for key in ("fx", "fy", "cx", "cy"))
-    except (TypeError, KeyError, ValueError) as error:
+        if not (np.isfinite([fx, fy, cx, cy]).all() and min(fx, fy) > 0):
+            raise ValueError
+    except (TypeError, LookupError, ValueError, OverflowError) as error:
         raise InputError(f"{path} does not hold numbers fx, fy, cx, cy; copy it again") from error
     return np.array([[fx, 0, cx + 0.5], [0, fy, cy + 0.5], [0, 0, 1]])
 
 
-def _sensor(folder: Path, patterns: tuple[str, ...]) -> Sensor:
-    files = sorted(path for pattern in patterns for path in folder.glob(pattern))
-    if not files:
-        raise InputError(f"{folder} holds no {' or '.join(patterns)}; check that the scene is complete")
+def _sensor(folder: Path, suffixes: tuple[str, ...]) -> Sensor:
+    names = [path.name for path in folder.iterdir() if path.name.endswith(suffixes) and path.name[0] != "."]
+    if not names:
+        raise InputError(f"{folder} holds no {' or '.join(suffixes)} files; check that the scene is complete")
+    files = [folder / name for name in sorted(names, key=images.natural_key)]
     poses = pose_matrices(read_json(folder / "poses.json"), folder / "poses.json")
     times = read_json(folder / "timestamps.json")
     try:
         seconds = np.array(times, np.float64).reshape(-1)
-    except (TypeError, ValueError) as error:
+        if not np.isfinite(seconds).all():
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{folder / 'timestamps.json'} is not a list of numbers; copy it again") from error
     if not len(files) == len(poses) == len(seconds):
         raise InputError(
-            f"{folder} has {len(files)} files, {len(poses)} poses and {len(seconds)} timestamps; copy it again"
+            f"{folder} has {len(files)} files, {len(poses)} poses in poses.json and {len(seconds)} times in "
+            "timestamps.json; copy it again"
         )
     return Sensor(poses, seconds, files)
 
@@ -130,26 +127,20 @@ def open_scene(folder: str | Path, cameras: tuple[str, ...] = ("front_camera",))
     folder = Path(folder)
     if not is_scene(folder):
         raise InputError(f"{folder} has no folders lidar and camera; give a scene of PandaSet")
-    lidar = _sensor(folder / "lidar", ("*.pkl.gz", "*.pkl"))
+    lidar = _sensor(folder / "lidar", TABLES)
     sensors, K, sizes = {}, {}, {}
+    there = sorted(path.name for path in (folder / "camera").iterdir() if path.is_dir())
     for name in cameras:
+        if name not in there:
+            raise InputError(f"{folder} has no camera {name}; it has {', '.join(there) or 'none'}")
         place = folder / "camera" / name
-        if not place.is_dir():
-            there = ", ".join(sorted(p.name for p in (folder / "camera").iterdir() if p.is_dir()))
-            raise InputError(f"{folder} has no camera {name}; it has {there or 'none'}")
-        sensors[name] = _sensor(place, ("*.jpg", "*.png"))
+        sensors[name] = _sensor(place, (".jpg", ".png"))
         K[name] = intrinsics_matrix(read_json(place / "intrinsics.json"), place / "intrinsics.json")
-        sizes[name] = read_image(sensors[name].files[0]).shape[1::-1]
+        sizes[name] = images.size(sensors[name].files[0])
     boxes = folder / "annotations" / "cuboids"
-    return Scene(folder, lidar, sensors, K, sizes, sorted([*boxes.glob("*.pkl.gz"), *boxes.glob("*.pkl")]))
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """RGB uint8 (H, W, 3). Raises InputError when it is missing or broken."""
-    image = cv2.imread(str(path))
-    if image is None:
-        raise InputError(f"{path} is not a readable image; copy it again")
-    return np.ascontiguousarray(image[..., ::-1])
+    found = [path for path in boxes.glob("*") if path.name.endswith(TABLES) and path.name[0] != "."]
+    cuboids = sorted(found, key=lambda path: images.natural_key(path.name))
+    return Scene(folder, lidar, sensors, K, sizes, cuboids)
 
 
 def read_points(path: str | Path) -> dict[str, np.ndarray]:
@@ -158,7 +149,7 @@ def read_points(path: str | Path) -> dict[str, np.ndarray]:
     try:
         xyz = np.stack([columns[k].astype(np.float64) for k in "xyz"], -1)
         t, d = columns["t"].astype(np.float64), columns["d"].astype(np.int64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} holds points that are not numbers; copy it again") from error
     fine = np.isfinite(xyz).all(1) & np.isfinite(t)
     return {"xyz": xyz[fine], "t": t[fine], "d": d[fine]}
@@ -174,7 +165,9 @@ def read_cuboids(path: str | Path) -> Cuboids:
         size = np.stack([columns[f"dimensions.{k}"].astype(np.float64) for k in "xyz"], -1)
         stationary = columns["stationary"].astype(bool)
         sensor = columns.get("cuboids.sensor_id", np.full(len(yaw), -1)).astype(np.int64)
-    except (TypeError, ValueError) as error:
+        if not (np.isfinite(yaw).all() and np.isfinite(centre).all() and np.isfinite(size).all()):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} holds cuboids that are not numbers; copy it again") from error
     pose = np.tile(np.eye(4), (len(yaw), 1, 1))
     pose[:, 0, 0], pose[:, 0, 1], pose[:, 1, 0], pose[:, 1, 1] = np.cos(yaw), -np.sin(yaw), np.sin(yaw), np.cos(yaw)

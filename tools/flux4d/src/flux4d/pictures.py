@@ -8,24 +8,18 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from recon4d import InputError, video
-from recon4d.cli import claim_output, pick_device, progress
-from recon4d.files import atomic_path
+from recon4d import InputError, images, runs, video
+from recon4d.cli import pick_device, progress
 from torch import Tensor
 
 from flux4d import checkpoints, clips, indices, labels
 from flux4d.clips import in_view
+from flux4d.config import config_file
 from flux4d.gaussians import MovingGaussians
 from flux4d.reconstruction import gaussians_of
 from flux4d.rendering import MAX_FLOW, render
 from flux4d.samples import Sample, load_sample
 from flux4d.timed_cameras import TimedCameras, at_times
-
-
-def write_png(path: str | Path, image: np.ndarray) -> None:
-    """Write RGB uint8 (H, W, 3) as PNG, atomically."""
-    with atomic_path(path) as temporary:
-        cv2.imwrite(str(temporary), np.ascontiguousarray(image[..., ::-1]))
 
 
 def bytes_of(image: Tensor) -> np.ndarray:
@@ -74,20 +68,24 @@ def write_alignment(
     frame: int = 0,
     camera: str = "front_camera",
     data_root: str | Path | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Draw the LiDAR points of a clip's frame over its image, SCENE_FRAME_NN.png; its path and how many fall where.
 
     Raises:
-        InputError: an index or clip that cannot be read, no such clip, camera or frame.
+        InputError: an index or clip that cannot be read, no such clip, camera or frame, a picture that exists (unless
+            `force`).
     """
-    clip = clips.load(*indices.open_clip(index_path, clip_index, data_root), camera)
-    if not 0 <= frame < len(clip.times):
-        raise InputError(f"--frame-index {frame}: the clip has frames 0 to {len(clip.times) - 1}")
+    entry, root = indices.open_clip(index_path, clip_index, data_root)
+    if not 0 <= frame < len(entry["frames"]):
+        raise InputError(f"--frame-index {frame}: the clip has frames 0 to {len(entry['frames']) - 1}")
+    path = Path(out_dir) / f"{clips.name_of(entry)}_{frame:02d}.png"
+    runs.claim_file(path, force=force, inputs=[index_path, root])
+    clip = clips.load(entry, root, camera)
     points = clip.points[frame]
     pixels, depth, inside = in_view(points, clip.camera(frame))
-    path = Path(out_dir) / f"{clip.name}_{frame:02d}.png"
     size = max(round(clip.width / 640), 1)
-    write_png(path, overlay(clip.images[frame].numpy(), pixels[inside].numpy(), depth[inside].numpy(), size))
+    images.write_png(path, overlay(clip.images[frame].numpy(), pixels[inside].numpy(), depth[inside].numpy(), size))
     return {
         "picture": str(path),
         "points": len(points),
@@ -101,12 +99,13 @@ def frame_list(text: str, count: int) -> list[int]:
     """`0-15` or `0,3,5` as frames that a clip of `count` has; a range may reach beyond it."""
     first, dash, last = text.partition("-")
     try:
-        wanted = list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"--render-frames {text} is not like 0-15 or 0,3,5") from error
+        # beyond the clip there is nothing, however far it goes
+        wanted = list(range(int(first), min(int(last), count) + 1)) if dash else [int(part) for part in text.split(",")]
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"--render-frames {text[:40]} is not like 0-15 or 0,3,5") from error
     found = [frame for frame in wanted if 0 <= frame < count]
     if not found or (not dash and len(found) < len(wanted)):
-        raise InputError(f"--render-frames {text}: the clip has frames 0 to {count - 1}")
+        raise InputError(f"--render-frames {text[:40]}: the clip has frames 0 to {count - 1}")
     return found
 
 
@@ -142,37 +141,38 @@ def write_flow(
         InputError: a checkpoint, index or clip that cannot be read, no such clip, camera or frame, an output that
             exists.
     """
-    out = claim_output(out_dir, force)
-    chosen_device = pick_device(device)
+    out, chosen_device = Path(out_dir), pick_device(device)
     model, settings = checkpoints.open_model(checkpoint, chosen_device, config, overrides, camera)
     entry, root = indices.open_clip(index_path, clip_index, data_root)
-    chosen = frame_list(frames, len(entry["frames"]))
-    sample = load_sample(entry, root, settings, chosen_device)
-    if not 0 <= reference < len(sample.clip.times):
-        raise InputError(f"--frame-ref {reference}: the clip has frames 0 to {len(sample.clip.times) - 1}")
-    gaussians = gaussians_of(model, sample, settings)
-    known = labels.of_clip(sample.clip, root)
-    result: dict[str, Any] = {"clip": sample.clip.name, "frames": len(chosen), "folder": str(out)}
-    for kind in ("fixed", "follow") if mode == "both" else (mode,):
-        pages, moving, still = [], [], []
-        for frame in chosen:
-            cameras = sample.cameras[[frame]]
-            if kind == "fixed":
-                cameras = replace(cameras, batch=sample.cameras[[reference]].batch)
-            shown = render(gaussians, cameras, flow=True)
-            flow = shown.flow[0].cpu().numpy()
-            pages.append(np.hstack([bytes_of(shown.colour[0]), flow_colours(flow)]))
-            write_png(out / kind / f"{frame:02d}.png", pages[-1])
+    count = len(entry["frames"])
+    chosen = frame_list(frames, count)
+    if not 0 <= reference < count:
+        raise InputError(f"--frame-ref {reference}: the clip has frames 0 to {count - 1}")
+    with runs.claim(out, "flux4d vis-flow", force=force, inputs=[checkpoint, index_path, root, config_file(config)]):
+        sample = load_sample(entry, root, settings, chosen_device)
+        gaussians = gaussians_of(model, sample, settings)
+        known = labels.of_clip(sample.clip, root)
+        result: dict[str, Any] = {"clip": sample.clip.name, "frames": len(chosen), "folder": str(out)}
+        for kind in ("fixed", "follow") if mode == "both" else (mode,):
+            pages, moving, still = [], [], []
+            for frame in chosen:
+                cameras = sample.cameras[[frame]]
+                if kind == "fixed":
+                    cameras = replace(cameras, batch=sample.cameras[[reference]].batch)
+                shown = render(gaussians, cameras, flow=True)
+                flow = shown.flow[0].cpu().numpy()
+                pages.append(np.hstack([bytes_of(shown.colour[0]), flow_colours(flow)]))
+                images.write_png(out / kind / f"{frame:02d}.png", pages[-1])
+                if known is not None and kind == "follow":
+                    points, found = known[frame]
+                    mask = labels.dynamic_mask(points, found.moving, sample.clip, frame)
+                    speed = np.linalg.norm(flow, axis=-1)
+                    moving += speed[mask].tolist()
+                    still += speed[~mask].tolist()
+            video.write_mp4(out / f"{kind}.mp4", pages, 10.0)
             if known is not None and kind == "follow":
-                points, found = known[frame]
-                mask = labels.dynamic_mask(points, found.moving, sample.clip, frame)
-                speed = np.linalg.norm(flow, axis=-1)
-                moving += speed[mask].tolist()
-                still += speed[~mask].tolist()
-        video.write_mp4(out / f"{kind}.mp4", pages, 10.0)
-        if known is not None and kind == "follow":
-            result["moving_px"] = float(np.mean(moving)) if moving else None
-            result["still_px"] = float(np.mean(still)) if still else None
+                result["moving_px"] = float(np.mean(moving)) if moving else None
+                result["still_px"] = float(np.mean(still)) if still else None
     return result
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from recon4d import InputError, splat
-from recon4d.cli import claim_output, pick_device
-from recon4d.files import write_text
+from recon4d import InputError, runs, splat
+from recon4d.cli import pick_device
+from recon4d.files import read_json, write_text
 
 from flux4d import checkpoints, indices, pictures
 from flux4d.clips import path_in_world
@@ -20,7 +20,8 @@ from flux4d.samples import load_sample
 from flux4d.timed_cameras import TimedCameras, timed_cameras
 
 FORMAT = "flux4d-scene-1"
-_SH0 = 0.28209479177387814
+LONGEST = 3600.0  # seconds of a scene
+WIDEST = 16384  # pixels of an image
 
 
 def write_gaussians(path: str | Path, gaussians: MovingGaussians) -> None:
@@ -33,7 +34,7 @@ def write_gaussians(path: str | Path, gaussians: MovingGaussians) -> None:
         quats=gaussians.quats,
         scales=deviations(gaussians),
         opacities=gaussians.opacities[:, 0].sigmoid(),
-        sh=((gaussians.colours.sigmoid() - 0.5) / _SH0)[:, None],
+        sh=((gaussians.colours.sigmoid() - 0.5) / splat.SH0)[:, None],
     )
     splat.write_ply(path, splats, extra)
 
@@ -45,6 +46,9 @@ def read_gaussians(path: str | Path) -> MovingGaussians:
     missing = [name for name in ("time", "vx", "vy", "vz", "sky") if name not in extra]
     if missing:
         raise InputError(f"{path} has no property {missing[0]}; give a scene.ply of flux4d reconstruct")
+    lost = [name for name, column in extra.items() if not np.isfinite(np.asarray(column, np.float64)).all()]
+    if lost or not all(values.isfinite().all() for values in (splats.means, splats.scales, splats.quats, splats.sh)):
+        raise InputError(f"{path} holds numbers that are not finite; write it again")
     degree = 0
     while f"vx_{degree + 1}" in extra:
         degree += 1
@@ -55,7 +59,7 @@ def read_gaussians(path: str | Path) -> MovingGaussians:
         scales=inverse_softplus(splats.scales.clamp_min(1e-6)),
         quats=splats.quats,
         opacities=splats.opacities.clamp(1e-6, 1 - 1e-6).logit()[:, None],
-        colours=(splats.sh[:, 0] * _SH0 + 0.5).clamp(1e-4, 1 - 1e-4).logit(),
+        colours=(splats.sh[:, 0] * splat.SH0 + 0.5).clamp(1e-4, 1 - 1e-4).logit(),
         times=torch.from_numpy(np.asarray(extra["time"], np.float32)),
         velocities=velocities,
         sky=torch.from_numpy(np.asarray(extra["sky"]) > 0),
@@ -82,18 +86,28 @@ def read(folder: str | Path) -> tuple[MovingGaussians, TimedCameras]:
     place = folder / "cameras.json"
     if not place.is_file():
         raise InputError(f"{folder} holds no cameras.json; give a folder of flux4d reconstruct or edit")
+    values = read_json(place)
     try:
-        values = json.loads(place.read_text())
         if values["format"] != FORMAT:
-            raise ValueError(values["format"])
-        times, poses, K = (torch.tensor(values[key]) for key in ("times", "camera_to_world", "K"))
+            raise ValueError(f"its format is {str(values['format'])[:40]}")
+        arrays = [np.array(values[key], np.float64) for key in ("times", "camera_to_world", "K")]
         width, height = (int(side) for side in values["size"])
-        if poses.shape != (len(times), 4, 4) or K.shape != (3, 3) or len(times) == 0:
+        times, poses, K = arrays
+        if times.ndim != 1 or len(times) == 0 or poses.shape != (len(times), 4, 4) or K.shape != (3, 3):
             raise ValueError("other shapes")
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{place} is not a camera path of flux4d ({error}); write it again") from error
-    path = timed_cameras(torch.linalg.inv(poses.double()).float(), K, times, width, height)
-    return read_gaussians(folder / "scene.ply"), path
+        if not all(np.isfinite(array).all() and np.abs(array).max() < 1e7 for array in arrays):
+            raise ValueError("numbers that are not finite, or too large")
+        if (np.diff(times) <= 0).any() or times[-1] - times[0] > LONGEST:
+            raise ValueError(f"times that do not grow, or span more than {LONGEST:.0f} s")
+        if min(K[0, 0], K[1, 1]) <= 0 or not (0 < width <= WIDEST and 0 < height <= WIDEST):
+            raise ValueError("no focal length or image size")
+        if (np.abs(np.linalg.det(poses[:, :3, :3]) - 1) > 0.01).any() or (poses[:, 3] != [0, 0, 0, 1]).any():
+            raise ValueError("poses that are no rotations")
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
+        said = str(error)[:120]
+        raise InputError(f"{place} is not a camera path of flux4d ({said}); write it again") from error
+    matrices, focal, moments = (torch.from_numpy(array).float() for array in (np.linalg.inv(poses), K, times))
+    return read_gaussians(folder / "scene.ply"), timed_cameras(matrices, focal, moments, width, height)
 
 
 @torch.no_grad()
@@ -121,16 +135,17 @@ def reconstruct(
     Raises:
         InputError: a checkpoint, index or clip that cannot be read, no such clip, an output that exists.
     """
-    out = claim_output(out_dir, force)
-    chosen_device = pick_device(device)
+    out, chosen_device = Path(out_dir), pick_device(device)
     model, settings = checkpoints.open_model(checkpoint, chosen_device, overrides=overrides)
-    sample = load_sample(*indices.open_clip(index_path, clip_index, data_root), settings, chosen_device)
-    started = time.perf_counter()
-    gaussians = gaussians_of(model, sample, settings)
-    seconds = time.perf_counter() - started
-    placed, path = to_world(gaussians, sample.clip.ego_to_world), path_in_world(sample.clip)
-    write(out, placed, path)
-    frames = pictures.write_video(out / "render.mp4", placed, path, fps, slow)
+    entry, root = indices.open_clip(index_path, clip_index, data_root)
+    with runs.claim(out, "flux4d reconstruct", force=force, inputs=[checkpoint, index_path, root]):
+        sample = load_sample(entry, root, settings, chosen_device)
+        started = time.perf_counter()
+        gaussians = gaussians_of(model, sample, settings)
+        seconds = time.perf_counter() - started
+        placed, path = to_world(gaussians, sample.clip.ego_to_world), path_in_world(sample.clip)
+        write(out, placed, path)
+        frames = pictures.write_video(out / "render.mp4", placed, path, fps, slow)
     return {
         "clip": sample.clip.name,
         "gaussians": len(placed),

@@ -2,15 +2,15 @@
 
 import json
 import math
-import shutil
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from recon4d.cli import claim_output, progress
-from recon4d.files import atomic_path, write_npz, write_text
+from recon4d import images, runs
+from recon4d.cli import progress
+from recon4d.files import write_npz, write_text
 
 from flux4d import raycast, streets, tables
 from flux4d.pandaset import pose_entry
@@ -120,11 +120,6 @@ def cuboids(street: Street, time: float, names: list[str]) -> dict[str, np.ndarr
     }
 
 
-def _write_jpg(path: Path, image: np.ndarray) -> None:
-    with atomic_path(path) as temporary:
-        cv2.imwrite(str(temporary), np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 97])
-
-
 def write_scenes(
     root: str | Path,
     scenes: int = 1,
@@ -142,14 +137,13 @@ def write_scenes(
         first: number of the first. frames: of each, 10 Hz. width, columns, samples: as in `write_scene`.
         force: replace scenes that exist.
     """
-    folders = [Path(root) / f"{number:03d}" for number in range(first, first + scenes)]
-    for folder in folders:
-        claim_output(folder, force)
-    written = []
-    for number, folder in enumerate(folders, first):
-        if folder.exists():
-            shutil.rmtree(folder)
-        written.append(write_scene(folder, 1000 * seed + number, frames, width, columns, samples))
+    numbers = range(first, first + scenes)
+    folders = [Path(root) / f"{number:03d}" for number in numbers]
+    with ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(runs.claim(folder, "flux4d synth", force=force))
+        sizes = (frames, width, columns, samples)
+        written = [write_scene(folder, 1000 * seed + n, *sizes) for n, folder in zip(numbers, folders)]
     return {"folder": str(root), "scenes": written}
 
 
@@ -176,7 +170,7 @@ def write_scene(folder: Path, seed: int, n: int, width: int, columns: int, sampl
         time = i * PERIOD
         pose = ego_pose(street, time, CAMERA_HEIGHT, CAMERA_FORWARD, CAMERA_AXES)
         image, depth, actor, place = raycast.photograph(street, time, pose, K, width, height, samples)
-        _write_jpg(camera / f"{i:02d}.jpg", np.round(255 * image).astype(np.uint8))
+        images.write(camera / f"{i:02d}.jpg", np.round(255 * image).astype(np.uint8), quality=97)
         velocity = streets.velocity(street, time, place, actor)
         write_npz(
             folder / "truth" / "camera" / f"{i:02d}.npz",

@@ -44,11 +44,13 @@ def _values(found: Any) -> np.ndarray:
     return _of_arrow(text) if isinstance(text, Record) else _values(text)
 
 
-def _of_categories(codes: np.ndarray, kind: dict) -> np.ndarray:
+def _of_categories(codes: np.ndarray, kind: dict[str, Any]) -> np.ndarray:
     categories = _values(kind["categories"])
     if codes.dtype.kind not in "iu" or (len(codes) and not -1 <= codes.min() <= codes.max() < len(categories)):
         raise ValueError("its categories do not fit")
-    return np.append(categories.astype(object), None)[codes]  # -1 is missing
+    values = np.empty(len(categories) + 1, object)  # the last one, None, is for -1: missing
+    values[:-1] = categories
+    return values[codes]
 
 
 def _of_arrow(found: Record) -> np.ndarray:
@@ -68,10 +70,10 @@ def _of_arrow(found: Record) -> np.ndarray:
     return np.array(words, object)
 
 
-def _columns(table: Any) -> dict[str, np.ndarray]:
+def _columns(table: Record) -> dict[str, np.ndarray]:
     """The columns of a DataFrame's record."""
-    state = table.state
-    manager = state.get("_mgr", state.get("_data")) if isinstance(state, dict) else state
+    state: Any = table.state
+    manager: Any = state.get("_mgr", state.get("_data")) if isinstance(state, dict) else state
     if isinstance(manager.state, tuple):  # pandas before 1.3
         layout = manager.state[3]["0.14.1"]
         names, blocks = layout["axes"][0], [(block["values"], block["mgr_locs"]) for block in layout["blocks"]]

@@ -2,10 +2,10 @@
 
 import math
 import os
-import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from typing import Any
 import lightning_fabric as lightning
 import numpy as np
 import torch
-from recon4d import InputError, settings
-from recon4d.cli import claim_output, pick_device, progress_bar
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+from recon4d import InputError, images, runs, settings
+from recon4d.cli import pick_device, progress_bar
 
 from flux4d import checkpoints, indices, pictures
 from flux4d.clips import Clip
-from flux4d.config import Config, Losses, load_config
+from flux4d.config import Config, Losses, config_file, load_config
 from flux4d.model import Flux
 from flux4d.reconstruction import frame_loss, gaussians_of
 from flux4d.samples import Sample, load_sample
@@ -42,6 +43,7 @@ def start(
     index_path: str | Path,
     output_dir: str | Path,
     *,
+    one_clip: bool = False,
     clip_index: int | None = None,
     camera: str | None = None,
     fixed_frame: int | None = None,
@@ -53,7 +55,7 @@ def start(
     sky_points: int | None = None,
     depth_dir: str | Path | None = None,
     projected_depth: bool = True,
-    accumulate: int = 1,
+    accumulate: int | None = None,
     seed: int | None = None,
     resume: bool = False,
     resume_from: str | Path | None = None,
@@ -65,21 +67,22 @@ def start(
 ) -> Result:
     """Train a network on all clips of an index's split `train`, or on one clip.
 
-    `output_dir` gets config.yaml, train.log, checkpoints and renders; see `train`.
+    `output_dir` gets config.yaml with all settings, train.log, checkpoints and renders; see `train`.
 
     Args:
-        clip_index: the number of the only clip to train on, one per step.
-        camera: whose images, by name; None and all that follows: as in the config.
+        one_clip: train on one clip alone, `clip_index`, or the first one.
+        camera: whose images, by name; None, as of all that follows, is what the config says.
         fixed_frame: the only frame to compare with.
-        config, overrides: as in `config.load_config`; None is cpu-quick, or with `resume` the run's own.
+        config, overrides: as in `config.load_config`; None is cpu-quick.
         data_root: where the scenes are, when they are not where the index was made.
         depth_dir: depth maps; without a setting of `lift.points` they take the place of LiDAR points.
         projected_depth: False leaves the loss on LiDAR depth out.
         accumulate: batches per step.
-        resume: go on from the last checkpoint in `output_dir`. resume_from: from this checkpoint, into a new folder;
-            with_optimizer: False takes only what fits of its network.
-        force: replace `output_dir`.
-        processes: on this machine; more than one run the calling script once each. Under torchrun leave it at 1.
+        resume: go on with a stopped run in `output_dir`, with its own settings; what is given must be the same. Where
+            there is nothing to go on with, begin.
+        resume_from: a checkpoint to go on from, in a new folder. with_optimizer: False takes what fits of its network.
+        force: replace an earlier run in `output_dir`.
+        processes: on this machine; each runs the calling script. Under torchrun leave it at 1.
 
     Raises:
         InputError: an index, config, clip or checkpoint that cannot be read or does not fit, an output that exists.
@@ -87,13 +90,13 @@ def start(
     output = Path(output_dir)
     if resume and (resume_from or force):
         raise InputError("--resume goes on in the output; leave --resume-from and --force away")
-    if resume:
-        resume_from = output / checkpoints.LAST
-        checkpoints.read(resume_from)
     overrides = tuple(overrides)
+    if resume_from:
+        checkpoints.read(resume_from)
     replaces_lidar = depth_dir and not any(override.startswith("lift.points=") for override in overrides)
     values = {
         "data.camera": camera,
+        "data.clip": clip_index,
         "data.depth_dir": depth_dir and str(depth_dir),
         "lift.points": "depth" if replaces_lidar else None,
         "lift.sky_points": sky_points,
@@ -101,40 +104,105 @@ def start(
         "losses.depth": None if projected_depth else 0.0,
         "losses.inverse_depth": None if projected_depth else 0.0,
         "train.iterations": iterations,
-        "train.batch_size": None if clip_index is None else 1,
+        "train.batch_size": 1 if one_clip else None,
+        "train.accumulate": accumulate,
+        "train.fixed_frame": fixed_frame,
         "seed": seed,
     }
-    chosen = load_config(config or (output / "config.yaml" if resume else "cpu-quick"), overrides, values)
-    index = indices.read(index_path)
-    if clip_index is not None:
-        entries = [indices.choose(index, clip_index)]
+    given = Given(index_path, data_root, config, overrides, values, one_clip)
+    with ExitStack() as stack:
+        plan: Plan | None = None
+        keep: Callable[[], None] = _nothing
+        if getattr(rank_zero_only, "rank", 0) == 0:  # it plans for all processes
+            plan = make_plan(given, output if resume else None)
+            claimed = stack.enter_context(
+                runs.claim(
+                    output,
+                    "flux4d overfit" if one_clip else "flux4d train",
+                    force=force,
+                    resume=resume,
+                    inputs=[index_path, plan.root, config_file(config), plan.config.data.depth_dir, resume_from],
+                )
+            )
+            keep = claimed.keep
+            if plan.resumes and not claimed.resumed:  # a killed run's first checkpoint was not yet to be kept
+                plan = make_plan(given, None)
+            if resume and not plan.resumes:
+                log(f"{output} holds no training to resume; it begins anew")
+            if not plan.resumes:
+                settings.write(output / "config.yaml", plan.config)
+        fabric = lightning.Fabric(**fabric_options(device, processes))
+        fabric.launch()
+        plan = fabric.broadcast(plan)
+        assert plan is not None
+        start_from = output / checkpoints.LAST if plan.resumes else resume_from
+        return train(plan.config, plan.entries, plan.root, output, fabric, start_from, with_optimizer, keep, log)
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run is to be, as its caller says: `values` replace settings by their keys, the rest is as in `start`."""
+
+    index_path: str | Path
+    data_root: str | Path | None
+    config: str | Path | None
+    overrides: tuple[str, ...]
+    values: dict[str, Any]
+    one_clip: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does: its settings, its clips and where their paths begin, and whether it goes on with a stopped
+    one."""
+
+    config: Config
+    entries: list[Entry]
+    root: Path
+    resumes: bool
+
+
+def make_plan(given: Given, output: Path | None) -> Plan:
+    """Read settings and index; of a run in `output`, where there is one to go on with, its own settings.
+
+    Raises InputError for what cannot be read, clips and frames that are not there, and settings that differ from those
+    of the run to go on with.
+    """
+    kept = None if output is None or not (output / checkpoints.LAST).is_file() else output / "config.yaml"
+    config = load_config(given.config or kept or "cpu-quick", given.overrides, given.values)
+    if given.one_clip and config.data.clip is None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"clip": 0})})
+    if kept is not None:
+        before, now = _flat(load_config(kept)), _flat(config)
+        for name in before:
+            if before[name] != now[name]:
+                raise InputError(
+                    f"{kept} has {name}: {before[name]}, and {now[name]} is given; leave it away to go on, or use "
+                    "--resume-from"
+                )
+    index = indices.read(given.index_path)
+    if config.data.clip is not None:
+        entries = [indices.choose(index, config.data.clip)]
     else:
         entries = [entry for entry in index["clips"] if entry["split"] == "train"]
-    root = indices.root_of(index, data_root)
     if not entries:
-        raise InputError(f"--index-path {index_path} has no clips to train on; see --val-scenes of flux4d index")
-    if fixed_frame is not None and not all(0 <= fixed_frame < len(entry["frames"]) for entry in entries):
-        raise InputError(
-            f"--fixed-target-frame {fixed_frame}: the clip has frames 0 to {len(entries[0]['frames']) - 1}"
-        )
-    fabric = lightning.Fabric(**fabric_options(device, processes))
-    fabric.launch()
-    if fabric.is_global_zero:
-        if not resume:
-            _claim(output, resume_from, force)
-        settings.write(output / "config.yaml", chosen)
-    fabric.barrier()
-    return train(chosen, entries, root, output, fabric, resume_from, with_optimizer, accumulate, fixed_frame, log)
+        raise InputError(f"--index-path {given.index_path} has no clips to train on; see --val-scenes of flux4d index")
+    fixed = config.train.fixed_frame
+    if fixed is not None and not all(fixed < len(entry["frames"]) for entry in entries):
+        raise InputError(f"--fixed-target-frame {fixed}: the clip has frames 0 to {len(entries[0]['frames']) - 1}")
+    return Plan(config, entries, indices.root_of(index, given.data_root), kept is not None)
 
 
-def _claim(output: Path, resume_from: str | Path | None, force: bool) -> None:
-    if resume_from:
-        checkpoints.read(resume_from)
-    claim_output(output, force)
-    if force and output.exists():
-        if resume_from and output.resolve() in Path(resume_from).resolve().parents:
-            raise InputError(f"--force would delete {resume_from}; give another --output-dir or use --resume")
-        shutil.rmtree(output)
+def _flat(config: Config) -> dict[str, Any]:
+    """All settings by keys with dots."""
+    dumped = config.model_dump()
+    sections = {name: part for name, part in dumped.items() if isinstance(part, dict)}
+    inner = {f"{name}.{key}": value for name, part in sections.items() for key, value in part.items()}
+    return {"seed": dumped["seed"]} | inner
 
 
 def fabric_options(device: str, processes: int) -> dict[str, Any]:
@@ -172,15 +240,10 @@ def weights(step: int, config: Config) -> Losses:
     return losses.model_copy(update={"velocity": losses.velocity + share * (losses.final_velocity - losses.velocity)})
 
 
-def chosen_clips(step: int, config: Config, number: int, accumulate: int = 1) -> list[int]:
+def chosen_clips(step: int, config: Config, number: int) -> list[int]:
     """The clips: a place in the endless sequence of shuffled passes, so that a resumed run goes on in it."""
-    size = config.train.batch_size * accumulate
-    places = range(step * size, (step + 1) * size)
-    order = {
-        epoch: np.random.default_rng((config.seed, 3, epoch)).permutation(number)
-        for epoch in {place // number for place in places}
-    }
-    return [int(order[place // number][place % number]) for place in places]
+    size = config.train.batch_size * config.train.accumulate
+    return [int(clip) for clip in runs.batch_places(step, size, number, config.seed)]
 
 
 def window(step: int, config: Config) -> float:
@@ -200,14 +263,14 @@ def window(step: int, config: Config) -> float:
     return run.window + 2 * left if left < 0.5 else math.inf
 
 
-def chosen_frames(step: int, item: int, config: Config, clip: Clip, fixed: int | None) -> list[int]:
+def chosen_frames(step: int, item: int, config: Config, clip: Clip) -> list[int]:
     """Frames to render of a step's clip number `item`: the fixed one, else a random choice of inputs and targets.
 
     A frame without an input in the window has nothing to show. With a narrow one only targets are chosen: an input's
     own points show it whatever their velocity.
     """
-    if fixed is not None:
-        return [fixed]
+    if config.train.fixed_frame is not None:
+        return [config.train.fixed_frame]
     narrow = step < config.train.narrow * config.train.iterations
     wanted = clip.target if narrow else sorted(clip.input + clip.target)
     gaps = (clip.times[wanted][:, None] - clip.times[clip.input]).abs().amin(1)
@@ -243,8 +306,7 @@ def train(
     fabric: lightning.Fabric,
     resume_from: str | Path | None = None,
     with_optimizer: bool = True,
-    accumulate: int = 1,
-    fixed_frame: int | None = None,
+    keep: Callable[[], None] = lambda: None,
     log: Callable[[str], None] = print,
 ) -> Result:
     """Train on the clips of an index; write checkpoints, train.log and, now and then, renders into `output`.
@@ -252,12 +314,14 @@ def train(
     Every process of `fabric` takes its share of a step's clips; the gradients are the mean over all of them.
 
     Args:
-        root: where the index's paths begin. The rest is as in `start`.
+        root: where the index's paths begin. resume_from, with_optimizer: as in `start`.
+        keep: called when there is a checkpoint.
 
     Raises:
         InputError: unreadable clips, a checkpoint that does not fit, batches that do not divide among the processes.
     """
-    batch = config.train.batch_size * accumulate
+    run = config.train
+    batch = run.batch_size * run.accumulate
     if batch % fabric.world_size:
         raise InputError(
             f"train.batch_size {batch} does not divide among {fabric.world_size} processes; "
@@ -280,11 +344,11 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate(step, config)
             optimizer.zero_grad(set_to_none=True)
-            items = list(enumerate(chosen_clips(step, config, len(entries), accumulate)))
+            items = list(enumerate(chosen_clips(step, config, len(entries))))
             mine = items[fabric.global_rank :: fabric.world_size]
             for item, number in mine:
                 sample = sample_of(number)
-                frames = chosen_frames(step, item, config, sample.clip, fixed_frame)
+                frames = chosen_frames(step, item, config, sample.clip)
                 with fabric.no_backward_sync(model, enabled=fabric.world_size > 1 and item != mine[-1][0]):
                     found = gaussians_of(model, sample, config)
                     if step < config.train.still * total:
@@ -309,9 +373,10 @@ def train(
                 _append(output / "train.log", f"step {done}: {text}, {time.perf_counter() - started:.0f} s")
             if done % config.train.checkpoint_every == 0 or done == total:
                 checkpoints.save(output, model, optimizer, done, config)
+                keep()
                 with torch.no_grad():
                     shown = pictures.comparison(found, sample, frames[len(frames) // 2])
-                pictures.write_png(output / f"step_{done:06d}" / f"{sample.clip.name}.png", shown)
+                images.write_png(output / f"step_{done:06d}" / f"{sample.clip.name}.png", shown)
     fabric.barrier()
     return Result(total, time.perf_counter() - started, loss, psnr, count, str(output))
 

@@ -141,8 +141,8 @@ def _kind(path: Path) -> tuple[int, int, int, int]:
     try:
         with open(path, "rb") as file:
             header = file.read(26)
-    except OSError as error:
-        raise InputError(f"{path} is not a readable image ({error.strerror}); make it with prep-faces matte") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise InputError(f"{path} is not a readable image ({error}); make it with prep-faces matte") from error
     # Signature, length and name of the first chunk, then width, height, bit depth, colour type.
     if len(header) < 26 or header[:8] != b"\x89PNG\r\n\x1a\n" or header[12:16] != b"IHDR":
         raise InputError(f"{path} is not a readable image; make it again with prep-faces matte")

@@ -7,11 +7,12 @@ from typing import TextIO
 
 import click
 from recon4d import InputError
-from recon4d.cli import Command, Group, device_option, force_option, log, print_result, seed_option
+from recon4d.cli import Command, Group, Real, device_option, force_option, log, print_result, seed_option, seed_type
 
 from gaussian_avatar.config import OFFLINE, ONLINE
 
 FILE = click.Path(path_type=Path)
+FRAME = click.IntRange(-(10**9), 10**9)
 
 
 def run_options(command: Callable) -> Callable:
@@ -58,9 +59,9 @@ def main() -> None:
 @main.command(cls=Command)
 @click.argument("folder", type=FILE)
 @click.option("--subject", default="synthetic", show_default=True, help="Name of the folder in FOLDER.")
-@click.option("--frames", type=click.IntRange(2), default=144, show_default=True, help="Frames.")
+@click.option("--frames", type=click.IntRange(2, 10**6), default=144, show_default=True, help="Frames.")
 @click.option("--size", type=click.IntRange(32, 4096), default=256, show_default=True, help="Pixels per side.")
-@click.option("--fps", type=click.FloatRange(1, 240), default=25.0, show_default=True, help="Frames per second.")
+@click.option("--fps", type=Real(1, 240), default=25.0, show_default=True, help="Frames per second.")
 @click.option("--motion", type=click.Choice(["portrait", "frontal-then-turn"]), default="portrait", show_default=True)
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: the open head]")
 @seed_option
@@ -108,7 +109,7 @@ def import_(folder: Path, head_model: str | None) -> None:
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a setting of the config.")
 @device_option
-@click.option("--seed", type=int, help="Seed of all random numbers.  [default: from the config]")
+@click.option("--seed", type=seed_type, help="Seed of all random numbers.  [default: from the config]")
 @force_option
 def train_offline(
     subject: str,
@@ -155,19 +156,21 @@ def train_offline(
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: the open head]")
 @click.option("--split", type=click.Choice(["train", "test", "all"]), help="Frames that arrive.  [default: train]")
 @click.option(
-    "--video-fps", type=click.FloatRange(0, min_open=True), default=25.0, show_default=True, help="Pace by the clock."
+    "--video-fps", type=Real(0, 1000, min_open=True), default=25.0, show_default=True, help="Pace by the clock."
 )
-@click.option("--images-per-frame", type=click.FloatRange(0, min_open=True), help="Pace by work instead.")
-@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Times the clip is shown.")
-@click.option("--stream", type=click.File(), help="Tracked frames from a pipe (-) or file instead of the folder.")
+@click.option("--images-per-frame", type=Real(0, 10000, min_open=True), help="Pace by work instead.")
+@click.option("--repeat", type=click.IntRange(1, 10**6), default=1, show_default=True, help="Times the clip is shown.")
+@click.option(
+    "--stream", type=click.File(errors="replace"), help="Tracked frames from a pipe (-) or file instead of the folder."
+)
 @click.option("--images", type=click.Path(), help="The stream's pictures.  [default: the subject's images]")
 @click.option("--masks", type=click.Path(), help="Greyscale masks, for pictures without alpha.")
-@click.option("--post-steps", type=click.IntRange(0), help="Steps after the stream.  [default: from the config]")
+@click.option("--post-steps", type=click.IntRange(0, 10**7), help="Steps after the stream.  [default: from the config]")
 @click.option("--log", "tensorboard", is_flag=True, help="Write TensorBoard events.")
 @click.option("--resume", is_flag=True, help="Go on with the run's avatar.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a setting of the config.")
 @device_option
-@click.option("--seed", type=int, help="Seed of all random numbers.  [default: from the config]")
+@click.option("--seed", type=seed_type, help="Seed of all random numbers.  [default: from the config]")
 @force_option
 def train_online(
     subject: str,
@@ -222,13 +225,14 @@ def train_online(
 @main.command(cls=Command)
 @run_options
 @click.option(
-    "--split", type=int, help="First frame to measure; -350 is the last 350.  [default: the run's test split]"
+    "--split", type=FRAME, help="First frame to measure; -350 is the last 350.  [default: the run's test split]"
 )
 @click.option("--data-dir", help="Where subjects are.  [default: as in training]")
 @click.option("--refine-pose", is_flag=True, help="Also with each pose fitted to the image it is measured on.")
 @click.option("--model", type=click.Path(), help="Another file of the avatar.  [default: the run's model.ply]")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: as in training]")
 @device_option
+@force_option
 def metrics(
     subject: str,
     work_name: str,
@@ -239,12 +243,13 @@ def metrics(
     model: str | None,
     head_model: str | None,
     device: str,
+    force: bool,
 ) -> None:
     """Compare renders with held-out images: metrics.json, .npz, .txt and contact.png, in the run's folder."""
     from gaussian_avatar import evaluation, runs
 
     run = runs.open_run(run_folder(output_dir, subject, work_name), device, head_model, model)
-    print_result(evaluation.evaluate(run, split, data_folder(data_dir, subject), refine_pose, log))
+    print_result(evaluation.evaluate(run, split, data_folder(data_dir, subject), refine_pose, force, log))
 
 
 @main.command(cls=Command)
@@ -252,10 +257,11 @@ def metrics(
 @click.option("--white-bg", is_flag=True, help="White background.  [default: black]")
 @click.option("--alpha", is_flag=True, help="RGBA images.")
 @click.option("--track", type=FILE, help="Another clip's track.npz to follow.")
-@click.option("--turn", type=click.FloatRange(0, 180), metavar="DEGREES", help="End the video with a turn of the head.")
+@click.option("--turn", type=Real(0, 180), metavar="DEGREES", help="End the video with a turn of the head.")
 @click.option("--model", type=click.Path(), help="Another file of the avatar.  [default: the run's model.ply]")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: as in training]")
 @device_option
+@force_option
 def render(
     subject: str,
     work_name: str,
@@ -267,12 +273,13 @@ def render(
     model: str | None,
     head_model: str | None,
     device: str,
+    force: bool,
 ) -> None:
     """Render the clip, or another one's motion, to render_image/*.png and render.mp4 in the run's folder."""
     from gaussian_avatar import rendering, runs
 
     run = runs.open_run(run_folder(output_dir, subject, work_name), device, head_model, model)
-    print_result(rendering.write_render(run, track, white_bg, alpha, turn))
+    print_result(rendering.write_render(run, track, white_bg, alpha, turn, force))
 
 
 @main.command(cls=Command)
@@ -283,7 +290,7 @@ def render(
 )
 @click.option("--track", type=FILE, help="Another clip's track.npz to take all frames of.")
 @click.option("--expression", "expressions", multiple=True, metavar="NAME=VALUE", help="Instead of the frame's own.")
-@click.option("--jaw", type=click.FloatRange(-5, 40), metavar="DEGREES", help="Instead of the frame's own.")
+@click.option("--jaw", type=Real(-5, 40), metavar="DEGREES", help="Instead of the frame's own.")
 @click.option(
     "--bits", type=click.Choice(["8", "16"]), default="8", show_default=True, help="Of the compact file's basis."
 )

@@ -29,9 +29,9 @@ class Data(Section):
 class Model(Section):
     """What is learned."""
 
-    tex_size: Positive = 256  # UV texels per side; each covered one is a Gaussian
-    basis: Positive = 20  # K
-    hidden: Positive = 128
+    tex_size: Annotated[int, Field(gt=0, le=100_000)] = 256  # UV texels per side; each covered one is a Gaussian
+    basis: Annotated[int, Field(gt=0, le=1000)] = 20  # K
+    hidden: Annotated[int, Field(gt=0, le=4096)] = 128
     init_scale: Annotated[float, Field(gt=0)] | None = 0.0008  # metres; null: by the distance of the texels
     init_opacity: Annotated[float, Field(gt=0, lt=1)] = 0.5
     fill_unseen: bool = False  # at the end, let what was never seen look like what is around it, instead of hiding it
@@ -122,11 +122,16 @@ class Config(Section):
     output_dir: str = "output"
     head_model: str | None = None  # a FLAME file; null is the open head
     split: str = Field("train", pattern="^(train|test|all)$")
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Data = Data()
     model: Model = Model()
     train: Train = Train()
     online: Online = Online()
+
+
+def config_file(source: Config | str | Path | None) -> str | Path | None:
+    """The file that settings come from; None where they are a preset's, or given as they are."""
+    return source if isinstance(source, str | Path) and str(source) not in PRESETS else None
 
 
 def load_config(source: "Config | str | Path", overrides: Sequence[str] = (), **top: Any) -> Config:

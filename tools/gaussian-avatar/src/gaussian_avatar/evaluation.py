@@ -12,6 +12,7 @@ from recon4d import InputError, metrics
 from recon4d.cameras import Camera
 from recon4d.files import write_npz, write_text
 from recon4d.images import write_png
+from recon4d.runs import claim
 from torch import Tensor
 
 from gaussian_avatar import avatars, captures, runs
@@ -22,6 +23,7 @@ from gaussian_avatar.learners import corrected
 from gaussian_avatar.runs import Run
 
 BATCH = 8
+FILES = ("metrics.json", "metrics.npz", "metrics.txt", "contact.png")
 REFINE_STEPS = 40
 METRICS = ("l1_error", "l2_error", "psnr", "ssim", "lpips")
 ERROR_GAIN = 4  # the error row of the contact sheet shows this many times the absolute difference
@@ -32,6 +34,7 @@ def evaluate(
     split: int | None = None,
     data: str | Path | None = None,
     refine_pose: bool = False,
+    force: bool = False,
     log: Callable[[str], None] = print,
 ) -> dict[str, float | int | None]:
     """Compare renders with held-out images; means over the frames, as `summary` has them.
@@ -42,16 +45,21 @@ def evaluate(
         split: the first frame to measure, negative from the end; None is the run's test split.
         data: the subject's folder; None is the one that was trained on.
         refine_pose: also with each pose fitted to the image it is measured on; see `measure`.
+        force: replace earlier metrics.
 
     Raises:
-        InputError: pictures that are missing or do not fit, a split without frames.
+        InputError: pictures that are missing or do not fit, a split without frames, metrics that are there already.
     """
-    capture = runs.pictures(run, Path(data or Path(run.config.data_dir) / run.folder.parent.name))
+    subject = Path(data or Path(run.config.data_dir) / run.folder.parent.name)
+    capture = runs.pictures(run, subject)
     frames = runs.held_out(run, split, log)
-    values = measure(run, frames, capture, log, refine_pose)
-    means = summary(values, run)
-    write_metrics(run.folder, values, means)
-    write_png(run.folder / "contact.png", contact_sheet(run, frames, capture))
+    if capture.masks is None:
+        captures.check_images(capture, frames)
+    with claim(run.folder, "gaussian-avatar metrics", force=force, inputs=[subject], names=FILES):
+        values = measure(run, frames, capture, log, refine_pose)
+        means = summary(values, run)
+        write_metrics(run.folder, values, means)
+        write_png(run.folder / "contact.png", contact_sheet(run, frames, capture))
     return means
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import roma
 import torch
 from recon4d import InputError, metrics, splat
-from recon4d.cli import claim_output, progress
+from recon4d.cli import progress
+from recon4d.runs import claim
 from recon4d.splat import Gaussians
 
 from gaussian_avatar import avatars, evaluation, model_file, motions
@@ -42,14 +43,13 @@ def export_frames(
     """
     if (expressions or jaw is not None) and (track or frames == "all"):
         raise InputError("--expression and --jaw make one face; leave --frames and --track away")
-    out = claim_output(run.folder / "export", force)
     if track or frames == "all":
         motion, _ = driving_motion(run, track)
     else:
         motion = posed(run, expressions, jaw)
-    for stale in out.glob("*.ply"):
-        stale.unlink()
-    paths = list(progress(write_statics(run, motion, range(len(motion)), out), "writing", len(motion)))
+    out, total = run.folder / "export", len(motion)
+    with claim(run.folder, "gaussian-avatar export", force=force, inputs=[track], names=("export",)):
+        paths = list(progress(write_statics(run, motion, range(total), out), "writing", total))
     return {"files": len(paths), "first": str(paths[0]), "bytes": sum(path.stat().st_size for path in paths)}
 
 
@@ -58,7 +58,9 @@ def export_compact(run: Run, bits: int = 8, force: bool = False) -> dict[str, fl
 
     Raises InputError for a file that exists, unless `force` replaces it.
     """
-    return write_compact(run, claim_output(run.folder / "model.safetensors", force), bits)
+    name = "model.safetensors"
+    with claim(run.folder, "gaussian-avatar export compact", force=force, names=(name,)):
+        return write_compact(run, run.folder / name, bits)
 
 
 def static(run: Run, motion: Motion, frame: int) -> Gaussians:
@@ -105,11 +107,14 @@ def _coefficients(run: Run, expressions: Sequence[str]) -> np.ndarray:
     for given in expressions:
         name, _, text = given.partition("=")
         if name not in names:
-            raise InputError(f"--expression {name} is not one of the head model's: {', '.join(names)}")
+            known = ", ".join(names) if len(names) < 12 else f"{', '.join(names[:12])} ... ({len(names)})"
+            raise InputError(f"--expression {name} is not one of the head model's: {known}")
         try:
             values[names.index(name)] = float(text)
-        except ValueError as error:
-            raise InputError(f"--expression {given} must be name=number, for example {name}=0.5") from error
+        except ValueError:
+            values[names.index(name)] = np.nan
+        if not abs(values[names.index(name)]) < 1e3:
+            raise InputError(f"--expression {given} must be name=number, for example {name}=0.5")
     return values
 
 

@@ -1,18 +1,19 @@
 """An avatar on disk: `model.ply` in RGBAvatar's layout, and a compact safetensors file."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
 from plyfile import PlyData, PlyElement, PlyParseError
 from recon4d import InputError
-from recon4d.files import atomic_path
+from recon4d.files import atomic_path, write_bytes
 from recon4d.head import HeadModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from gaussian_avatar.avatars import Avatar, new_mlp
+from gaussian_avatar.avatars import TRAINED, Avatar, new_mlp
 
 UNSEEN_OPACITY = -9999.0
 ATTRIBUTES = ("mean_basis", "quat_basis", "sh0_basis")
@@ -73,11 +74,12 @@ def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
     if not path.is_file():
         raise InputError(f"{path} does not exist; train the avatar first with gaussian-avatar train-offline")
     try:
+        _check_size(path)
         data = PlyData.read(path, mmap=False)
         table = data["vertex"].data
-    except (PlyParseError, KeyError, ValueError, OSError, EOFError) as error:
+    except (PlyParseError, KeyError, ValueError, OSError, EOFError, IndexError, MemoryError) as error:
         raise InputError(f"{path} is not a readable PLY file ({error})") from error
-    names = table.dtype.names
+    names = table.dtype.names or ()
 
     def get(*wanted: str) -> Tensor:
         missing = [name for name in wanted if name not in names]
@@ -86,6 +88,7 @@ def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
         return torch.from_numpy(np.stack([table[name] for name in wanted], -1).astype(np.float32))
 
     n = len(table)
+    get("xyz_b_0")
     basis = sum(name.startswith("xyz_b_") for name in names) // 3
     bases = {}
     for name, attribute, width in zip(BASIS_NAMES, ATTRIBUTES, (3, 4, 3)):
@@ -97,7 +100,7 @@ def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
     face_id = torch.from_numpy(table["face_id"].astype(np.int64)) if "face_id" in names else get("face_id")
     _check_faces(face_id, head, path)
     opacity = get("opacity")[:, 0]
-    return Avatar(
+    avatar = Avatar(
         face_id=face_id,
         bary=get("face_bary_0", "face_bary_1", "face_bary_2"),
         means=get("x", "y", "z"),
@@ -109,6 +112,25 @@ def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
         seen=opacity > UNSEEN_OPACITY / 2,
         **bases,
     )
+    _check_values(avatar, path)
+    return avatar
+
+
+def _check_size(path: Path) -> None:
+    """Raise ValueError for a PLY file whose header declares more than the file holds."""
+    with open(path, "rb") as file:
+        header = file.read(1 << 20).split(b"end_header")[0].decode("ascii", "replace")
+    counts = [int(count) for count in re.findall(r"^element\s+\S+\s+(\d{1,18})\s", header, re.MULTILINE)]
+    if sum(counts) > path.stat().st_size:
+        raise ValueError(f"it says that it holds {sum(counts)} elements")
+
+
+def _check_values(avatar: Avatar, path: Path) -> None:
+    """Raise InputError for numbers that no training leaves: Gaussians that are not finite, or as large as a house."""
+    numbers = [getattr(avatar, name) for name in ("bary", *TRAINED)] + list(avatar.mlp.parameters())
+    finite = all(bool(values.isfinite().all()) for values in numbers)
+    if not finite or float(avatar.log_scales.max()) > 3 or float(avatar.means.abs().max()) > 1e3:
+        raise InputError(f"{path} holds Gaussians that are not finite; train or export it again")
 
 
 def _check_faces(face_id: Tensor, head: HeadModel, path: Path) -> None:
@@ -188,12 +210,8 @@ def write_compact(path: str | Path, avatar: Avatar, head_name: str, bits: int = 
         tensors[f"{name}_scale"] = scale
     for name, value in avatar.mlp.state_dict().items():
         tensors[f"mlp.{name}"] = value.half()
-    with atomic_path(path) as temporary:
-        save_file(
-            {name: value.contiguous() for name, value in tensors.items()},
-            temporary,
-            {"format": COMPACT, "head_model": head_name},
-        )
+    whole = {name: value.contiguous() for name, value in tensors.items()}
+    write_bytes(path, save(whole, {"format": COMPACT, "head_model": head_name}))
 
 
 def read_compact(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
@@ -212,18 +230,18 @@ def read_compact(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
     try:
         face_id = tensors["face_id"].long()
         _check_faces(face_id, head, path)
-        two = tensors["bary"].float() / 65535
+        two = tensors["bary"].float().view(len(face_id), 2) / 65535
         values = {name: tensors[name].float() for name in HALF}
         values["means"] = values["means"] * tensors["metres"]
         values |= {name: tensors[name].float() * tensors[f"{name}_scale"] for name in ATTRIBUTES}
         basis, hidden = len(tensors["mean_basis"]), len(tensors["mlp.0.bias"])
-        if tensors["mlp.0.weight"].shape[1] != n_inputs:
+        if tensors["mlp.0.weight"].shape != (hidden, n_inputs):
             raise InputError(
                 f"{path} is of another head model, {metadata.get('head_model')}; give it with --head-model"
             )
         mlp = new_mlp(n_inputs, hidden, basis, torch.Generator())
         mlp.load_state_dict({name: tensors[f"mlp.{name}"].float() for name in mlp.state_dict()})
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, IndexError, RuntimeError) as error:
         raise InputError(f"{path} lacks a part of an avatar ({error}); export it again") from error
     n = len(face_id)
     shapes = {"means": (n, 3), "log_scales": (n, 3), "opacity_logits": (n,), "quats": (n, 4), "sh0": (n, 3)}
@@ -231,13 +249,15 @@ def read_compact(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
     for name, shape in shapes.items():
         if values[name].shape != shape:
             raise InputError(f"{path}: {name} has shape {tuple(values[name].shape)}, not {shape}; export it again")
-    return Avatar(
+    avatar = Avatar(
         face_id=face_id,
         bary=torch.cat([two, 1 - two.sum(1, keepdim=True)], 1),
         mlp=mlp,
         seen=torch.ones(n, dtype=torch.bool),
         **values,
     )
+    _check_values(avatar, path)
+    return avatar
 
 
 def read(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:

@@ -48,6 +48,8 @@ def n_inputs(head: HeadModel) -> int:
 
 def check_track(track: Track, head: HeadModel, source: str) -> None:
     """Raise InputError unless the track's coefficients fit the head model."""
+    if not len(track.shape) or not track.expression.shape[1]:
+        raise InputError(f"{source} has no identity or expression coefficients; track the clip again")
     if len(track.shape) > head.n_shape or track.expression.shape[1] > head.n_expression:
         raise InputError(
             f"{source} has {len(track.shape)} identity and {track.expression.shape[1]} expression coefficients; "

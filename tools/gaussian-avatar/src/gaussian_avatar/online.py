@@ -1,6 +1,5 @@
 """Online training: the avatar grows while its frames arrive (RGBAvatar, section 3.4 and online.yaml)."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +14,17 @@ from recon4d.cameras import Camera
 from recon4d.cli import pick_device, progress_bar
 from recon4d.files import write_text
 from recon4d.head import HeadModel
+from recon4d.runs import claim
 
 from gaussian_avatar import checkpoint, learners, model_file, motions, running_mean, sampling, streams
 from gaussian_avatar.avatars import Avatar
 from gaussian_avatar.backgrounds import random_backgrounds
 from gaussian_avatar.checkpoint import CHECKPOINT
-from gaussian_avatar.config import Config
+from gaussian_avatar.config import Config, config_file
 from gaussian_avatar.learners import Batch
 from gaussian_avatar.sampling import Frame, Pools
 from gaussian_avatar.streams import Stream
-from gaussian_avatar.training import log_scalars, tensorboard_writer
+from gaussian_avatar.training import COMMAND, log_scalars, tensorboard_writer
 
 FIRST_STEPS = 4  # each of which initialises colours
 COLOUR_STEPS = 10  # after them every so many do: what comes into view stays for longer
@@ -85,7 +85,7 @@ def start(
         head_model: a FLAME file. split: `train`, `test` or `all`. seed: of all random numbers. None: by `config`.
         device: cpu, cuda, cuda:N, or auto.
         resume: go on with the run's avatar and its own settings.
-        force: replace what is in the folder.
+        force: replace what an earlier run wrote into the folder.
         tensorboard: write TensorBoard events too.
 
     Raises:
@@ -101,7 +101,8 @@ def start(
     chosen = checkpoint.run_config(
         folder,
         data,
-        config or "online",
+        config,
+        "online",
         (*overrides, *(f"online.{key}={value}" for key, value in replaced.items() if value is not None)),
         resume,
         force,
@@ -112,19 +113,22 @@ def start(
     place = pick_device(device)
     head = motions.load_head(chosen.head_model)
     subject = Path(data or Path(chosen.data_dir) / folder.parent.name)
-    if stream is None:
-        source = streams.from_folder(subject, head, chosen, place, repeat, log)
-    else:
-        source = streams.from_pipe(stream, subject, head, chosen)
-    if images_per_frame is not None:
-        arrivals = streams.in_step(source.frames, images_per_frame / chosen.train.batch_size)
-    else:
-        paced = streams.paced(source.arrivals, video_fps) if stream is None else source.arrivals
-        arrivals = streams.as_they_come(paced, source.pose)
-    if force and folder.exists():
-        shutil.rmtree(folder)
-    settings.write(folder / "config.yaml", chosen)
-    return train(chosen, head, arrivals, source, folder, place, resume, tensorboard, log)
+    if resume:
+        checkpoint.check(folder / CHECKPOINT, chosen, head, 0)
+    inputs = [subject, images, masks, head_model, config_file(config)]
+    with claim(folder, COMMAND, force=force, resume=resume, inputs=inputs) as claimed:
+        resume = resume and checkpoint.can_resume(claimed, log)
+        if stream is None:
+            source = streams.from_folder(subject, head, chosen, place, repeat, log)
+        else:
+            source = streams.from_pipe(stream, subject, head, chosen)
+        if images_per_frame is not None:
+            arrivals = streams.in_step(source.frames, images_per_frame / chosen.train.batch_size)
+        else:
+            paced = streams.paced(source.arrivals, video_fps) if stream is None else source.arrivals
+            arrivals = streams.as_they_come(paced, source.pose)
+        settings.write(folder / "config.yaml", chosen)
+        return train(chosen, head, arrivals, source, folder, place, resume, tensorboard, log, claimed.keep)
 
 
 def train(
@@ -137,6 +141,7 @@ def train(
     resume: bool = False,
     tensorboard: bool = False,
     log: Callable[[str], None] = print,
+    keep: Callable[[], None] = lambda: None,
 ) -> Result:
     """Learn beside a stream until it ends, then for `online.post_steps` more.
 
@@ -150,6 +155,7 @@ def train(
         arrivals: before each step, the frames of the stream that have arrived since the last one; at least one before
             the first.
         resume: go on with the avatar of `checkpoint.pt`. The pools begin empty: their frames are not stored.
+        keep: called when there is a checkpoint.
 
     Raises:
         InputError: no frame came, or what the stream raises.
@@ -201,6 +207,7 @@ def train(
                     log_scalars(writer, terms, speed, learned)
             if learned // every > (learned - len(frames)) // every:
                 checkpoint.save_checkpoint(output / CHECKPOINT, learner, learned, seconds + now - started)
+                keep()
                 loss = float(sum(terms.values()))
                 log(f"{pools.arrived} frames, {learned} images: loss {loss:.4f}, {speed:.0f} images/s")
             if preview and now - previewed > preview:

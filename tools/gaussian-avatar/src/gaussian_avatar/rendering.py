@@ -12,6 +12,7 @@ from recon4d.cli import progress
 from recon4d.formats.track import Track
 from recon4d.formats.track import read as read_track
 from recon4d.images import write_png
+from recon4d.runs import claim
 from torch import Tensor
 
 from gaussian_avatar import avatars, motions
@@ -21,6 +22,7 @@ from gaussian_avatar.runs import Run
 
 BATCH = 8
 TURN_SECONDS = 5.0
+PICTURES, VIDEO = "render_image", "render.mp4"
 
 
 def driving_motion(run: Run, track_path: str | Path | None) -> tuple[Motion, float]:
@@ -92,6 +94,7 @@ def write_render(
     white_bg: bool = False,
     alpha: bool = False,
     turn: float | None = None,
+    force: bool = False,
 ) -> dict[str, int | float | str]:
     """Write `render_image/00000.png ...` and `render.mp4` into the run's folder; counts and render speed.
 
@@ -100,14 +103,12 @@ def write_render(
         white_bg: a white background instead of a black one.
         alpha: RGBA pictures; the video, which has no alpha, is on the background in any case.
         turn: end the video with a turn of the head through so many degrees.
+        force: replace what was rendered before.
 
-    Raises InputError for a track that is not readable or is of another head model.
+    Raises InputError for a track that is not readable or is of another head model, and for renders that are there.
     """
-    folder = run.folder / "render_image"
     motion, fps = driving_motion(run, track)
     background = torch.full((3,), 1.0 if white_bg else 0.0)
-    for stale in folder.glob("*.png"):
-        stale.unlink()
     shots = [motion]
     if turn is not None:
         shots.append(motions.resized(turned(run, turn, fps), motion.camera.width, motion.camera.height))
@@ -126,17 +127,18 @@ def write_render(
                 if image is None:
                     break
                 if shot is motion:
-                    write_png(folder / f"{index:05d}.png", image)
+                    write_png(run.folder / PICTURES / f"{index:05d}.png", image)
                 index += 1
                 if alpha:
                     over = image[..., 3:].astype(np.float32) / 255
                     image = (image[..., :3] * over + 255 * background.numpy() * (1 - over) + 0.5).astype(np.uint8)
                 yield image
 
-    count = video.write_mp4(run.folder / "render.mp4", progress(frames(), "rendering", total), fps)
+    with claim(run.folder, "gaussian-avatar render", force=force, inputs=[track], names=(PICTURES, VIDEO)):
+        count = video.write_mp4(run.folder / VIDEO, progress(frames(), "rendering", total), fps)
     return {
         "frames": len(motion),
         "video_frames": count,
         "frames_per_second": round(count / max(clock, 1e-9), 1),
-        "video": str(run.folder / "render.mp4"),
+        "video": str(run.folder / VIDEO),
     }

@@ -8,13 +8,14 @@ import numpy as np
 import roma
 import torch
 from recon4d import InputError, video
-from recon4d.cli import claim_output, progress
+from recon4d.cli import progress
 from recon4d.color import linear_from_srgb
 from recon4d.files import write_text
 from recon4d.formats import insta
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
 from recon4d.images import write_png
+from recon4d.runs import claim
 from recon4d.synthetic import random_albedo, random_light, render_head, smooth_noise, wall
 
 from gaussian_avatar import motions
@@ -142,42 +143,47 @@ def synthesise(
 
     Args:
         size: pixels per side. motion: one of MOTIONS; see `random_parameters`.
-        head_model: a FLAME file; None is the open head. force: replace what is in the folder.
+        head_model: a FLAME file; None is the open head. force: replace an earlier capture of this command.
 
     Raises:
         InputError: an occupied folder, an odd size, a head model that is not readable.
     """
-    folder = claim_output(folder, force)
+    folder = Path(folder)
     if size % 2:
         raise InputError(f"--size {size} must be even: the video's colours are stored at half the size")
     head = motions.load_head(head_model)
-    for stale in [*folder.glob("images/*.png"), *folder.glob("checkpoint/*.frame"), folder / "track.npz"]:
-        stale.unlink(missing_ok=True)
-    track = random_parameters(head, frames, size, fps, seed, motion)
-    posed = motions.from_track(track, head)
-    camera = posed.camera
+    with claim(folder, "gaussian-avatar synth", force=force, inputs=[head_model]):
+        return _write(folder, head, frames, size, fps, motion, seed)
+
+
+def _write(
+    folder: Path, head: HeadModel, n: int, size: int, fps: float, kind: str, seed: int
+) -> dict[str, int | float | str]:
+    track = random_parameters(head, n, size, fps, seed, kind)
+    motion = motions.from_track(track, head)
+    camera = motion.camera
     albedo = linear_from_srgb(random_albedo(head, seed))
     light = random_light(seed)
     background = wall(size, seed)
     coverage: list[float] = []
 
-    def pictures() -> Iterator[np.ndarray]:
-        for i, vertices in enumerate(progress(posed.vertices, "rendering", frames)):
+    def frames() -> Iterator[np.ndarray]:
+        for i, vertices in enumerate(progress(motion.vertices, "rendering", n)):
             image = render_head(head, vertices, camera.world_to_camera, camera.K, size, albedo, light)
             write_png(folder / "images" / str(track.names[i]), image)
             alpha = image[..., 3:] / 255.0
             coverage.append(float(alpha.mean()))
             yield (255 * background * (1 - alpha) + image[..., :3] * alpha + 0.5).astype(np.uint8)
 
-    video.write_mp4(folder / "capture.mp4", pictures(), fps, quality=10)
+    video.write_mp4(folder / "capture.mp4", frames(), fps, quality=10)
     insta.write(folder, track)
     track.write(folder / "track.npz")
     summary: dict[str, int | float | str] = {
-        "frames": frames,
+        "frames": n,
         "size": size,
         "fps": fps,
         "seed": seed,
-        "motion": motion,
+        "motion": kind,
         "head_model": head.name,
         "focal_length": float(track.K[0, 0]),
         "distance": float(track.t[:, 2].mean()),

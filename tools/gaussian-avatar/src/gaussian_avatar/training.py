@@ -1,6 +1,5 @@
 """Offline training: batches of images against batches of deformed Gaussians (RGBAvatar, section 3 and offline.yaml)."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,20 +13,21 @@ from recon4d import settings
 from recon4d.cli import pick_device, progress_bar
 from recon4d.files import write_text
 from recon4d.head import HeadModel
-from recon4d.runs import batch_places
+from recon4d.runs import batch_places, claim
 from torch import Tensor
 
 from gaussian_avatar import captures, checkpoint, learners, memory, model_file, motions
 from gaussian_avatar.backgrounds import random_backgrounds
 from gaussian_avatar.captures import Capture
 from gaussian_avatar.checkpoint import CHECKPOINT
-from gaussian_avatar.config import Config
+from gaussian_avatar.config import Config, config_file
 from gaussian_avatar.learners import Batch
 from gaussian_avatar.motions import Motion
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+COMMAND = "gaussian-avatar train"  # whose files a run's are, offline and online
 COLOUR_STEPS = 20  # after the first pass, colours are initialised every so many steps only: it doubles a step's cost
 
 
@@ -68,7 +68,7 @@ def start(
         head_model: a FLAME file. split: `train`, `test` or `all`. seed: of all random numbers. None: by `config`.
         device: cpu, cuda, cuda:N, or auto.
         resume: go on from the run's last checkpoint, with its own settings.
-        force: replace what is in the folder.
+        force: replace what an earlier run wrote into the folder.
         tensorboard: write TensorBoard events too.
 
     Raises:
@@ -78,7 +78,8 @@ def start(
     chosen = checkpoint.run_config(
         folder,
         data,
-        config or "offline",
+        config,
+        "offline",
         overrides,
         resume,
         force,
@@ -93,17 +94,22 @@ def start(
     motions.check_track(capture.track, head, str(source))
     frames = captures.choose_frames(capture, chosen, chosen.split, log)
     memory.check(chosen, capture, head, frames, place)
-    images = None
-    if chosen.data.preload:
-        images = captures.preload(capture, frames, pin=place.type == "cuda")
-    else:
-        captures.check_images(capture, frames)
-    if force and folder.exists():
-        shutil.rmtree(folder)
-    settings.write(folder / "config.yaml", chosen)
-    capture.track.write(folder / "track.npz")
-    motion = motions.resized(motions.from_track(capture.track, head), capture.width, capture.height)
-    return train(chosen, capture, motion, head, frames, images, folder, place, resume, tensorboard, log)
+    if resume:
+        checkpoint.check(folder / CHECKPOINT, chosen, head, len(frames) if chosen.train.refine_pose else 0)
+    inputs = [source, head_model, config_file(config)]
+    with claim(folder, COMMAND, force=force, resume=resume, inputs=inputs) as claimed:
+        resume = resume and checkpoint.can_resume(claimed, log)
+        settings.write(folder / "config.yaml", chosen)
+        images = None
+        if chosen.data.preload:
+            images = captures.preload(capture, frames, pin=place.type == "cuda")
+        else:
+            captures.check_images(capture, frames)
+        capture.track.write(folder / "track.npz")
+        motion = motions.resized(motions.from_track(capture.track, head), capture.width, capture.height)
+        return train(
+            chosen, capture, motion, head, frames, images, folder, place, resume, tensorboard, log, claimed.keep
+        )
 
 
 def train(
@@ -118,6 +124,7 @@ def train(
     resume: bool = False,
     tensorboard: bool = False,
     log: Callable[[str], None] = print,
+    keep: Callable[[], None] = lambda: None,
 ) -> Result:
     """Train an avatar on the chosen frames; write `model.ply`, `speed.txt` and `checkpoint.pt` into `output`.
 
@@ -126,6 +133,7 @@ def train(
     Args:
         images: (n, H, W, 4) uint8 of the frames, or None to read them as they are needed.
         resume: go on from `checkpoint.pt`.
+        keep: called when there is a checkpoint.
 
     Raises:
         InputError: unusable images, a checkpoint that does not fit.
@@ -166,6 +174,7 @@ def train(
                     log_scalars(writer, terms, speed, learned)
             if not last and learned // every > (learned - batch_size) // every:
                 checkpoint.save_checkpoint(output / CHECKPOINT, learner, learned, seconds + elapsed)
+                keep()
                 log(f"image {learned}: loss {float(sum(terms.values())):.4f}, {speed:.0f} images/s")
             if config.train.preview_seconds and now - previewed > config.train.preview_seconds:
                 model_file.write_ply(output / "model.ply", learner.avatar)

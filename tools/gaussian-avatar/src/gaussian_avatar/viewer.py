@@ -256,13 +256,13 @@ def add_buttons(viewer: Viewer) -> None:
 
 
 def loop(viewer: Viewer, log: Callable[[str], None]) -> None:
-    """Until interrupted: move on in the clip, send each browser the picture it lacks, take up a new model."""
+    """Until it is ended: move on in the clip, send each browser the picture it lacks, take up a new model."""
     shown: dict[int, Shown] = {}
     model = model_stamp(viewer.run)
     version, note = 0, ""
     before = last_look = last_status = time.monotonic()
     sent = 0
-    while True:
+    while not viewer.ended.is_set():
         now = time.monotonic()
         play(viewer, now - before)
         before = now

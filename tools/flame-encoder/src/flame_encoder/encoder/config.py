@@ -1,5 +1,6 @@
 """The settings of a training run: YAML checked by pydantic; an unknown key or a wrong type is named with its file."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -119,3 +120,19 @@ def of_run(folder: Path) -> Config:
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder} holds no run to resume; train without --resume first")
     return load(folder / "config.yaml")
+
+
+def check_same(given: Config, begun: Config, path: Path) -> None:
+    """Raise InputError naming the first setting that is not that of a run whose config.yaml is `path`."""
+    for (key, ours), (_, theirs) in zip(_flat(given.model_dump()), _flat(begun.model_dump())):
+        if ours != theirs:
+            was, now = (repr(value)[:60] for value in (theirs, ours))
+            raise InputError(f"{key} is {was} in {path}, not {now}; leave it out, or train into another --out")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

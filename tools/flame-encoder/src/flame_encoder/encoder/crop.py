@@ -28,9 +28,9 @@ class CropView(Section):
     """
 
     fov: Annotated[float, Field(gt=0, lt=120)] = 30.0
-    distance: Annotated[float, Field(gt=0)] = 2.7
-    head_size: Annotated[float, Field(gt=0)] = 0.24
-    size: Annotated[int, Field(ge=32)] = 224
+    distance: Annotated[float, Field(gt=0, le=1e4)] = 2.7
+    head_size: Annotated[float, Field(gt=0, le=1e4)] = 0.24
+    size: Annotated[int, Field(ge=32, le=4096)] = 224
 
     @property
     def scale(self) -> float:
@@ -100,7 +100,8 @@ def focal_of(view: CropView, crops: Tensor) -> Tensor:
 
 def _rays(K: Tensor, pixels: Tensor) -> Tensor:
     homogeneous = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
-    return torch.linalg.solve(K, homogeneous[..., None])[..., 0]
+    answer: Tensor = torch.linalg.solve(K, homogeneous[..., None])[..., 0]
+    return answer
 
 
 def _turn_to(directions: Tensor) -> Tensor:
@@ -108,7 +109,8 @@ def _turn_to(directions: Tensor) -> Tensor:
     x, y, z = directions.unbind(-1)
     h = 1 / (1 + z)
     rows = [1 - x * x * h, -x * y * h, x, -x * y * h, 1 - y * y * h, y, -x, -y, z]
-    return torch.stack(rows, -1).unflatten(-1, (3, 3))
+    answer: Tensor = torch.stack(rows, -1).unflatten(-1, (3, 3))
+    return answer
 
 
 def box_of(landmarks: Tensor) -> Tensor:

@@ -77,13 +77,16 @@ def read(path: Path) -> Encoding:
         layout = Layout(**{key: int(arrays[f"layout_{key}"]) for key in ("shape", "expression", "detail")})
         places = {key: float(arrays[f"view_{key}"]) for key in ("fov", "distance", "head_size")}
         view = CropView(**places, size=int(arrays["view_size"]))
-        names, vectors = arrays["names"].astype(str), arrays["vectors"].astype(np.float32)
+        names, vectors = np.atleast_1d(arrays["names"]).astype(str), arrays["vectors"].astype(np.float32)
         sizes, crops = arrays["image_sizes"].astype(int), arrays["crops"].astype(np.float32)
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is not complete ({error}); encode the images again") from error
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path} is not complete ({reason}); encode the images again") from error
     n = len(names)
-    if vectors.shape != (n, layout.size) or sizes.shape != (n, 2) or crops.shape != (n, 3):
+    if vectors.shape != (n, layout.size) or sizes.shape != (n, 2) or crops.shape != (n, 3) or names.ndim != 1:
         raise InputError(f"{path}: vectors of shape {vectors.shape} do not fit {n} images of {layout.size} numbers")
-    if not np.isfinite(vectors).all():
+    if not (np.isfinite(vectors).all() and np.isfinite(crops).all()):
         raise InputError(f"{path}: vectors hold NaN or infinite numbers; encode the images again")
+    if (sizes < 1).any() or (crops[:, 2] < 1).any():
+        raise InputError(f"{path}: images or crops of no size; encode the images again")
     return Encoding(str(arrays["head_model"]), names, sizes, vectors, crops, layout, view)

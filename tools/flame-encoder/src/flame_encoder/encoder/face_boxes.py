@@ -1,13 +1,12 @@
 """Where the face is in each image that is encoded: landmarks or detections of prep-faces, a box, or the whole image."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from recon4d.files import InputError
+from recon4d.files import InputError, parse_json
 
-from flame_encoder.frames import check_landmarks, landmark_sizes, read_landmarks
+from flame_encoder.frames import check_landmarks, landmark_sizes, number, read_landmarks
 from flame_encoder.report import Log
 
 # From a detector's box to the box of the 68 landmarks: how far its middle is below, and its side, in box heights.
@@ -34,8 +33,8 @@ def boxes(
         InputError: files that cannot be read, or a box that is empty.
     """
     if box is not None:
-        if box[2] <= box[0] or box[3] <= box[1]:
-            raise InputError(f"--box {box} is empty; give left,top,right,bottom in pixels")
+        if box[2] <= box[0] or box[3] <= box[1] or not all(map(number, box)):
+            raise InputError(f"--box {box} is empty or far away; give left,top,right,bottom in pixels")
         return np.repeat(np.array([box], np.float32), len(paths), 0)
     found: dict[str, np.ndarray] = {}
     if landmarks is not None:
@@ -64,18 +63,23 @@ def read_faces(path: Path, sizes: dict[str, tuple[int, ...]]) -> dict[str, np.nd
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file; make it with prep-faces detect")
     found = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            record = json.loads(line)
-            name = Path(record["file"]).name
-            if not record.get("faces") or name not in sizes:
-                continue
-            left, top, right, bottom = max((f["box"] for f in record["faces"]), key=lambda b: b[3] - b[1])
-            down, share = DETECTORS.get(record.get("detector"), DETECTORS["mtcnn"])
-            scale = sizes[name][0] / record["width"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}, line {number}, is not a record of faces ({error}); make it again") from error
-        height = bottom - top
+    for row, line in enumerate(path.read_bytes().splitlines(), 1):
+        where = f"{path}, line {row}"
+        record = parse_json(line, where)
+        faces = record.get("faces") if isinstance(record, dict) else None
+        if not isinstance(record, dict) or not isinstance(record.get("file"), str):
+            raise InputError(f"{where}, is not a record of faces; make it again with prep-faces detect")
+        name = Path(record["file"]).name
+        if not faces or name not in sizes:
+            continue
+        listed = [face.get("box") for face in faces if isinstance(face, dict)] if isinstance(faces, list) else []
+        boxes = [box for box in listed if isinstance(box, list) and len(box) == 4 and all(map(number, box))]
+        if not boxes or not number(record.get("width"), 1):
+            raise InputError(f"{where}, is not a record of faces (width, box); make it again with prep-faces detect")
+        left, top, right, bottom = max(boxes, key=lambda box: box[3] - box[1])
+        down, share = DETECTORS.get(str(record.get("detector")), DETECTORS["mtcnn"])
+        scale = sizes[name][0] / record["width"]
+        height = max(bottom - top, 1.0)
         x, y, half = (left + right) / 2, (top + bottom) / 2 + down * height, share * height / 2
         found[name] = scale * np.array([x - half, y - half, x + half, y + half])
     return found

@@ -1,15 +1,16 @@
 """The average face, and whether a new encoder fits together: the first thing to look at."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import recon4d.head
 import torch
-from recon4d.cli import claim_output
 from recon4d.files import InputError
 from recon4d.head import HeadModel, with_uv
+from recon4d.images import write_png
+from recon4d.runs import claim_file
 
-from flame_encoder.drawing import write_png
 from flame_encoder.encoder import rendering
 from flame_encoder.encoder.crop import CropView
 from flame_encoder.encoder.network import EidolonEncoder
@@ -24,7 +25,7 @@ def draw(
     backbone: str = "resnet50",
     weights: str = "none",
     force: bool = False,
-) -> dict:
+) -> dict[str, Any]:
     """Write a PNG of the average face as an encoder sees it, and push a random image through a new encoder.
 
     Args:
@@ -38,7 +39,7 @@ def draw(
     Raises:
         InputError: a head model or backbone that cannot be had; an output that exists without `force`.
     """
-    claim_output(out, force)
+    claim_file(out, force=force, inputs=[head_model, landmark_embedding, weights])
     head = with_uv(recon4d.head.load(head_model, landmark_embedding))
     layout, view = Layout(), CropView()
     network = EidolonEncoder(backbone, weights, layout).eval()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from recon4d.files import InputError
+from recon4d.runs import read_checkpoint
 from torch import Tensor, nn
 
 from flame_encoder.encoder.vector import IDENTITY_6D, Layout
@@ -34,7 +35,8 @@ class EidolonEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone((images - self.mean) / self.std))
+        answer: Tensor = self.head(self.backbone((images - self.mean) / self.std))
+        return answer
 
 
 def _backbone(name: str, weights: str) -> tuple[nn.Module, int]:
@@ -105,9 +107,9 @@ def _state_file(path: Path, network: nn.Module) -> dict[str, Tensor]:
 
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_checkpoint(path)
         network.load_state_dict(state)
-    except Exception as error:
+    except Exception as error:  # broken files raise many types
         reason = str(error).splitlines()[0]
         raise InputError(f"--weights {path} does not hold the weights of this backbone ({reason})") from error
     return state

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import recon4d.images
 import torch
 from recon4d.head import HeadModel, with_uv
 
@@ -10,7 +11,6 @@ from flame_encoder import drawing
 from flame_encoder.encoder import losses, rendering
 from flame_encoder.encoder.crop import cut_out
 from flame_encoder.encoder.encodings import Encoding
-from flame_encoder.frames import read_image
 
 SIZE = 256
 
@@ -20,7 +20,7 @@ def write(path: Path, head: HeadModel, found: Encoding, images: list[Path]) -> N
     head = rendering.reduced(with_uv(head))
     view = found.view.model_copy(update={"size": SIZE})
     judge = losses.judge(head, found.layout, view)
-    tiles = [tile(judge, found, row, read_image(image)) for row, image in enumerate(images)]
+    tiles = [tile(judge, found, row, recon4d.images.read(image)) for row, image in enumerate(images)]
     drawing.contact_sheet(path, tiles, columns=min(2, len(tiles)), width=3 * SIZE)
 
 

@@ -1,16 +1,20 @@
 """Photographs to vectors: the face in each image through an encoder."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import recon4d.images
 import torch
-from recon4d.cli import claim_output, pick_device
+from recon4d.cli import pick_device
+from recon4d.files import InputError, atomic_path
+from recon4d.runs import claim_file
 
 from flame_encoder.encoder import face_boxes, overlays, trained
 from flame_encoder.encoder.encodings import Encoding
 from flame_encoder.encoder.trained import Encoder
-from flame_encoder.frames import image_paths, read_image
+from flame_encoder.frames import image_paths
 from flame_encoder.report import Log, Progress, Report, unreported, unsaid, unseen
 
 
@@ -44,18 +48,23 @@ def encode(
     Raises:
         InputError: input that cannot be read; an output that exists without `force`.
     """
-    claim_output(out, force)
+    read = [*images, encoder, head_model, landmark_embedding, landmarks, faces]
+    claim_file(out, force=force, inputs=read)
     if overlay is not None:
-        claim_output(overlay, force)
+        claim_file(overlay, force=force, inputs=read)
+        if Path(overlay).resolve() == Path(out).resolve():
+            raise InputError(f"--overlay {overlay} is the file of the vectors too; give another")
     model = trained.load(encoder, pick_device(device), head_model, landmark_embedding)
     paths = image_paths([Path(image) for image in images])
-    sizes = [read_image(path).shape[1::-1] for path in paths]
+    sizes = [recon4d.images.read(path).shape[1::-1] for path in paths]
     boxes = face_boxes.boxes(paths, sizes, landmarks, faces, box, log)
-    with progress("encode", len(paths)) as report:
-        found = encode_files(model, paths, boxes, report)
-    found.write(Path(out))
-    if overlay is not None:
-        overlays.write(Path(overlay), model.head, found, paths)
+    with ExitStack() as places:  # both files or none
+        targets = [places.enter_context(atomic_path(path)) for path in (overlay, out) if path is not None]
+        with progress("encode", len(paths)) as report:
+            found = encode_files(model, paths, boxes, report)
+        found.write(targets[-1])
+        if overlay is not None:
+            overlays.write(targets[0], model.head, found, paths)
     return found
 
 
@@ -63,7 +72,7 @@ def encode_files(encoder: Encoder, paths: list[Path], boxes: np.ndarray, report:
     """Encode the face in `boxes` (N, 4) of each image file. Raises InputError for a file that is not an image."""
     vectors, crops, sizes = [], [], []
     for i, path in enumerate(paths):
-        image = read_image(path)
+        image = recon4d.images.read(path)
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
         parts = encoder.encode(pixels, torch.from_numpy(boxes[[i]]))
         crops.append(parts.pop("crop"))

@@ -24,7 +24,8 @@ def reduced(head: HeadModel, texels: int = TEXELS) -> HeadModel:
     def smaller(image: Tensor) -> Tensor:
         flat = image.flatten(2).permute(2, 0, 1)[None]
         small = torch.nn.functional.interpolate(flat, (texels, texels), mode="area")[0]
-        return small.permute(1, 2, 0).unflatten(-1, image.shape[2:]).contiguous()
+        answer: Tensor = small.permute(1, 2, 0).unflatten(-1, image.shape[2:]).contiguous()
+        return answer
 
     components = None if head.albedo_components is None else smaller(head.albedo_components)
     return replace(head, albedo_mean=smaller(head.albedo_mean[..., None])[..., 0], albedo_components=components)

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import recon4d.images
 import torch
-from recon4d.files import InputError, write_text
+from recon4d.files import InputError, read_json, read_npy_header, write_text
 from torch import Tensor
 
 from flame_encoder.encoder import synthetic
 from flame_encoder.encoder.crop import CropView, box_of, crops_of, cut_out
 from flame_encoder.encoder.synthetic import Scene
 from flame_encoder.encoder.vector import Layout
-from flame_encoder.frames import check_landmarks, frame_paths, landmark_sizes, read_image, read_landmarks
+from flame_encoder.frames import check_landmarks, frame_paths, landmark_sizes, read_landmarks
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,17 +100,19 @@ def _open_cache(scene: Scene, count: int, seed: int, folder: Path) -> dict[str, 
     }
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         _make_cache(folder, shapes, made_for)
-    try:
-        found = json.loads((folder / "samples.json").read_text())
-        arrays: dict[str, np.ndarray] = {
-            name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in shapes
-        }
+    arrays: dict[str, np.ndarray] = {}
+    for name, (shape, kind) in shapes.items():
+        path = folder / f"{name}.npy"
+        try:
+            made = read_json(folder / "samples.json")
+            with open(path, "rb") as file:
+                found, _, dtype = read_npy_header(file, path)
+        except (OSError, InputError) as error:
+            raise InputError(f"{folder} is not a readable cache of samples ({error}); remove it") from error
         # More samples than asked for do: they are numbered.
-        fits = found == made_for and all(len(arrays[name]) >= count for name in shapes)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{folder} is not a readable cache of samples ({error}); remove it") from error
-    if not fits:
-        raise InputError(f"{folder} holds samples for other settings; give another data.cache or remove it")
+        if made != made_for or dtype != kind or found[1:] != shape[1:] or found[0] < count:
+            raise InputError(f"{folder} holds samples for other settings; give another data.cache or remove it")
+        arrays[name] = np.lib.format.open_memmap(path, "r+")
     return arrays
 
 
@@ -153,7 +156,7 @@ class Folder(torch.utils.data.Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         path, points = self.pairs[index]
-        image = read_image(path)
+        image = recon4d.images.read(path)
         if path.stem in self.sizes:
             points = points * (np.array(image.shape[1::-1]) / self.sizes[path.stem])
         marks = torch.from_numpy(points.astype(np.float32))[None]

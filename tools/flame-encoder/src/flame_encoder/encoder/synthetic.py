@@ -255,7 +255,8 @@ def strands(size: int, rng: np.random.Generator) -> np.ndarray:
     streaks = cv2.resize(grid, (size, size), interpolation=cv2.INTER_LINEAR)
     slope = np.linspace(rng.uniform(0.6, 1.4), rng.uniform(0.5, 1.1), size, dtype=np.float32)[:, None]
     shade = slope * (1 + rng.uniform(0.05, 0.4) * streaks)
-    return np.clip(shade[..., None] * colour, 0, 1).astype(np.float32)
+    answer: np.ndarray = np.clip(shade[..., None] * colour, 0, 1).astype(np.float32)
+    return answer
 
 
 def dressed(

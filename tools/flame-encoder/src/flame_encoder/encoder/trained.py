@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import recon4d.head
 import torch
-from recon4d.files import InputError, atomic_path
+from recon4d.files import InputError, write_torch
 from recon4d.head import HeadModel
 from recon4d.rotations import from_6d
+from recon4d.runs import read_checkpoint
+from recon4d.settings import Section, check
 from torch import Tensor
 
 from flame_encoder.encoder.crop import CropView, box_of, crops_of, cut_out, image_pose
@@ -64,7 +67,7 @@ class Encoder:
         return image_pose(self.head, self.view, from_6d(parts["global_rot"]), parts["transl"], parts["crop"], K)
 
 
-def state_of(network: EidolonEncoder, layout: Layout, view: CropView, head: str, backbone: str) -> dict:
+def state_of(network: EidolonEncoder, layout: Layout, view: CropView, head: str, backbone: str) -> dict[str, Any]:
     """What a file of an encoder holds: plain values and tensors, for `torch.load(weights_only=True)`."""
     return {
         "format": FORMAT,
@@ -76,28 +79,39 @@ def state_of(network: EidolonEncoder, layout: Layout, view: CropView, head: str,
     }
 
 
-def halved(state: dict) -> dict:
+def halved(state: dict[str, Any]) -> dict[str, Any]:
     """The same file with weights in half precision and nothing of its training: half the size or less."""
     kept = {key: state[key] for key in ("format", "backbone", "head_model", "layout", "view")}
     return kept | {"weights": {k: w.half() if w.is_floating_point() else w for k, w in state["weights"].items()}}
 
 
-def save(path: Path, state: dict) -> None:
+def save(path: Path, state: dict[str, Any]) -> None:
     """Write what `state_of` gives, atomically."""
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    write_torch(path, state)
 
 
-def read(path: Path) -> dict:
+class _Head(Section):
+    """What a file says of an encoder beside its weights."""
+
+    backbone: str
+    head_model: str
+    layout: Layout
+    view: CropView
+
+
+def read(path: Path) -> dict[str, Any]:
     """The content of an encoder's file. Raises InputError for anything else, and unpickles nothing but tensors."""
     if not path.is_file():
         raise InputError(f"{path} does not exist or is not a file; give an encoder made by flame-encoder train")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"{path} is not a readable encoder ({type(error).__name__}); train it again") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    state = read_checkpoint(path)
+    if state.get("format") != FORMAT:
         raise InputError(f"{path} is not an encoder ({FORMAT}); make one with flame-encoder train")
+    check(_Head, {key: state.get(key) for key in _Head.model_fields}, path, "flame-encoder train")
+    weights = state.get("weights")
+    if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
+        raise InputError(f"{path} holds no weights; train it again")
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise InputError(f"{path} holds weights that are NaN or infinite; train it again")
     return state
 
 
@@ -124,12 +138,12 @@ def load(
             "give that model with --head-model"
         )
     layout, view = Layout(**state["layout"]), CropView(**state["view"])
-    network = EidolonEncoder(state["backbone"], "none", layout)
     try:
+        network = EidolonEncoder(state["backbone"], "none", layout)
         network.load_state_dict(state["weights"])
-    except RuntimeError as error:
+    except (InputError, RuntimeError) as error:
         raise InputError(
             f"{source}: its weights do not fit its backbone {state['backbone']}; train it again"
         ) from error
     network = network.float().eval().requires_grad_(False).to(device)
-    return Encoder(network, layout, view, head, state["backbone"], state.get("note", ""))
+    return Encoder(network, layout, view, head, state["backbone"], str(state.get("note", "")))

@@ -1,26 +1,30 @@
 """Training of the encoder in stages, on one process or several (Lightning Fabric)."""
 
 import math
-import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import recon4d.head
 import torch
 from lightning_fabric import Fabric
-from recon4d import metrics, settings
-from recon4d.cli import claim_output, pick_device
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+from recon4d import metrics, runs, settings
+from recon4d.cli import pick_device
 from recon4d.files import InputError
 from recon4d.head import HeadModel, with_uv
+from recon4d.images import write_png
+from recon4d.runs import Claim, batch_places
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torch.utils.tensorboard import SummaryWriter
 
 from flame_encoder import drawing
 from flame_encoder.encoder import losses, rendering, samples, trained
-from flame_encoder.encoder.config import Config, Stage, of_run
+from flame_encoder.encoder.config import Config, Stage, check_same, of_run
 from flame_encoder.encoder.losses import Judge
 from flame_encoder.encoder.network import EidolonEncoder, freeze, set_training
 from flame_encoder.encoder.samples import Batch, Item
@@ -29,6 +33,7 @@ from flame_encoder.report import Log, Progress, unsaid, unseen
 
 FINAL = "eidolon_encoder_final.pth"
 CHECKPOINT = "checkpoint.pth"
+CONFIG = "config.yaml"
 SHOWN = 8  # images in a validation grid
 
 
@@ -91,13 +96,9 @@ def batches(n: int, config: Config, first: int, last: int, rank: int, world: int
     A function of the step alone, so that a resumed run goes on with the samples an uninterrupted one would have, and
     several processes see what one would.
     """
-    size, epoch, order = config.train.batch_size, -1, np.empty(0, int)
-    per_epoch = max(n // size, 1)
+    size = config.train.batch_size
     for step in range(first, last):
-        if step // per_epoch != epoch:
-            epoch = step // per_epoch
-            order = np.random.default_rng((config.seed, 5, epoch)).permutation(n)
-        whole = order[(np.arange(size) + step % per_epoch * size) % n]
+        whole = batch_places(step, size, n, config.seed)
         yield whole[rank * size // world : (rank + 1) * size // world].tolist()
 
 
@@ -113,57 +114,62 @@ def jittered(images: Tensor, amount: float, seed: int, step: int, rank: int, wor
 
 
 def start(
-    config: Config,
+    config: Config | None,
     out: str | Path,
     *,
+    resume: bool = False,
     device: str = "auto",
     devices: int = 1,
     nodes: int = 1,
     force: bool = False,
     log: Log = unsaid,
     progress: Progress = unseen,
-) -> dict | None:
+) -> dict[str, Any] | None:
     """Train an encoder; `out` gets config.yaml, checkpoint.pth, runs/ (TensorBoard), pictures and the final encoder.
 
     With several processes each runs this: Lightning Fabric starts the others by running the program again.
 
     Args:
-        config: of `config.load`.
+        config: of `config.load`; None for that of the run that is resumed.
+        resume: go on from the last checkpoint of the run in `out`; a run that was killed before it has one begins anew.
         device: cpu, cuda, cuda:N or auto. devices: processes or GPUs. nodes: machines, under torchrun.
-        force: replace what is there.
+        force: replace what an earlier run wrote.
 
     Returns:
         Figures of the run: `steps`, the last `losses`, the held-out landmark error in pixels, the `final` file; None
         in all processes but the first.
 
     Raises:
-        InputError: data or settings that do not work; an output that exists without `force`.
+        InputError: data or settings that do not work; an output that is taken; nothing to resume, or a run of other
+            settings, of which the message names the first.
     """
-    fabric = launched(device, devices, nodes)
-    if fabric.is_global_zero:
-        claim_output(out, force)
-    return _train(config, Path(out), fabric, False, log, progress)
+    if resume and force:
+        raise InputError("--resume goes on with what --force would replace; leave one of them out")
+    out = Path(out)
+    begun = of_run(out) if resume and (config is None or (out / CONFIG).is_file()) else None
+    if begun is not None and config is not None:
+        check_same(config, begun, out / CONFIG)
+    chosen = begun or config
+    if chosen is None:
+        raise ValueError("training needs a config, or a run to resume")
+    if resume and (out / CHECKPOINT).is_file():
+        trained.read(out / CHECKPOINT)  # says what is wrong with it before anything is touched
+    data = chosen.data
+    inputs = [chosen.head_model, chosen.landmark_embedding, data.images, data.landmarks, data.cache]
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    claiming: AbstractContextManager[Claim | None] = nullcontext()  # of several processes the first claims
+    if first:
+        claiming = runs.claim(out, "flame-encoder train", force=force, resume=resume, inputs=inputs)
+    with claiming as claimed:
+        resumed = claimed.resumed if claimed is not None else resume and (out / CHECKPOINT).is_file()
+        if resume and not resumed and first:
+            log("there is no checkpoint to go on from; training begins anew")
+        return _train(chosen, out, launched(device, devices, nodes), claimed, resumed, log, progress)
 
 
-def resume(
-    out: str | Path,
-    *,
-    device: str = "auto",
-    devices: int = 1,
-    nodes: int = 1,
-    log: Log = unsaid,
-    progress: Progress = unseen,
-) -> dict | None:
-    """Go on with the run in `out` from its last checkpoint, with its own settings; otherwise as `start`.
-
-    Raises:
-        InputError: no run, or a checkpoint that does not fit its settings.
-    """
-    config = of_run(Path(out))
-    return _train(config, Path(out), launched(device, devices, nodes), True, log, progress)
-
-
-def _train(config: Config, out: Path, fabric: Fabric, resumed: bool, log: Log, progress: Progress) -> dict | None:
+def _train(
+    config: Config, out: Path, fabric: Fabric, claimed: Claim | None, resumed: bool, log: Log, progress: Progress
+) -> dict[str, Any] | None:
     if not fabric.is_global_zero:
         log, progress = unsaid, unseen
     head = with_uv(recon4d.head.load(config.head_model, config.landmark_embedding))
@@ -181,7 +187,7 @@ def _train(config: Config, out: Path, fabric: Fabric, resumed: bool, log: Log, p
     optimizer = torch.optim.AdamW(learning, lr=plan.learning_rate(0), weight_decay=config.train.weight_decay)
     first = 0
     if resumed:
-        first = _restore(out / CHECKPOINT, network, optimizer, config)
+        first = _restore(out / CHECKPOINT, network, optimizer, config, plan.total)
         log(f"resumed at step {first} of {plan.total}")
     wrapped, optimizer = fabric.setup(network, optimizer)
     judge = losses.judge(head, config.layout, config.view, config.train.renderer).to(fabric.device)
@@ -191,10 +197,11 @@ def _train(config: Config, out: Path, fabric: Fabric, resumed: bool, log: Log, p
         if fabric.is_global_zero:
             state = _state(network, config, head) | {"optimizer": optimizer.state_dict(), "step": step}
             trained.save(out / CHECKPOINT, state)
+            if claimed is not None:
+                claimed.keep()
 
     if fabric.is_global_zero and not resumed:
-        clear(out)
-        settings.write(out / "config.yaml", config)
+        settings.write(out / CONFIG, config)
     fabric.barrier()
     writer = SummaryWriter(out / "runs", purge_step=first) if fabric.is_global_zero else None
     loader = DataLoader(
@@ -252,23 +259,26 @@ def _train(config: Config, out: Path, fabric: Fabric, resumed: bool, log: Log, p
     return {"steps": plan.total, "losses": found, **figures, "final": str(out / FINAL)}
 
 
-def _state(network: EidolonEncoder, config: Config, head: HeadModel) -> dict:
+def _state(network: EidolonEncoder, config: Config, head: HeadModel) -> dict[str, Any]:
     return trained.state_of(network, config.layout, config.view, head.name, config.encoder.backbone)
 
 
-def _restore(path: Path, network: EidolonEncoder, optimizer: torch.optim.Optimizer, config: Config) -> int:
+def _restore(path: Path, network: EidolonEncoder, optimizer: torch.optim.Optimizer, config: Config, last: int) -> int:
     """Load weights and optimizer; the step to go on at."""
     state = trained.read(path)
     if "optimizer" not in state:
         raise InputError(f"{path} holds no training to resume; train again with --force")
     if (state["layout"], state["view"]) != (config.layout.model_dump(), config.view.model_dump()):
         raise InputError(f"{path} was made with another layout or view than the config; train again with --force")
+    step = state.get("step")
+    if not isinstance(step, int) or not 0 <= step <= last:
+        raise InputError(f"{path} is at step {step} of {last}; train again with --force")
     try:
         network.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} does not fit the encoder {config.encoder.backbone} of the config") from error
-    return int(state["step"])
+    return step
 
 
 @torch.no_grad()
@@ -297,7 +307,7 @@ def validate(
     sheet = grid(batch.images[:SHOWN], image, triangles >= 0, batch.landmarks[:SHOWN], points[:SHOWN])
     writer.add_image("validation", sheet, step, dataformats="HWC")
     path = out / "validation_images" / f"{step:07d}.png"
-    drawing.write_png(path, sheet)
+    write_png(path, sheet)
     return figures
 
 
@@ -332,11 +342,3 @@ def launched(device_name: str, devices: int, nodes: int) -> Fabric:
     )
     made.launch()
     return made
-
-
-def clear(out: Path) -> None:
-    """Remove what an earlier run left in its folder, and nothing else."""
-    for name in (FINAL, CHECKPOINT, "config.yaml"):
-        (out / name).unlink(missing_ok=True)
-    for name in ("runs", "validation_images"):
-        shutil.rmtree(out / name, ignore_errors=True)

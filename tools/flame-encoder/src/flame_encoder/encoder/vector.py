@@ -32,9 +32,9 @@ NEUTRAL_LIGHT = 0.8 * math.sqrt(4 * math.pi)  # L_00 of constant radiance 0.8
 class Layout(Section):
     """How long the parts of the vector are. The default is 227 numbers; 100, 0, 106 are the first Eidolon's."""
 
-    shape: Annotated[int, Field(gt=0)] = 100
-    expression: Annotated[int, Field(ge=0)] = 50
-    detail: Annotated[int, Field(ge=0)] = 56
+    shape: Annotated[int, Field(gt=0, le=10_000)] = 100
+    expression: Annotated[int, Field(ge=0, le=10_000)] = 50
+    detail: Annotated[int, Field(ge=0, le=10_000)] = 56
 
     @property
     def lengths(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class Tracked(NamedTuple):
     """A track, and how well it fits; see `fit`."""
 
     track: Track
-    figures: dict
+    figures: dict[str, Any]
 
 
 def track(
@@ -67,27 +67,26 @@ def track(
         InputError: input that cannot be read or tracked; an output that exists without `force`.
     """
     frames, landmarks, out = Path(frames), Path(landmarks), Path(out)
-    run.check_numbers(focal=focal, fps=fps, iterations=iterations)
-    run.claim(out, preview, force)
     head, network = run.models(head_model, landmark_embedding, init, encoder)
     seen = observations.read(frames, landmarks, fps, person)
-    missing = int((~seen.valid).sum())
-    if missing:
-        log(f"{missing} of {len(seen.valid)} frames have no landmarks; they are interpolated and marked")
     paths, options = frame_paths(frames), Options(focal=focal, iterations=iterations)
     start: Start = Problem.start
     replaced = {}
-    if network is not None:
-        seen, wrong = initial.confirmed(seen, network, paths, focal or options.focal_prior * max(seen.image_size))
-        if wrong:
-            log(f"the encoder contradicts the landmarks of {wrong} frames; its own take their place there")
-        start, replaced = partial(initial.encoded, encoder=network, frames=paths), {"replaced": wrong}
-    with progress("track", options.steps(photometric)) as report:
-        found = fit(head, seen, options, paths if photometric else None, start, report)
-    found = found._replace(figures=found.figures | replaced)
-    run.write(out, found.track, found.figures)
-    if preview:
-        run.draw(out, head, found.track, frames, seen.landmarks)
+    with run.claimed(out, force, [frames, landmarks, head_model, landmark_embedding, encoder]):
+        missing = int((~seen.valid).sum())
+        if missing:
+            log(f"{missing} of {len(seen.valid)} frames have no landmarks; they are interpolated and marked")
+        if network is not None:
+            seen, wrong = initial.confirmed(seen, network, paths, focal or options.focal_prior * max(seen.image_size))
+            if wrong:
+                log(f"the encoder contradicts the landmarks of {wrong} frames; its own take their place there")
+            start, replaced = partial(initial.encoded, encoder=network, frames=paths), {"replaced": wrong}
+        with progress("track", options.steps(photometric)) as report:
+            found = fit(head, seen, options, paths if photometric else None, start, report)
+        found = found._replace(figures=found.figures | replaced)
+        run.write(out, found.track, found.figures)
+        if preview:
+            run.draw(out, head, found.track, frames, seen.landmarks)
     return found
 
 
@@ -124,7 +123,7 @@ def fit(
     problem = Problem(Rig(head), seen, options)
     g, q = start(problem)
     g, q, steps = problem.solve(g, q, options.iterations, report)
-    figures: dict = {}
+    figures: dict[str, Any] = {}
     if frames is not None:
         g, q, steps, figures = _refine(problem, g, q, frames, lambda step, text: report(steps + step, text))
     found = problem.as_track(g, q)
@@ -143,7 +142,7 @@ def fit(
 
 def _refine(
     problem: Problem, g: Tensor, q: Tensor, frames: list[Path], report: Report
-) -> tuple[Tensor, Tensor, int, dict]:
+) -> tuple[Tensor, Tensor, int, dict[str, Any]]:
     """Stage 3: draw the head as it looks, find the drawing in the frames, solve; from coarse to fine."""
     head, seen, options = problem.rig.head, problem.seen, problem.options
     surface = Surface(head)
@@ -156,7 +155,7 @@ def _refine(
     def after(done: int) -> Report:
         return lambda step, text: report(done + step, text)
 
-    figures: dict = {"photometric_error": [], "found": []}
+    figures: dict[str, Any] = {"photometric_error": [], "found": []}
     coarsest = max(options.photometric_levels)
     for levels in options.photometric_levels:
         if levels > coarsest:

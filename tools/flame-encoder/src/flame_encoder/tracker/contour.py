@@ -78,4 +78,5 @@ def visible(points: Tensor) -> Tensor:
     outwards = outwards - 1e-4 * torch.arange(points.shape[2])
     chosen = outwards.argmax(-1)
     chosen[:, 7:10] = 0  # the chin does not slide sideways
-    return chosen
+    answer: Tensor = chosen
+    return answer

@@ -88,4 +88,5 @@ def _correlation(model: Tensor, values: Tensor) -> Tensor:
     """Correlation (C,), from 0 to 0.99, of C models (C, n) with values (n,); against the model counts as none."""
     model, values = model - model.mean(1, keepdim=True), values - values.mean()
     product = model @ values
-    return (product / (model.norm(dim=1) * values.norm()).clamp_min(1e-6)).clamp(0, 0.99)
+    answer: Tensor = (product / (model.norm(dim=1) * values.norm()).clamp_min(1e-6)).clamp(0, 0.99)
+    return answer

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import recon4d.images
 import roma
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from torch import Tensor
 from flame_encoder.encoder.crop import box_of
 from flame_encoder.encoder.trained import Encoder
 from flame_encoder.encoder.vector import head_arguments
-from flame_encoder.frames import read_image
 from flame_encoder.tracker.observations import FrameFaces, Observations
 from flame_encoder.tracker.points import FACING
 from flame_encoder.tracker.problem import Options, Problem
@@ -42,7 +42,7 @@ def _encoded(
     """Batches of `rows`, and what the encoder sees in the boxes (N, 4) of those frames."""
     head = encoder.head
     for part in np.array_split(rows, -(-len(rows) // BATCH)):
-        images = torch.from_numpy(np.stack([read_image(frames[i]) for i in part])).permute(0, 3, 1, 2) / 255
+        images = torch.from_numpy(np.stack([recon4d.images.read(frames[i]) for i in part])).permute(0, 3, 1, 2) / 255
         found = encoder.encode(images, torch.from_numpy(boxes[part]))
         R, t = encoder.head_pose(found, K)
         arguments = head_arguments(head, found)
@@ -101,7 +101,8 @@ def confirmed_frame(seen: FrameFaces, encoder: Encoder, frames: Path, focal: flo
 def _agree(pixels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """(B,) whether landmarks (B, 68, 2) are near others; the outline, which slides, is not asked."""
     unit = np.linalg.norm(pixels[:, 36] - pixels[:, 45], axis=-1)
-    return np.linalg.norm(pixels - landmarks, axis=-1)[:, 17:].mean(1) < CONTRADICTION * unit
+    answer: np.ndarray = np.linalg.norm(pixels - landmarks, axis=-1)[:, 17:].mean(1) < CONTRADICTION * unit
+    return answer
 
 
 def encoded(problem: Problem, encoder: Encoder, frames: list[Path]) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from recon4d import images
 from recon4d.files import InputError
 
-from flame_encoder.frames import check_landmarks, frame_paths, frame_rate, landmark_sizes, read_image, read_landmarks
+from flame_encoder.frames import check_landmarks, frame_paths, frame_rate, landmark_sizes, read_landmarks
 
 MEMORY = 15  # frames for which a person who is not seen is remembered
 SMALLEST = 8  # pixels between the outer eye corners
@@ -49,11 +50,13 @@ class Observations:
     @property
     def iod(self) -> np.ndarray:
         """(N,) distance between the outer eye corners, pixels; NaN where there are no landmarks."""
-        return np.linalg.norm(self.landmarks[:, 36] - self.landmarks[:, 45], axis=-1)
+        answer: np.ndarray = np.linalg.norm(self.landmarks[:, 36] - self.landmarks[:, 45], axis=-1)
+        return answer
 
     @property
     def iris_valid(self) -> np.ndarray:
-        return np.isfinite(self.irises).all(-1)
+        answer: np.ndarray = np.isfinite(self.irises).all(-1)
+        return answer
 
 
 def read(frames: Path, landmarks: Path, fps: float | None = None, person: int = 0) -> Observations:
@@ -86,7 +89,7 @@ def read(frames: Path, landmarks: Path, fps: float | None = None, person: int = 
 
 def read_frame(path: Path, landmarks: Path, sizes: dict[str, np.ndarray], before: FrameFaces | None) -> FrameFaces:
     """One image and its landmark file. Raises InputError where it differs in size from the one before."""
-    image = read_image(path)
+    image = images.read(path)
     size = (image.shape[1], image.shape[0])
     if before is not None and size != before.size:
         raise InputError(f"{path} is {size[0]}x{size[1]}, the frames before it {before.size[0]}x{before.size[1]}")

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import recon4d.images
 import torch
 from recon4d.files import InputError
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
 
 from flame_encoder import drawing
-from flame_encoder.frames import read_image
 
 
 def overlays(head: HeadModel, track: Track, frames: Path, seen: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -23,7 +23,7 @@ def overlays(head: HeadModel, track: Track, frames: Path, seen: np.ndarray, rows
     width, height = (int(s) for s in track.image_size)
     for i in rows:
         path = frames / track.names[i]
-        image = read_image(path) / 255
+        image = recon4d.images.read(path) / 255
         if image.shape[:2] != (height, width):
             raise InputError(f"{path} is no longer {width}x{height}; make the frames again")
         vertices = track.vertices(head, np.array([i]))

@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import recon4d.images
 import torch
 from recon4d import mesh
 from recon4d.cameras import Camera
@@ -19,8 +20,6 @@ from recon4d.color import linear_from_srgb, srgb_from_linear
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel, with_uv
 from torch import Tensor
-
-from flame_encoder.frames import read_image
 
 WINDOW = 256  # pixels per side at most, of the part of a frame that holds the head
 TEXELS = 256  # per side of the albedo
@@ -119,7 +118,7 @@ def cut(frames: list[Path], track: Track, vertices: Tensor) -> Windows:
     offset = size / 2 - scale * (low + high) / 2
     images = np.empty((len(frames), size, size, 3), np.uint8)
     for i, path in enumerate(frames):
-        image = read_image(path)
+        image = recon4d.images.read(path)
         if scale < 1:
             image = cv2.GaussianBlur(image, (0, 0), 0.4 / scale)
         # OpenCV's pixel centres are whole numbers, ours at +0.5.
@@ -289,7 +288,8 @@ def _certainty(image: np.ndarray, points: np.ndarray, unit: float) -> np.ndarray
     S = np.stack([np.stack([xx, xy], -1), np.stack([xy, yy], -1)], -2)
     value, vector = np.linalg.eigh(S)
     variance = NOISE**2 / (INDEPENDENT_PIXELS * np.maximum(value, 1e-9)) + (FLOOR * unit) ** 2
-    return (vector * variance[:, None, :] ** -0.5) @ vector.transpose(0, 2, 1)
+    answer: np.ndarray = (vector * variance[:, None, :] ** -0.5) @ vector.transpose(0, 2, 1)
+    return answer
 
 
 def _normalised(image: np.ndarray, unit: float) -> np.ndarray:
@@ -298,4 +298,5 @@ def _normalised(image: np.ndarray, unit: float) -> np.ndarray:
     wide = 0.15 * unit
     grey = grey - cv2.GaussianBlur(grey, (0, 0), wide)
     deviation = cv2.GaussianBlur(np.abs(grey), (0, 0), 2 * wide)
-    return np.clip(128 + 40 * grey / (deviation + 0.008), 0, 255).astype(np.uint8)
+    answer: np.ndarray = np.clip(128 + 40 * grey / (deviation + 0.008), 0, 255).astype(np.uint8)
+    return answer

@@ -14,7 +14,10 @@ FACING = torch.diag(torch.tensor([1.0, -1.0, -1.0]))  # head space (y up, z out 
 
 def eye_rotation(gaze: Tensor) -> Tensor:
     """(..., 2) yaw and pitch, radians, to rotation matrices (..., 3, 3); positive looks left and up."""
-    return roma.rotvec_to_rotmat(torch.stack([-gaze[..., 1], gaze[..., 0], torch.zeros_like(gaze[..., 0])], -1))
+    answer: Tensor = roma.rotvec_to_rotmat(
+        torch.stack([-gaze[..., 1], gaze[..., 0], torch.zeros_like(gaze[..., 0])], -1)
+    )
+    return answer
 
 
 def posed(

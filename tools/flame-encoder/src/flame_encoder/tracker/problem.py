@@ -199,7 +199,9 @@ class Problem:
     def _chunks(self) -> list[slice]:
         return [slice(a, min(a + CHUNK, self.n)) for a in range(0, self.n, CHUNK)]
 
-    def _residuals(self, g: Tensor, q: Tensor, rows: Tensor, part: slice, derivatives: bool = False) -> list:
+    def _residuals(
+        self, g: Tensor, q: Tensor, rows: Tensor, part: slice, derivatives: bool = False
+    ) -> list[tuple[Tensor, ...]]:
         """Per kind of data the residuals (B, m, 2), in standard deviations, of some frames; with their derivatives."""
         points, *J = self._projected(g, q[part], self.rig.chosen(rows[part]), derivatives)
         weight = self.weight[part][..., None]
@@ -327,7 +329,8 @@ class Problem:
 
     def errors(self, g: Tensor, q: Tensor) -> np.ndarray:
         """Reprojection errors (valid frames, 68), pixels."""
-        return (self.landmarks_of(g, q) - self.observed[:, :68]).norm(dim=-1).numpy()[self.seen.valid]
+        answer: np.ndarray = (self.landmarks_of(g, q) - self.observed[:, :68]).norm(dim=-1).numpy()[self.seen.valid]
+        return answer
 
     def as_track(self, g: Tensor, q: Tensor) -> Track:
         """The unknowns as a track."""

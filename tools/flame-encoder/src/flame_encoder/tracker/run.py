@@ -1,15 +1,19 @@
 """What every run of the tracker begins with and leaves: its models, its output folder."""
 
 import json
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import recon4d.head
-from recon4d.cli import claim_output
+from recon4d import runs
 from recon4d.files import InputError, write_text
 from recon4d.formats import insta
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
+from recon4d.runs import Claim
 from recon4d.video import write_mp4
 
 from flame_encoder import drawing
@@ -17,22 +21,13 @@ from flame_encoder.encoder import trained
 from flame_encoder.encoder.trained import Encoder
 from flame_encoder.tracker.overlays import overlays
 
+NAMES = ("track.npz", "track.json", "checkpoint", "overlay.png", "overlay.mp4")  # what a run writes
 SHEET = 12  # frames on overlay.png
 
 
-def check_numbers(**options: float | None) -> None:
-    """Raise InputError naming the first option that is given and not above zero; numbers of things start at 1."""
-    for name, value in options.items():
-        if value is not None and value <= 0:
-            least = "must be at least 1" if isinstance(value, int) else "must be positive"
-            raise InputError(f"--{name} {value} {least}")
-
-
-def claim(out: Path, preview: bool, force: bool) -> None:
-    """Raise InputError where a run would replace what is there, by this tool or by another, and `force` is off."""
-    written = ("track.npz", "track.json", "checkpoint", *(("overlay.png", "overlay.mp4") if preview else ()))
-    for name in written:
-        claim_output(out / name, force)
+def claimed(out: Path, force: bool, inputs: Iterable[str | Path | None]) -> AbstractContextManager[Claim]:
+    """Claim what a run writes, for the block; see `recon4d.runs.claim`."""
+    return runs.claim(out, "flame-encoder track", force=force, inputs=inputs, names=NAMES)
 
 
 def models(
@@ -48,10 +43,8 @@ def models(
     return head, trained.load(encoder, "cpu", head_model, landmark_embedding)
 
 
-def write(out: Path, track: Track, figures: dict) -> None:
+def write(out: Path, track: Track, figures: dict[str, Any]) -> None:
     """Write track.npz, checkpoint/*.frame and track.json."""
-    for stale in (out / "checkpoint").glob("*.frame"):
-        stale.unlink()
     insta.write(out, track)
     write_text(out / "track.json", json.dumps(figures, indent=2) + "\n")
     track.write(out / "track.npz")

@@ -1,7 +1,6 @@
 """Tracking while frames arrive: identity and focal length from the first frames, then a short window for each frame."""
 
 import itertools
-import json
 import os
 import re
 import time
@@ -12,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recon4d.files import InputError
+from recon4d.files import InputError, read_json
 from recon4d.formats.track import Track, join
 from recon4d.head import HeadModel
+from recon4d.images import SUFFIXES, natural_key
 from torch import Tensor
 
-from flame_encoder.frames import IMAGE_SUFFIXES, check_landmarks, frame_paths, frame_rate, read_on
+from flame_encoder.frames import check_landmarks, frame_paths, frame_rate, read_on
 from flame_encoder.tracker import run
 from flame_encoder.tracker.initial import confirmed_frame
 from flame_encoder.tracker.observations import FrameFaces, check_faces, follow_people, nearest, of_one, read_frame
@@ -51,8 +51,8 @@ def arrivals(frames: Path, landmarks: Path, follow: bool = False, timeout: float
         over = not follow or waited >= timeout or _finished(frames.parent)
         if over or time.monotonic() >= due:
             begin = time.monotonic()
-            found = sorted(name for name in _images(frames) if name > last)
-            newest = max((path.stem for path in landmarks.glob("*.npy")), default="") if follow else ""
+            found = sorted((name for name in _images(frames) if natural_key(name) > natural_key(last)), key=natural_key)
+            newest = max((path.stem for path in landmarks.glob("*.npy")), key=natural_key, default="") if follow else ""
             # Listing takes the longer the longer the clip is: a share of the time is enough for it.
             due = time.monotonic() + LISTING * (time.monotonic() - begin)
         else:
@@ -62,7 +62,7 @@ def arrivals(frames: Path, landmarks: Path, follow: bool = False, timeout: float
         position = read_on(landmarks.parent / "landmarks.jsonl", sizes, position)
         while waiting:
             stem = waiting[0].stem
-            if not (over or stem <= newest or (landmarks / f"{stem}.npy").is_file()):
+            if not (over or natural_key(stem) <= natural_key(newest) or (landmarks / f"{stem}.npy").is_file()):
                 break
             before = read_frame(waiting.popleft(), landmarks, sizes, before)
             yield before
@@ -78,7 +78,9 @@ def arrivals(frames: Path, landmarks: Path, follow: bool = False, timeout: float
 def _images(folder: Path) -> Iterator[str]:
     if folder.is_dir():
         with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES)
+            yield from (
+                entry.name for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES and entry.name[0] != "."
+            )
 
 
 def _numbered_on(name: str) -> Iterator[str]:
@@ -94,10 +96,10 @@ def _finished(folder: Path) -> bool:
     """Whether prep-faces has written all frames and all landmarks of a clip's folder."""
     for name in ("frames.json", "landmarks.json"):
         try:
-            run = json.loads((folder / name).read_text())
-        except (OSError, ValueError):
+            begun = read_json(folder / name)
+        except InputError:
             return False
-        if not isinstance(run, dict) or "result" not in run:
+        if not isinstance(begun, dict) or "result" not in begun:
             return False
     return True
 
@@ -134,8 +136,6 @@ def track(
         InputError: as `clip.track`.
     """
     frames, landmarks, out = Path(frames), Path(landmarks), Path(out)
-    run.check_numbers(focal=focal, fps=fps, timeout=timeout, iterations=iterations, calibrate=calibrate)
-    run.claim(out, preview, force)
     head, network = run.models(head_model, landmark_embedding, init, encoder)
     arriving = arrivals(frames, landmarks, follow, timeout)
     if network is not None:
@@ -143,20 +143,21 @@ def track(
     rate = fps or frame_rate(frames) or 30.0
     options = Options(focal=focal, iterations=iterations)
     parts, errors = [], []
-    for part, error in fit(head, arriving, rate, options, calibrate, person):
-        yield part
-        parts.append(part)
-        errors.append(error)
-    whole = join(parts)
-    figures = {
-        "mean_px": float(np.nanmean(errors)),
-        "focal": float(whole.K[0, 0]),
-        "extrapolated": int((~whole.valid).sum()),
-        "frames": len(whole),
-    }
-    run.write(out, whole, figures)
-    if preview:
-        run.draw(out, head, whole, frames, np.full((len(whole), 68, 2), np.nan))
+    with run.claimed(out, force, [frames, landmarks, head_model, landmark_embedding, encoder]):
+        for part, error in fit(head, arriving, rate, options, calibrate, person):
+            yield part
+            parts.append(part)
+            errors.append(error)
+        whole = join(parts)
+        figures = {
+            "mean_px": float(np.nanmean(errors)),
+            "focal": float(whole.K[0, 0]),
+            "extrapolated": int((~whole.valid).sum()),
+            "frames": len(whole),
+        }
+        run.write(out, whole, figures)
+        if preview:
+            run.draw(out, head, whole, frames, np.full((len(whole), 68, 2), np.nan))
 
 
 def fit(
