@@ -159,7 +159,9 @@ def camera_of(client: viser.ClientHandle, height: int) -> Camera | None:
         place = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in (eye.wxyz, eye.position)])
     except (TypeError, ValueError):  # text, or lists of unequal length
         return None
-    if place.shape != (7,) or not np.isfinite(place).all() or np.abs(place[4:]).max() > FARTHEST or np.linalg.norm(place[:4]) < 1e-3:
+    if place.shape != (7,) or not np.isfinite(place).all():
+        return None
+    if np.abs(place[4:]).max() > FARTHEST or np.linalg.norm(place[:4]) < 1e-3:
         return None
     aspect, _ = window(client)
     return posed(place[:4], place[4:], number(eye.fov, 0.02, 3.0), max(2, round(height * aspect) // 2 * 2), height)
