@@ -107,11 +107,29 @@ def _guarded(host: str) -> Iterator[None]:
         return serve(handler, *args, process_request=checked, **{**options, "max_size": MOST_MESSAGE})
 
     GuiApi._handle_file_transfer_start = lambda self, client_id, message: None  # type: ignore[method-assign]
+    if not hasattr(GuiApi, "_recon4d_updates"):
+        GuiApi._recon4d_updates = GuiApi._handle_gui_updates  # type: ignore[attr-defined]
+
+    async def updated(gui: Any, client_id: Any, message: Any) -> None:
+        if set(message.updates) == {"value"} and _plausible(message.updates["value"]):
+            with contextlib.suppress(TypeError, ValueError, AssertionError, OverflowError):
+                await gui._recon4d_updates(client_id, message)
+
+    GuiApi._handle_gui_updates = updated  # type: ignore[method-assign]
     websockets.asyncio.server.serve = functools.wraps(serve)(guarded)  # type: ignore[assignment, misc]
     try:
         yield
     finally:
         websockets.asyncio.server.serve = serve  # type: ignore[misc]
+
+
+def _plausible(value: Any) -> bool:
+    """Whether a control may get a value: a flag, a finite number, a short text, or a few of them."""
+    if isinstance(value, list | tuple):
+        return len(value) <= 16 and all(_plausible(item) and not isinstance(item, list | tuple) for item in value)
+    if isinstance(value, str):
+        return len(value) <= 1000
+    return isinstance(value, bool | int | float) and abs(value) < 1e9
 
 
 def same_site(asked: str | None, origin: str | None, host: str) -> bool:
