@@ -137,7 +137,6 @@ def test_wrong_options(work, root, tmp_path):
     refused("exists; give another output", "overfit", "--index-path", clips, "--output-dir", work / "one")
     again = ["overfit", "--index-path", clips, "--output-dir", work / "one"]
     refused("holds the input", *again, "--resume-from", ckpt, "--force")
-    refused("was not written by flux4d overfit", *again, "--force")
     refused(
         "is of another model than the settings given",
         "eval",

@@ -118,7 +118,7 @@ def start(
             claimed = stack.enter_context(
                 runs.claim(
                     output,
-                    "flux4d overfit" if one_clip else "flux4d train",
+                    "flux4d train",  # a run on one clip is a run too
                     force=force,
                     resume=resume,
                     inputs=[index_path, plan.root, config_file(config), plan.config.data.depth_dir, resume_from],

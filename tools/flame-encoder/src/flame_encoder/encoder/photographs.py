@@ -1,5 +1,6 @@
 """Photographs to vectors: the face in each image through an encoder."""
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -52,7 +53,7 @@ def encode(
     claim_file(out, force=force, inputs=read)
     if overlay is not None:
         claim_file(overlay, force=force, inputs=read)
-        if Path(overlay).resolve() == Path(out).resolve():
+        if os.path.realpath(overlay) == os.path.realpath(out):
             raise InputError(f"--overlay {overlay} is the file of the vectors too; give another")
     model = trained.load(encoder, pick_device(device), head_model, landmark_embedding)
     paths = image_paths([Path(image) for image in images])
