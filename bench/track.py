@@ -61,12 +61,14 @@ def make_clip(model, folder: Path, turn: float, n: int, seed: int) -> tuple[Trac
     wall = synthetic.wall(SIZE, seed)
     folder.mkdir(parents=True)
     for name, vertices in zip(truth.names, motion.vertices):
-        image = synthetic.render_head(model, vertices, motion.world_to_camera, motion.K, SIZE, albedo, light)
+        image = synthetic.render_head(
+            model, vertices, motion.camera.world_to_camera, motion.camera.K, SIZE, albedo, light
+        )
         alpha = image[..., 3:] / 255.0
         cv2.imwrite(
             str(folder / str(name)), (255 * wall * (1 - alpha) + image[..., :3] * alpha).astype(np.uint8)[..., ::-1]
         )
-    E = motion.world_to_camera
+    E = motion.camera.world_to_camera
     return truth, motion.vertices @ E[:3, :3].T + E[:3, 3]
 
 
@@ -126,7 +128,7 @@ def errors(model, found: Track, truth: Track, vertices: torch.Tensor) -> dict[st
     rotation and of the image error belongs to the identity and is left out of pose and slip."""
     keep = model.regions["face"]
     motion = from_track(found, model)
-    E = motion.world_to_camera
+    E = motion.camera.world_to_camera
     a, b = (motion.vertices @ E[:3, :3].T + E[:3, 3])[:, keep].double(), vertices[:, keep].double()
     R, t = roma.rigid_points_registration(a, b)
     vectors = roma.rotmat_to_rotvec(R)
