@@ -38,6 +38,9 @@ def made(tmp_path_factory) -> Path:
     call("synth", root / "scenes", "--frames", 3, "--width", 32, "--columns", 200, "--samples", 1)
     cut = ["--clip-len-s", 0.2, "--stride-s", 0.1, "--val-scenes", "001"]
     call("index", "--data-root", root / "scenes", "--out-full", root / "clips.json", *cut)
+    index = json.loads((root / "clips.json").read_text())
+    index["clips"].append(index["clips"][0] | {"split": "train"})
+    (root / "clips.json").write_text(json.dumps(index))
     common = ["--index-path", root / "clips.json", "--device", "cpu"]
     call("overfit", *common, "--output-dir", root / "run", "--iters", 1, "--num-sky-points", 400, *TINY)
     ckpt = ["--ckpt", root / "run" / "ckpt_last.pt"]
@@ -50,10 +53,26 @@ def made(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def copied(made, tmp_path_factory) -> Path:
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("copied") / "given"))
+
+
 @pytest.fixture
-def given(made, tmp_path) -> Path:
-    """A copy of all that to be broken, in a folder of its own."""
-    return Path(shutil.copytree(made, tmp_path / "given", symlinks=True))
+def given(made, copied):
+    """All that, to be broken: what a test changes is put right after it."""
+    before = hostile.tree(copied)
+    yield copied
+    for name, state in hostile.tree(copied).items():
+        path = copied / name
+        if name not in before and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif name not in before and os.path.lexists(path):
+            path.unlink()
+        elif name in before and state != before[name]:
+            shutil.copy2(made / name, path)
+    for name in set(before) - set(hostile.tree(copied)):
+        shutil.copy2(made / name, copied / name)
 
 
 def words(given: Path, door: str) -> list:
@@ -94,7 +113,6 @@ READERS = [
     ("inspect-voxels", "config.yaml", "yaml"),
     ("overfit depth", "depth/001/front_camera/00.npy", "npy"),
     ("overfit from", "run/ckpt_last.pt", "checkpoint"),
-    ("eval", f"{SCENE}/annotations/cuboids/01.pkl.gz", "pickle.gz"),
     ("eval", "run/ckpt_last.pt", "checkpoint"),
     ("edit", "scene/cameras.json", "json"),
     ("edit", "scene/scene.ply", "ply"),
@@ -107,15 +125,14 @@ OTHERS = [
         (f"{SENSOR}/01.jpg", "picture", ("inspect-voxels", "overfit", "eval", "vis-flow", "reconstruct")),
         ("config.yaml", "yaml", ("overfit config", "eval config")),
         ("run/ckpt_last.pt", "checkpoint", ("vis-flow", "reconstruct")),
-        (f"{SCENE}/annotations/cuboids/01.pkl.gz", "pickle.gz", ("vis-flow",)),
+        (f"{SCENE}/annotations/cuboids/01.pkl.gz", "pickle.gz", ("eval", "vis-flow")),
         ("scene/cameras.json", "json", ("view",)),
         ("scene/scene.ply", "ply", ("view",)),
     )
     for door in doors
 ]
 FILES = [(door, file, kind, name) for door, file, kind in READERS for name in hostile.CONTENTS[kind]]
-FILES += [(door, file, kind, name) for door, file, kind in OTHERS for name in list(hostile.CONTENTS[kind])[:3]]
-NO_FRAME = {"text", "empty"}  # of a depth map, a frame without one
+FILES += [(door, file, kind, name) for door, file, kind in OTHERS for name in list(hostile.CONTENTS[kind])[-4:-1]]
 
 
 @pytest.mark.parametrize(("door", "file", "kind", "name"), FILES)
@@ -124,10 +141,6 @@ def test_contents(given, door, file, kind, name):
     path.write_bytes(hostile.CONTENTS[kind][name]())
     fine = kind == "npy" and name == "another shape"
     hostile.check(main, words(given, door), given, path.name, fine=fine)
-
-
-def outside(entry):
-    entry["cameras"]["front_camera"]["images"][0] = "../../secret.jpg"
 
 
 def put(*keys):
@@ -277,7 +290,9 @@ def test_numbers_of_changes(given, number):
 )
 @pytest.mark.parametrize("door", ["inspect-voxels", "overfit"])
 def test_settings(given, door, setting):
-    hostile.check(main, [*words(given, door), "--set", setting], given, "--set")
+    # options of the door take the place of two of them
+    fine = door == "overfit" and setting.startswith(("train.iterations", "lift.sky_points"))
+    hostile.check(main, [*words(given, door), "--set", setting], given, ["--set", "key a"], fine=fine)
 
 
 OUTPUTS = {
@@ -294,9 +309,7 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize("door", OUTPUTS)
-@pytest.mark.parametrize(
-    "name", ["below a file", "a long name", "a link to itself", "no place for files", "a null byte"]
-)
+@pytest.mark.parametrize("name", ["below a file", "a long name", "a link to itself", "no place for files"])
 def test_outputs(given, tmp_path, door, name):
     place = tmp_path / "places"
     place.mkdir()
@@ -306,7 +319,7 @@ def test_outputs(given, tmp_path, door, name):
         line += ["--out-dir", out, "--add", 0, 1, 0, 0]
         shutil.copytree(moving(given), given / "moving")
         line[1] = given / "moving"
-    hostile.check(main, line, tmp_path, [out.name, "file", "loop", "null", str(out)[:40]])
+    hostile.check(main, line, tmp_path, [out.name, "file", "loop", str(out)[:40]])
 
 
 def moving(given: Path) -> Path:
@@ -345,6 +358,8 @@ def test_outputs_in_and_above_inputs(given, door, monkeypatch):
         "synth": [given],
         "index": [given / "scenes" / "out.json", given / "scenes" / "001" / "lidar" / "poses.json"],
         "edit": [given / "fast", given / "fast" / "out", given],
+        "vis-lift": [given / "scenes", given / "scenes" / "out"],
+        "eval": [given / "scenes", given / "scenes" / "out"],
     }.get(door, [given, given / "scenes", given / "scenes" / "out"])
     for place in places:
         if door == "edit":

@@ -4,13 +4,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from recon4d import InputError, settings
 from recon4d.settings import Section
 
-from flux4d import sparse
-
 MOST_SKY = 50_000_000
+LONGEST = 400  # letters of a --set option
 PRESETS = ("paper", "cpu-quick", "cpu-scenes")
 
 Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
@@ -19,6 +18,7 @@ Width = Annotated[int, Field(gt=0, le=4096)]  # of a layer; more does not fit in
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Length = Annotated[float, Field(gt=0)]
+Range = Annotated[float, Field(gt=0, le=5000)]  # with the smallest voxels still numbers of 20 bits, as in sparse.keys
 
 
 class Data(Section):
@@ -48,20 +48,14 @@ class Lift(Section):
 class Model(Section):
     """The networks."""
 
-    voxel: Length = 0.3  # metres
-    range_xy: Length = 60.0  # metres around the first ego frame
-    range_z: Length = 6.0
+    voxel: Annotated[float, Field(ge=0.01)] = 0.3  # metres
+    range_xy: Range = 60.0  # metres around the first ego frame
+    range_z: Range = 6.0
     channels: Annotated[list[Width], Field(min_length=1, max_length=8)] = [32, 64, 96, 128]
     hidden: Width = 64
     polynomial: Annotated[int, Field(ge=0, le=8)] = 1  # degree of the velocity in time; 0 is constant velocity
     refinements: Count = 3  # iterations of the second network; 0 leaves it out
     refine_frames: Positive = 3  # input frames whose loss is differentiated in an iteration
-
-    @model_validator(mode="after")
-    def _countable(self) -> "Model":
-        if max(self.range_xy, self.range_z) / self.voxel > sparse.MOST_VOXELS:
-            raise ValueError(f"the range holds more than {sparse.MOST_VOXELS} voxels each way")
-        return self
 
 
 class Losses(Section):
@@ -122,6 +116,12 @@ def load_config(source: str | Path, overrides: Iterable[str] = (), values: Mappi
     return change_config(settings.preset_or_file(source, "flux4d", PRESETS), str(source), overrides, values)
 
 
+def _source(key: str, overrides: tuple[str, ...]) -> str:
+    """Who is to blame where a key has no place: the override of a section around it, if there is one."""
+    parents = [text for text in overrides if key.startswith(f"{text.partition('=')[0]}.")]
+    return f"--set {parents[-1]}" if parents else key
+
+
 def config_file(source: str | Path | None) -> Path | None:
     """The file that `load_config` would read; None for a preset."""
     return None if source is None or str(source) in PRESETS else Path(source)
@@ -134,8 +134,10 @@ def change_config(
     overrides = tuple(overrides)
     if isinstance(content, dict):
         for text in overrides:
+            if len(text) > LONGEST:
+                raise InputError(f"--set {text[:40]}... is longer than any setting; give KEY=VALUE")
             settings.override(content, text)
         for key, value in (values or {}).items():
             if value is not None:
-                settings.place(content, key, value, key)
+                settings.place(content, key, value, _source(key, overrides))
     return settings.check(Config, content, source, "the shipped paper.yaml", overrides)

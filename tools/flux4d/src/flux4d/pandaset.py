@@ -136,7 +136,7 @@ def open_scene(folder: str | Path, cameras: tuple[str, ...] = ("front_camera",))
         place = folder / "camera" / name
         sensors[name] = _sensor(place, (".jpg", ".png"))
         K[name] = intrinsics_matrix(read_json(place / "intrinsics.json"), place / "intrinsics.json")
-        sizes[name] = images.size(sensors[name].files[0])
+        sizes[name] = images.read(sensors[name].files[0], upright=False).shape[1::-1]
     boxes = folder / "annotations" / "cuboids"
     found = [path for path in boxes.glob("*") if path.name.endswith(TABLES) and path.name[0] != "."]
     cuboids = sorted(found, key=lambda path: images.natural_key(path.name))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _BITS = 20  # of a coordinate in a key
-MOST_VOXELS = (1 << (_BITS - 1)) - 2  # from the origin each way
 _OFFSETS = torch.tensor([[x, y, z] for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)])
 _CORNERS = torch.tensor([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
 
