@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from gaussian_avatar import motions, synth
+from recon4d import InputError
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +18,13 @@ def data_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     synth.synthesise(folder / "one", 24, 64, seed=3)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_downloads(monkeypatch):
+    """LPIPS without its weights, whether or not this machine has them or could fetch them."""
+
+    def missing(*_):
+        raise InputError("LPIPS needs torchvision's weights")
+
+    monkeypatch.setattr("recon4d.metrics.lpips_network", missing)

@@ -24,7 +24,7 @@ from gaussian_avatar import (
 from gaussian_avatar.backgrounds import composite, random_backgrounds
 from gaussian_avatar.config import Losses, load_config
 from plyfile import PlyData
-from recon4d import InputError, metrics
+from recon4d import InputError, metrics, splat
 from recon4d.runs import batch_places
 from scipy.spatial.transform import Rotation
 
@@ -117,13 +117,13 @@ def test_resuming_equals_never_stopping(head, data_dir, tmp_path):
 
 def test_resume_without_or_with_a_foreign_checkpoint(head, data_dir, tmp_path):
     config = small_config("train.iterations=10")
-    with pytest.raises(InputError, match="nothing to resume"):
+    with pytest.raises(InputError, match=r"checkpoint\.pt does not exist"):
         run_training(head, data_dir, tmp_path, config, resume=True)
     run_training(head, data_dir, tmp_path, config)
     with pytest.raises(InputError, match="does not fit this run"):
         run_training(head, data_dir, tmp_path, small_config("model.basis=4"), resume=True)
     (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:1000])
-    with pytest.raises(InputError, match="does not fit this run"):
+    with pytest.raises(InputError, match="is not a readable checkpoint"):
         run_training(head, data_dir, tmp_path, config, resume=True)
 
 
@@ -177,7 +177,7 @@ def test_initial_colours_against_a_dense_composite(head, data_dir):
     avatar.seen[:] = False
     fresh = learners.initialise_colours(avatar, splats, camera, images, 0.1)
     assert fresh and torch.equal(avatar.seen, weights > 0.1)
-    torch.testing.assert_close(0.5 + avatars.SH0 * avatar.sh0[avatar.seen], colours[avatar.seen])
+    torch.testing.assert_close(0.5 + splat.SH0 * avatar.sh0[avatar.seen], colours[avatar.seen])
     assert not avatar.sh0[~avatar.seen].any()
     assert not learners.initialise_colours(avatar, splats, camera, images, 0.1)  # once only
 

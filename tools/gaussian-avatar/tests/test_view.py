@@ -28,6 +28,7 @@ from gaussian_avatar import avatars, model_file, motions, poses, rendering, runs
 from gaussian_avatar.cli import main
 from gaussian_avatar.config import load_config
 from gaussian_avatar.poses import Pose
+from recon4d import splat
 from recon4d.formats.track import PER_FRAME
 from recon4d.formats.track import read as read_track
 from recon4d.settings import write
@@ -47,7 +48,7 @@ def painted(head, n_inputs: int, turned: bool = False) -> avatars.Avatar:
     colours = 0.5 + places / places.abs().amax(0) / 2
     if turned:
         colours = colours.flip(1)
-    return replace(avatar, sh0=(colours - 0.5) / avatars.SH0, seen=torch.ones(len(avatar), dtype=torch.bool))
+    return replace(avatar, sh0=(colours - 0.5) / splat.SH0, seen=torch.ones(len(avatar), dtype=torch.bool))
 
 
 @pytest.fixture(scope="module")

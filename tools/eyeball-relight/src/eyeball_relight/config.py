@@ -170,7 +170,7 @@ def first_difference(kept: Config, wanted: Config) -> str | None:
     return None
 
 
-def add_landmarks(path: str | Path, found: dict[str, list]) -> None:
+def add_landmarks(path: str | Path, found: dict[str, list[Any]]) -> None:
     """Put eyeball landmarks into a config file's data section; the rest of the file keeps its values.
 
     Raises InputError as `load` does.

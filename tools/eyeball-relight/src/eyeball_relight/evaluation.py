@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ DENSE = 400_000  # points on a surface for distances
 SHEET = 4  # held-out views in the contact sheet
 
 
-def evaluate(asset: str | Path, data_root: str | Path, force: bool = False, log: Callable[[str], None] = print) -> dict:
+def evaluate(
+    asset: str | Path, data_root: str | Path, force: bool = False, log: Callable[[str], None] = print
+) -> dict[str, Any]:
     """Measure an exported asset, given by its folder, on the held-out views of its capture; see `measure`.
 
     Writes `contact.png`, and for a synthetic capture `truth.png`, into the asset's folder.
@@ -56,7 +59,7 @@ def captured(asset: Asset, lights: Lights, capture: Capture, i: int) -> tuple[Te
     return assets.picture(asset, capture.view(i), shade, 3)
 
 
-def measure(asset: Asset, lights: Lights, capture: Capture, out: Path | None) -> dict:
+def measure(asset: Asset, lights: Lights, capture: Capture, out: Path | None) -> dict[str, Any]:
     """Held-out PSNR in the mask and of whole pictures, SSIM; with `truth/` beside the capture also its errors.
 
     Args:
@@ -90,7 +93,7 @@ def measure(asset: Asset, lights: Lights, capture: Capture, out: Path | None) ->
     return result
 
 
-def read_truth(path: Path) -> dict:
+def read_truth(path: Path) -> dict[str, Any]:
     """What synth says of a capture: `relight`, lights (K, 3), and `eyes` with centres and radius.
 
     Raises InputError for a file that is not one of synth.
@@ -108,7 +111,9 @@ def read_truth(path: Path) -> dict:
     return {"relight": lights.tolist(), "eyes": eyes | {"radius": radius}}
 
 
-def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: dict, out: Path | None) -> dict:
+def against_truth(
+    asset: Asset, lights: Lights, capture: Capture, truth: dict[str, Any], out: Path | None
+) -> dict[str, Any]:
     """Errors against a synthetic capture's truth.
 
     normal_deg: median angle on skin in held-out views. albedo_error: mean absolute error of the diffuse albedo there,

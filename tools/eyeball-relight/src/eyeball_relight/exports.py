@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -113,7 +114,7 @@ def export(
     device: str = "cpu",
     force: bool = False,
     log: Callable[[str], None] = print,
-) -> dict:
+) -> dict[str, Any]:
     """Write a trained run as meshes, maps, eyeballs, asset.glb and preview.html; returns a summary.
 
     Args:
@@ -145,7 +146,7 @@ def export_field(
     most_faces: int,
     chunk: int,
     log: Callable[[str], None],
-) -> dict:
+) -> dict[str, Any]:
     """Write the asset of a trained field into `folder`; returns a summary. Raises InputError without a surface."""
     active = field.active(step)
     eyes = eyeballs(field)

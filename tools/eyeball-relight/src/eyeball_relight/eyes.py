@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,7 +39,7 @@ def find_landmarks(
     write: str | Path | None = None,
     force: bool = False,
     log: Callable[[str], None] = print,
-) -> dict:
+) -> dict[str, Any]:
     """Points on the eyeballs: under green marks on the diffuse map, or from landmarks in the pictures.
 
     With landmarks the eyes are also painted, into `diffuse_leye_mask.png` and `diffuse_reye_mask.png` of the capture.
@@ -115,7 +116,8 @@ def triangulate(pixels: np.ndarray, seen: np.ndarray, camera: Camera) -> tuple[n
 
     def misses(point: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         image = projection[chosen] @ np.append(point, 1.0)
-        return image[:, :2] / np.where(image[:, 2:] > 1e-9, image[:, 2:], np.nan) - pixels[chosen]
+        away: np.ndarray = image[:, :2] / np.where(image[:, 2:] > 1e-9, image[:, 2:], np.nan) - pixels[chosen]
+        return away
 
     best, agree = None, np.zeros(len(seen), bool)
     pairs = list(combinations(views, 2))
@@ -136,7 +138,7 @@ def triangulate(pixels: np.ndarray, seen: np.ndarray, camera: Camera) -> tuple[n
     return found.x, agree
 
 
-def outlines(capture: Capture, folder: Path) -> tuple[dict[str, np.ndarray], dict]:
+def outlines(capture: Capture, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Outlines (6, 3) of both eyes in space from 68 landmarks per picture, and how well they fit.
 
     Args:
@@ -293,7 +295,7 @@ def write_masks(
     right: str | Path | None = None,
     snapped: bool = False,
     force: bool = False,
-) -> dict:
+) -> dict[str, Any]:
     """Render painted eye maps into `leye_mask/` and `reye_mask/` of a capture; returns how many pixels each eye has.
 
     Args:

@@ -62,7 +62,8 @@ class Field(nn.Module):
         share = min(step / self.config.train.mesh_render_iter, 1.0)
         ceiling = max(model.beta, model.beta_max_final) ** (1 - share) * model.beta_max_final**share
         beta = model.beta_min + self.beta.abs()
-        return beta - (beta - ceiling).detach().clamp(min=0)  # the gradient goes on where the maximum holds
+        held: Tensor = beta - (beta - ceiling).detach().clamp(min=0)  # the gradient goes on where the maximum holds
+        return held
 
     @property
     def level(self) -> float:
@@ -95,7 +96,8 @@ class Field(nn.Module):
         """Distances (N, 2) to the eyeballs; without eyeballs they are far away."""
         if not self.config.eyes.enabled:
             return torch.full((len(x), 2), 10.0, device=x.device)
-        return (x[:, None] - self.eye_centres).norm(dim=-1) - self.eye_radius
+        away: Tensor = (x[:, None] - self.eye_centres).norm(dim=-1)
+        return away - self.eye_radius
 
     def eye_normals(self, x: Tensor, part: Tensor) -> Tensor:
         """Normals (N, 3) of the eyeball that part (N,) names: 1 left, 2 right."""
@@ -116,7 +118,8 @@ class Field(nn.Module):
     def radiance(self, x: Tensor, feature: Tensor, normal: Tensor, towards: Tensor) -> Tensor:
         """Auxiliary colour (N, 3), linear, which is not explained by any light. towards: (N, 3) unit, to the eye."""
         view = harmonic_basis(3, towards)
-        return self.radiance_mlp(torch.cat([x, feature, normal, view], 1)).sigmoid()
+        raw: Tensor = self.radiance_mlp(torch.cat([x, feature, normal, view], 1))
+        return raw.sigmoid()
 
 
 def _sphere_mlp(inputs: int, width: int, outputs: int, radius: float) -> nn.Sequential:

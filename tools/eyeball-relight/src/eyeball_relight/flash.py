@@ -59,7 +59,7 @@ def light_offset(
         rows.append((slope @ turn.T)[fine] * colour[fine, None])
         sides.append((truth - colour)[fine])
     A, b = torch.cat(rows).double(), torch.cat(sides).double()
-    return torch.linalg.lstsq(A, b[:, None]).solution[:, 0].tolist()
+    return list(map(float, torch.linalg.lstsq(A, b[:, None]).solution[:, 0]))
 
 
 def light_warning(capture: Capture, offset: list[float]) -> str | None:

@@ -3,6 +3,7 @@
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from recon4d import InputError
@@ -35,9 +36,9 @@ def write(path: Path, asset: Asset) -> None:
     times a colour factor of 2.
     """
     binary = bytearray()
-    views: list[dict] = []
-    accessors: list[dict] = []
-    document: dict = {
+    views: list[dict[str, Any]] = []
+    accessors: list[dict[str, Any]] = []
+    document: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": "eyeball-relight"},
         "extensionsUsed": ["KHR_materials_specular"],
         "scene": 0,
@@ -66,7 +67,7 @@ def write(path: Path, asset: Asset) -> None:
         accessors.append(entry)
         return len(accessors) - 1
 
-    def texture(pixels: np.ndarray, name: str) -> dict:
+    def texture(pixels: np.ndarray, name: str) -> dict[str, Any]:
         png = encode(".png", (pixels * 255 + 0.5).astype(np.uint8))
         document["images"].append({"name": name, "bufferView": view(png), "mimeType": "image/png"})
         document["textures"].append({"sampler": 0, "source": len(document["images"]) - 1})
@@ -120,7 +121,7 @@ def write(path: Path, asset: Asset) -> None:
     write_bytes(path, header + text + struct.pack("<II", len(binary), BINARY_CHUNK) + bytes(binary))
 
 
-def read_document(path: Path) -> dict:
+def read_document(path: Path) -> dict[str, Any]:
     """The JSON of a GLB. Raises InputError for a file that is not one, or is cut off."""
     data = path.read_bytes() if path.is_file() else b""
     try:

@@ -168,7 +168,9 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None]:
         x, table = ctx.saved_tensors
-        grad_x, grad_table = _EncodeBackward.apply(x, table, grad_out, ctx.resolution, *ctx.needs_input_grad[:2])
+        grad_x, grad_table = _EncodeBackward.apply(  # type: ignore[no-untyped-call]
+            x, table, grad_out, ctx.resolution, *ctx.needs_input_grad[:2]
+        )
         return grad_x, grad_table, None
 
 
@@ -252,7 +254,7 @@ def encode(x: Tensor, table: Tensor, resolution: list[int]) -> Tensor:
             that it leaves out are zero.
     """
     active = len(resolution)
-    features = _Encode.apply(x, table[:active], tuple(resolution))
+    features = _Encode.apply(x, table[:active], tuple(resolution))  # type: ignore[no-untyped-call]
     missing = (table.shape[0] - active) * table.shape[2]
     return torch.nn.functional.pad(features, (0, missing)) if missing else features
 

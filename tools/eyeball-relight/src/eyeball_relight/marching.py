@@ -50,7 +50,7 @@ def _distance(grid: np.ndarray, centres: np.ndarray, radius: float, x: float, y:
     high = (grid[i, j, k + 1] * (1 - a) + grid[i + 1, j, k + 1] * a) * (1 - b) + (
         grid[i, j + 1, k + 1] * (1 - a) + grid[i + 1, j + 1, k + 1] * a
     ) * b
-    out = low * (1 - c) + high * c
+    out: float = low * (1 - c) + high * c
     for e in range(len(centres)):
         dx, dy, dz = x - centres[e, 0], y - centres[e, 1], z - centres[e, 2]
         out = min(out, math.sqrt(dx * dx + dy * dy + dz * dz) - radius)

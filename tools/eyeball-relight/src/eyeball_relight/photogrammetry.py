@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -229,7 +230,7 @@ def import_capture(
     out: str | Path,
     cube: float = 1.0,
     force: bool = False,
-) -> dict:
+) -> dict[str, Any]:
     """Write a capture in our layout: undistorted pictures and masks, `transforms.json`, `config.yaml`; a summary.
 
     Args:

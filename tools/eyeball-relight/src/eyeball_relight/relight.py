@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,7 +37,7 @@ def write_relit(
     fps: float = 25.0,
     size: int = 512,
     force: bool = False,
-) -> dict:
+) -> dict[str, Any]:
     """Render an exported asset, given by its folder, under another light; returns what was written.
 
     Args:

@@ -238,4 +238,5 @@ def mask_centre(capture: Capture, masks: Tensor, side: str) -> Tensor:
         )
     rays = rays_through(capture, 1.0, torch.tensor(picked))
     across = torch.eye(3) - rays.direction[:, :, None] * rays.direction[:, None]
-    return torch.linalg.solve(across.sum(0), (across @ rays.origin[:, :, None]).sum(0)[:, 0])
+    point: Tensor = torch.linalg.solve(across.sum(0), (across @ rays.origin[:, :, None]).sum(0)[:, 0])
+    return point

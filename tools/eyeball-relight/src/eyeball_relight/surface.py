@@ -1,6 +1,7 @@
 """From a field to triangles: extraction, simplification, what the pictures saw, holes, texture coordinates."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ def extract(field: Field, active: list[int], resolution: int, level: float = 0.0
     index = np.argwhere(wanted)
     at = torch.from_numpy(index * (2 / fine) - 1).float()
     values[tuple(index.T)] = marching.face_distances(field, at, active).numpy()
-    vertices, faces, _, _ = marching_cubes(values, level, gradient_direction="descent")
+    cubes: Any = marching_cubes
+    vertices, faces, _, _ = cubes(values, level, gradient_direction="descent")
     vertices = (vertices * (2 / fine) - 1) * field.config.data.bound
     return torch.from_numpy(vertices.astype(np.float32)), torch.from_numpy(faces.astype(np.int64))
 

@@ -4,6 +4,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import roma
@@ -32,7 +33,7 @@ IRIS, PUPIL, LIMBUS = 0.36, 0.14, 0.05  # radians from the line of sight; width 
 RELIGHT = ((-0.25, 0.15, 0.35), (0.3, 0.25, 0.3), (0.0, -0.3, 0.35))  # light positions, metres, for relighting
 
 
-def head_asset(head: HeadModel, seed: int) -> tuple[Asset, dict]:
+def head_asset(head: HeadModel, seed: int) -> tuple[Asset, dict[str, Any]]:
     """A random person with two exactly spherical eyeballs, as an asset; and the eyes' centres and their radius.
 
     The origin is the middle of the head.
@@ -153,7 +154,7 @@ def synthesise(
     head_model: str | Path | None = None,
     seed: int = 0,
     force: bool = False,
-) -> dict:
+) -> dict[str, Any]:
     """Write a capture of the head model and its truth into `folder`; returns a summary.
 
     Args:
@@ -175,12 +176,12 @@ def _write(
     folder: Path,
     head: HeadModel,
     asset: Asset,
-    eyes: dict,
+    eyes: dict[str, Any],
     frames: int,
     size: int,
     light_offset: tuple[float, float, float],
     seed: int,
-) -> dict:
+) -> dict[str, Any]:
     camera, room = orbit(frames, size, seed), room_light(seed)
     intensity = torch.full((3,), INTENSITY)
     offset = torch.tensor(light_offset)
@@ -264,4 +265,5 @@ def seen_faces(asset: Asset, view: Camera) -> Tensor:
         offset += len(surface.vertices)
     vertices = torch.cat([s.vertices for s in asset.values()])
     ids = mesh.visibility(view.clip(vertices[None]), torch.cat(faces), (view.height, view.width))[0].unique()
-    return ids[(ids >= 0) & (ids < len(asset["face"].faces))].long()
+    found: Tensor = ids[(ids >= 0) & (ids < len(asset["face"].faces))].long()
+    return found

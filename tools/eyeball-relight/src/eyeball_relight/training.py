@@ -97,7 +97,7 @@ def rate(settings: Config, step: int) -> float:
     train = settings.train
     if step >= train.mesh_render_iter:
         share = (step - train.mesh_render_iter) / max(train.iterations - train.mesh_render_iter, 1)
-        return train.mesh_lr * 0.1**share
+        return float(train.mesh_lr * 0.1**share)
     passed = sum(step >= milestone for milestone in train.milestones)
     return train.lr * min(1.0, (step + 1) / train.warm_up) * train.milestone_factor**passed
 

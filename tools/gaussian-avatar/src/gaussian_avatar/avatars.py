@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from gaussian_avatar.attachment import Attach
 
-SH0 = 0.28209479177387814  # the constant spherical harmonic
 TRAINED = (  # attributes of an avatar that training changes, beside its MLP
     "means",
     "log_scales",
@@ -173,7 +172,8 @@ def texel_spacing(head: HeadModel, tex_size: int) -> Tensor:
     """Distance of neighbouring texels on each face (F,) of the mean head, metres."""
     corners = head.v_template[head.faces]
     area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1) / 2
-    return (area / _uv_area(head).clamp_min(1e-12)).sqrt() / tex_size
+    side: Tensor = (area / _uv_area(head).clamp_min(1e-12)).sqrt()
+    return side / tex_size
 
 
 def _uv(head: HeadModel) -> tuple[Tensor, Tensor]:
@@ -298,7 +298,9 @@ def deform(
     eye = -(world_to_camera[..., :3, :3].transpose(-1, -2) @ world_to_camera[..., :3, 3:])[..., 0].expand(batch, 3)
     if vertices.device.type == "cpu" and vertices.dtype == torch.float32:
         corners, uv = head.faces[avatar.face_id], uv_edges(head, avatar.face_id)
-        means, quats, facing = Attach.apply(vertices, corners, avatar.bary, uv, eye, local, quats)
+        means, quats, facing = Attach.apply(  # type: ignore[no-untyped-call]
+            vertices, corners, avatar.bary, uv, eye, local, quats
+        )
     else:
         means, quats, facing = attach(avatar, head, vertices, eye, local, quats)
     opacities = avatar.opacity_logits.sigmoid().expand(batch, n)
@@ -309,7 +311,7 @@ def deform(
         quats=quats,  # the rasterizer normalises
         scales=avatar.log_scales.exp().expand(batch, n, 3),
         opacities=opacities,
-        colors=(0.5 + SH0 * sh0).clamp_min(0),
+        colors=(0.5 + splat.SH0 * sh0).clamp_min(0),
     )
     return splats, weights
 

@@ -23,7 +23,8 @@ def box_means(a: Tensor, b: Tensor) -> Tensor:
         a, b: (B, H, W, C). Rows and columns beyond the last whole box are left out.
     """
     if a.device.type == "cpu" and a.dtype == b.dtype == torch.float32:
-        return _BoxMeans.apply(a, b.detach())
+        means: Tensor = _BoxMeans.apply(a, b.detach())  # type: ignore[no-untyped-call]
+        return means
     return torch_box_means(a, b.detach())
 
 

@@ -1,7 +1,7 @@
 """A subject's folder: RGBA images (alpha = head) and the tracked parameters of each; which frames train and test."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def choose_frames(capture: Capture, config: Config, split: str, log: Callable[[s
     n = len(capture)
     train, test = split_frames(n, config.data.test_frames, config.data.test_share, log)
     chosen = {"train": train, "test": test, "all": np.arange(n)}[split]
-    valid = chosen[capture.track.valid[chosen]]
+    valid: np.ndarray = chosen[capture.track.valid[chosen]]
     if len(valid) < len(chosen):
         log(f"{len(chosen) - len(valid)} frames without a track of their own are left out of the {split} split")
     if not len(valid):
@@ -162,7 +162,7 @@ def read_images(capture: Capture, frames: np.ndarray, threads: int = 4) -> Itera
     """The images of the chosen frames, in order, read ahead by a few threads."""
     size = (int(capture.track.image_size[0]), int(capture.track.image_size[1]))
     with ThreadPoolExecutor(threads) as pool:
-        ahead: list = []
+        ahead: list[Future[np.ndarray]] = []
         for frame in frames:
             ahead.append(
                 pool.submit(read_image, capture.image_path(frame), capture.width, capture.height, size, capture.masks)

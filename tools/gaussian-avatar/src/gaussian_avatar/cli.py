@@ -15,7 +15,7 @@ FILE = click.Path(path_type=Path)
 FRAME = click.IntRange(-(10**9), 10**9)
 
 
-def run_options(command: Callable) -> Callable:
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that name a run."""
     for option in (
         click.option("--output-dir", default="output", show_default=True, help="Where runs are."),

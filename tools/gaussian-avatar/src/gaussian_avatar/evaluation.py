@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -160,7 +161,7 @@ def summary(values: dict[str, np.ndarray], run: Run) -> dict[str, float | int | 
     }
 
 
-def write_metrics(folder: Path, values: dict[str, np.ndarray], means: dict) -> None:
+def write_metrics(folder: Path, values: dict[str, np.ndarray], means: dict[str, Any]) -> None:
     """`metrics.npz` (per frame), `metrics.txt` and `metrics.json` (means), each atomically."""
     write_npz(folder / "metrics.npz", **values)
     write_text(folder / "metrics.json", json.dumps(means, indent=2) + "\n")

@@ -13,7 +13,6 @@ from recon4d.runs import claim
 from recon4d.splat import Gaussians
 
 from gaussian_avatar import avatars, evaluation, model_file, motions
-from gaussian_avatar.avatars import SH0
 from gaussian_avatar.motions import Motion
 from gaussian_avatar.rendering import driving_motion, frontal_frame
 from gaussian_avatar.runs import Run
@@ -78,7 +77,7 @@ def static(run: Run, motion: Motion, frame: int) -> Gaussians:
     means, quats, scales, opacities, colors = (
         getattr(splats, name)[0].cpu()[seen] for name in ("means", "quats", "scales", "opacities", "colors")
     )
-    return Gaussians(means, quats, scales, opacities, ((colors - 0.5) / SH0)[:, None])
+    return Gaussians(means, quats, scales, opacities, ((colors - 0.5) / splat.SH0)[:, None])
 
 
 def posed(run: Run, expressions: Sequence[str], jaw: float | None) -> Motion:

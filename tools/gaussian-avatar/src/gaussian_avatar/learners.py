@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import roma
 import torch
-from recon4d import InputError
+from recon4d import InputError, splat
 from recon4d.cameras import Camera
 from recon4d.head import HeadModel
 from torch import Tensor
@@ -233,6 +233,6 @@ def initialise_colours(
     fresh = (weights > threshold) & ~avatar.seen
     with torch.no_grad():
         if paint:
-            avatar.sh0[fresh] = (colours[fresh] - 0.5) / avatars.SH0
+            avatar.sh0[fresh] = (colours[fresh] - 0.5) / splat.SH0
         avatar.seen[fresh] = True
     return bool(fresh.any())

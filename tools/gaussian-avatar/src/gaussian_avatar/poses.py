@@ -103,7 +103,8 @@ def posed(run: Run, track: Track, along: list[Direction], pose: Pose) -> Motion:
 def _rotation(up: float, right: float, tilt: float = 0.0) -> np.ndarray:
     """Head axes: y up, z out of the face, x to the right for who looks at it. Degrees."""
     angles = torch.tensor([right, -up, -tilt], dtype=torch.float32)
-    return roma.euler_to_rotmat("YXZ", angles, degrees=True).numpy()
+    matrix: np.ndarray = roma.euler_to_rotmat("YXZ", angles, degrees=True).numpy()
+    return matrix
 
 
 def first_camera(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:

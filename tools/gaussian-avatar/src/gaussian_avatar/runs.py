@@ -89,4 +89,5 @@ def held_out(run: Run, split: int | None, log: Callable[[str], None]) -> np.ndar
     first = split if split >= 0 else n + split
     if not 0 <= first < n:
         raise InputError(f"--split {split} leaves no frame of the {n}; give a number between {-n} and {n - 1}")
-    return np.arange(first, n)[run.track.valid[first:]]
+    chosen: np.ndarray = np.arange(first, n)[run.track.valid[first:]]
+    return chosen

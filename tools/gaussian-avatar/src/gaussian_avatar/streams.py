@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from gaussian_avatar import captures, memory, motions
 from gaussian_avatar.config import Config
 from gaussian_avatar.sampling import Frame
 
+T = TypeVar("T")
 WAITING = 64  # frames that may wait for the optimiser; a reader that is further ahead waits itself
 
 
@@ -161,7 +162,7 @@ def _await_image(
     return captures.read_image(path, width, height, size, masks)
 
 
-def paced(items: Iterable, fps: float) -> Iterator:
+def paced(items: Iterable[T], fps: float) -> Iterator[T]:
     """The items, none of them before its time: item i comes i / fps seconds after the second is asked for."""
     started = None
     for i, item in enumerate(items):
@@ -171,7 +172,7 @@ def paced(items: Iterable, fps: float) -> Iterator:
         started = time.monotonic() if started is None else started
 
 
-def as_they_come(items: Iterable, then: Callable[[Any], Any] = lambda item: item) -> Iterator[list]:
+def as_they_come(items: Iterable[Any], then: Callable[[Any], Any] = lambda item: item) -> Iterator[list[Any]]:
     """What has arrived since the last time, again and again until the items end: an empty list where nothing has.
 
     The first item comes alone, and nothing is read ahead before the second list is asked for: who takes them can get
@@ -186,7 +187,7 @@ def as_they_come(items: Iterable, then: Callable[[Any], Any] = lambda item: item
     if not first:
         return
     yield first
-    arrived: queue.Queue = queue.Queue(WAITING)
+    arrived: queue.Queue[Any] = queue.Queue(WAITING)
     stopped = threading.Event()
     end = object()
 
@@ -210,7 +211,7 @@ def as_they_come(items: Iterable, then: Callable[[Any], Any] = lambda item: item
 
     thread = threading.Thread(target=read, name="frames", daemon=True)
     thread.start()
-    taken: list = []
+    taken: list[Any] = []
     try:
         while True:
             while not arrived.empty():
@@ -229,7 +230,7 @@ def as_they_come(items: Iterable, then: Callable[[Any], Any] = lambda item: item
         stopped.set()
 
 
-def in_step(items: Iterable, steps_per_item: float) -> Iterator[list]:
+def in_step(items: Iterable[T], steps_per_item: float) -> Iterator[list[T]]:
     """The same without a clock: so many lists per item on average, whatever the machine."""
     due, arrived = 0.0, []
     for item in items:

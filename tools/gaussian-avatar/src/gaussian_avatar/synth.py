@@ -105,7 +105,8 @@ def random_parameters(head: HeadModel, n: int, width: int, fps: float, seed: int
     t = t + drift.T
 
     def rotations(vectors: np.ndarray) -> np.ndarray:
-        return roma.rotvec_to_rotmat(torch.from_numpy(vectors)).numpy().astype(np.float32)
+        matrices: np.ndarray = roma.rotvec_to_rotmat(torch.from_numpy(vectors)).numpy()
+        return matrices.astype(np.float32)
 
     eyes = rotations(eye_vectors)
     return Track(

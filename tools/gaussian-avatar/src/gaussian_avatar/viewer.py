@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,15 +47,15 @@ SLIDERS = {  # degrees, but for the last: of face and head
 class Controls:
     """Handles of the page's controls; their values are read in every turn of the loop."""
 
-    clip: viser.GuiDropdownHandle
+    clip: viser.GuiDropdownHandle[str]
     play: viser.GuiCheckboxHandle
     follow: viser.GuiCheckboxHandle
-    frame: viser.GuiSliderHandle
-    speed: viser.GuiSliderHandle
-    expression: list[viser.GuiSliderHandle]
-    pose: dict[str, viser.GuiSliderHandle]
+    frame: viser.GuiSliderHandle[int]
+    speed: viser.GuiSliderHandle[float]
+    expression: list[viser.GuiSliderHandle[float]]
+    pose: dict[str, viser.GuiSliderHandle[float]]
     background: viser.GuiRgbHandle
-    height: viser.GuiNumberHandle
+    height: viser.GuiNumberHandle[int]
     picture: viser.GuiButtonHandle
     film: viser.GuiButtonHandle
     status: viser.GuiMarkdownHandle
@@ -206,7 +207,7 @@ def add_controls(server: viser.ViserServer, clips: dict[str, Track], along: list
         status = gui.add_markdown("")
 
     @reset.on_click
-    def _(_: viser.GuiEvent) -> None:
+    def _(_: viser.GuiEvent[Any]) -> None:
         for slider in (*expression, *pose.values()):
             slider.value = 0.0  # type: ignore[misc]
 
@@ -218,7 +219,7 @@ def add_buttons(viewer: Viewer) -> None:
     controls = viewer.controls
 
     @controls.picture.on_click
-    def _(event: viser.GuiEvent) -> None:
+    def _(event: viser.GuiEvent[Any]) -> None:
         client = event.client
         camera = None if client is None else viewer.saved_camera(client)
         if client is not None and camera is not None:
@@ -226,7 +227,7 @@ def add_buttons(viewer: Viewer) -> None:
             client.send_file_download("avatar.png", content, save_immediately=True)
 
     @controls.film.on_click
-    def _(event: viser.GuiEvent) -> None:
+    def _(event: viser.GuiEvent[Any]) -> None:
         client, moment = event.client, viewer.moment()
         camera = None if client is None else viewer.saved_camera(client)
         if client is None or camera is None or not viewer.filming.acquire(blocking=False):
