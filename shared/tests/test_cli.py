@@ -4,7 +4,7 @@ import socket
 
 import pytest
 from recon4d import InputError
-from recon4d.cli import check_address
+from recon4d.viewer import check_address
 
 
 def test_addresses_that_no_server_can_have():

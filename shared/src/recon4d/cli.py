@@ -3,11 +3,9 @@
 import json
 import math
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -110,28 +108,6 @@ def pick_device(name: str) -> "Any":
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
     return device
-
-
-def check_address(host: str, port: int) -> None:
-    """Raise InputError unless a server can listen there; port 0 is any free one. viser would take the next port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except socket.gaierror as error:
-            raise InputError(f"--host {host} is not a host's name or address; leave it away") from error
-        except (OSError, OverflowError) as error:
-            raise InputError(f"--port {port} of --host {host} cannot be used ({error}); give another, or 0") from error
-
-
-def claim_output(path: str | Path, force: bool) -> Path:
-    """`path`, if it is free to be written: missing, an empty folder, or anything with `force`. InputError otherwise."""
-    path = Path(path)
-    occupied = any(path.iterdir()) if path.is_dir() else path.exists()
-    if occupied and not force:
-        raise InputError(f"{path} exists; give another output or --force to replace it")
-    return path
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

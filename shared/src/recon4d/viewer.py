@@ -115,7 +115,7 @@ def _guarded(host: str) -> Iterator[None]:
             with contextlib.suppress(TypeError, ValueError, AssertionError, OverflowError):
                 await gui._recon4d_updates(client_id, message)
 
-    GuiApi._handle_gui_updates = updated  # type: ignore[method-assign]
+    GuiApi._handle_gui_updates = updated  # type: ignore[method-assign, assignment]
     websockets.asyncio.server.serve = functools.wraps(serve)(guarded)  # type: ignore[assignment, misc]
     try:
         yield

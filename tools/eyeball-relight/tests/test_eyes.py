@@ -137,7 +137,7 @@ def test_wrong_landmarks(data, tmp_path):
     with pytest.raises(InputError, match=r"0001\.npy does not hold 68"):
         eyes.outlines(loaded, tmp_path)
     (tmp_path / "0001.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(InputError, match=r"0001\.npy does not hold 68"):
+    with pytest.raises(InputError, match=r"0001\.npy is not a readable npy file"):
         eyes.outlines(loaded, tmp_path)
 
 

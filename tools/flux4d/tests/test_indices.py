@@ -122,7 +122,7 @@ def test_broken_scenes_are_named(bare, tmp_path):
     poses.write_text(whole.replace('"w": 1', '"w": 0'))
     broken("not finite or has no heading")
     poses.unlink()
-    broken("poses.json does not exist")
+    broken("poses.json cannot be read")
     poses.write_text(whole)
     intrinsics = folder / "camera" / "front_camera" / "intrinsics.json"
     intrinsics.write_text('{"fx": 1, "fy": "wide", "cx": 0, "cy": 0}')

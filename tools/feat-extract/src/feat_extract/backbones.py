@@ -80,7 +80,7 @@ def _timm(name: str, settings: Feat2D) -> Backbone:
         version = _load_offline(model)
     elif settings.weights not in ("none", "default"):
         version = _load_file(model, Path(settings.weights))
-    data = timm.data.resolve_model_data_config(model)
+    data = timm.data.config.resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     model.eval()
 
     def run(images: Tensor) -> tuple[Tensor, Tensor | None]:

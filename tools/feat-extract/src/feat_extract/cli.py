@@ -27,7 +27,7 @@ coefficients_option = click.option(
 )
 
 
-def watcher(what: str) -> Callable[[Iterator, int], Iterator]:
+def watcher(what: str) -> Callable[[Iterator[Any], int], Iterator[Any]]:
     return lambda items, total: progress(items, what, total)
 
 

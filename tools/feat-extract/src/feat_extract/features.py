@@ -19,7 +19,7 @@ def write_features(
     config: Config,
     device: torch.device,
     force: bool = False,
-    watch: Callable[[Iterator, int], Iterator] = lambda items, total: items,
+    watch: Callable[[Iterator[Any], int], Iterator[Any]] = lambda items, total: items,
 ) -> dict[str, Any]:
     """Features of `input/<sequence>/<frame>` into `output/<sequence>/<frame>.npy`, (D,).
 

@@ -3,6 +3,7 @@
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from recon4d import InputError
@@ -44,7 +45,7 @@ def read_labels(path: Path, classes: list[str]) -> dict[str, tuple[np.ndarray, d
     return labels
 
 
-def write_table(path: str | Path, rows: list[dict]) -> None:
+def write_table(path: str | Path, rows: list[dict[str, Any]]) -> None:
     """Write rows of equal keys as CSV, atomically."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -22,7 +22,7 @@ def submit(
     config: Config,
     device: torch.device,
     force: bool = False,
-    watch: Callable[[Iterator, int], Iterator] = lambda items, total: items,
+    watch: Callable[[Iterator[Any], int], Iterator[Any]] = lambda items, total: items,
 ) -> dict[str, Any]:
     """Write the submission: one row per sequence, 1 for each class whose probability reaches its threshold.
 

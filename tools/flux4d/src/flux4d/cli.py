@@ -35,15 +35,15 @@ slow_option = click.option(
 )
 
 
-def out_option(default: str) -> Callable:
+def out_option(default: str) -> Callable[..., Any]:
     return click.option("--out-dir", type=PathType, default=default, show_default=True, help="Output.")
 
 
-def run_option(default: str) -> Callable:
+def run_option(default: str) -> Callable[..., Any]:
     return click.option("--output-dir", type=PathType, default=default, show_default=True, help="The run's folder.")
 
 
-def training_options(command: Callable) -> Callable:
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What overfit and train share."""
     for option in (
         force_option,

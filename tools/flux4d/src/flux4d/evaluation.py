@@ -26,7 +26,11 @@ IMAGE_MEASURES = ("psnr", "ssim", "depth_rmse", "dynamic_psnr", "dynamic_ssim", 
 
 
 def image_measures(
-    colour: torch.Tensor, truth: torch.Tensor, depth: torch.Tensor, samples: tuple, mask: np.ndarray | None
+    colour: torch.Tensor,
+    truth: torch.Tensor,
+    depth: torch.Tensor,
+    samples: tuple[torch.Tensor, ...],
+    mask: np.ndarray | None,
 ) -> dict[str, float | None]:
     """PSNR, SSIM and depth RMSE of an image (H, W, 3), whole and inside a mask (H, W); None where there is nothing."""
     from recon4d import metrics  # see reconstruction.frame_loss

@@ -344,9 +344,9 @@ def open_clip(index_path: str | Path, number: int, data_root: str | Path | None 
 
 
 def write_clips(
-    data_root: Path,
-    out_full: Path,
-    out_tiny: Path | None = None,
+    data_root: str | Path,
+    out_full: str | Path,
+    out_tiny: str | Path | None = None,
     preset: str | None = None,
     clip_seconds: float | None = None,
     stride_seconds: float | None = None,
@@ -373,6 +373,7 @@ def write_clips(
         raise InputError("--preset paper has its own lengths; leave --clip-len-s and --stride-s away or use debug")
     debug = preset == "debug" or timed
     slicing = debug_slicing(clip_seconds or 1.0, stride_seconds or 1.0) if debug else PAPER
+    data_root, out_full, out_tiny = Path(data_root), Path(out_full), Path(out_tiny) if out_tiny else None
     find_scenes(data_root)
     if out_tiny and out_tiny.resolve() == out_full.resolve():
         raise InputError(f"--out-tiny {out_tiny} is --out-full too; give another")

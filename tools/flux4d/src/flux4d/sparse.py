@@ -124,7 +124,7 @@ class _Convolve(torch.autograd.Function):
 
 def convolve(features: Tensor, weight: Tensor, pairs: KernelMap, count: int) -> Tensor:
     """sum over offsets k of features[in_k] @ weight[k], scattered to out_k: (V, C) -> (count, D); weight (K, C, D)."""
-    return _Convolve.apply(features, weight, pairs, count)
+    return _Convolve.apply(features, weight, pairs, count)  # type: ignore[no-untyped-call]
 
 
 class Convolution(nn.Module):

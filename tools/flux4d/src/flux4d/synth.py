@@ -84,7 +84,7 @@ def sweep(street: Street, time: float, columns: int, rng: np.random.Generator) -
 
 def cuboids(street: Street, time: float, names: list[str]) -> dict[str, np.ndarray]:
     """PandaSet's cuboid table at a time."""
-    rows: dict[str, list] = {}
+    rows: dict[str, list[Any]] = {}
 
     def put(**values: object) -> None:
         for key, value in values.items():
