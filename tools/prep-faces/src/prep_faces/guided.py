@@ -9,6 +9,17 @@ def guided_filter(guide: np.ndarray, values: np.ndarray, radius: int, eps: float
 
     He, Sun and Tang 2013, Guided image filtering, equations 14-16 (colour guide); windows of 2 radius + 1.
     """
+    slope, offset = linear_model(guide, values, radius, eps)
+    smooth: np.ndarray = np.clip((slope * guide).sum(-1) + offset, 0, 1)
+    return smooth
+
+
+def linear_model(guide: np.ndarray, values: np.ndarray, radius: int, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """How `values` (H, W) follow the colours of `guide` (H, W, 3) around each pixel: slopes (H, W, 3), offsets (H, W).
+
+    The means of equation 15; at a higher resolution they give values of that resolution (He and Sun 2015, Fast guided
+    filter).
+    """
 
     def mean(array: np.ndarray) -> np.ndarray:
         return cv2.blur(array, (2 * radius + 1, 2 * radius + 1), borderType=cv2.BORDER_REFLECT)
@@ -28,5 +39,4 @@ def guided_filter(guide: np.ndarray, values: np.ndarray, radius: int, eps: float
     rows = ((c00, c01, c02), (c01, c11, c12), (c02, c12, c22))
     slope = np.stack([sum(c * v for c, v in zip(row, covariance)) / determinant for row in rows], axis=-1)
     offset = mean_values - (slope * mean_guide).sum(-1)
-    smooth: np.ndarray = np.clip((mean(slope) * guide).sum(-1) + mean(offset), 0, 1)
-    return smooth
+    return mean(slope), mean(offset)
