@@ -1,17 +1,25 @@
 """Pictures: which files are some, reading any kind as 8-bit, writing PNG and JPEG. Every write is checked."""
 
+import importlib
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from recon4d import float_pictures
 from recon4d.files import InputError, write_bytes
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+SUFFIXES = {
+    ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2",
+    ".heic", ".heif", ".hif", ".avif",
+}  # fmt: skip
 MOST_PIXELS = 150_000_000  # of a picture that is read; it is refused before it is decoded
 
 
@@ -28,11 +36,31 @@ def in_folder(folder: str | Path) -> list[Path]:
     return sorted(paths, key=lambda path: natural_key(path.name))
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a picture's file says before it is decoded.
+
+    width, height: as it is stored. orientation: EXIF's, 1 where it has none; 5 to 8 swap width and height.
+    alpha: whether it has transparency.
+    """
+
+    width: int
+    height: int
+    orientation: int
+    alpha: bool
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height once turned as `orientation` says."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
 def read(path: str | Path, mode: str = "RGB", *, data: bytes | None = None, upright: bool = True) -> np.ndarray:
     """Any picture as uint8: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) L, as `mode` says.
 
-    16-bit and float values are scaled to 8 bits, grey becomes RGB, transparency is opaque where there is none and is
-    dropped by RGB (the colours under it are kept), of an animation the first frame is taken.
+    16-bit and float values are scaled to 8 bits (those of Radiance files, which are linear, through sRGB's curve), grey
+    becomes RGB, transparency is opaque where there is none and is dropped by RGB (the colours under it are kept), of an
+    animation the first frame is taken.
 
     Args:
         data: the file's content where `path` is only its name.
@@ -41,20 +69,53 @@ def read(path: str | Path, mode: str = "RGB", *, data: bytes | None = None, upri
     Raises:
         InputError: a missing file, no picture, one that ends early or has more than `MOST_PIXELS`.
     """
+    with _opened(path, data) as opened:
+        image = ImageOps.exif_transpose(opened) if upright else opened
+        if image.mode.startswith("I"):  # 16-bit grey, and 32-bit integers that hold 16-bit grey
+            return _of_grey(np.clip(np.asarray(image, np.float64) / 257, 0, 255), mode)
+        if image.mode == "F":
+            grey = np.nan_to_num(np.asarray(image, np.float64))
+            return _of_grey(np.clip(grey * (255 if grey.max(initial=0) <= 1 else 1), 0, 255), mode)
+        if image.mode == "P":
+            image = image.convert("RGBA")
+        return np.array(image.convert(mode))
+
+
+def read_mask(path: str | Path, *, upright: bool = True) -> np.ndarray:
+    """A picture as a mask (H, W) uint8: its alpha where that is not opaque everywhere, else its grey. As `read`."""
+    if header(path).alpha:
+        alpha = read(path, "RGBA", upright=upright)[..., 3]
+        if alpha.min(initial=255) < 255:
+            return alpha
+    return read(path, "L", upright=upright)
+
+
+def header(path: str | Path) -> Header:
+    """What a picture's file says of it, not decoded. Raises InputError as `read` does."""
+    with _opened(path, None) as opened:
+        try:
+            orientation = int(opened.getexif().get(0x0112, 1))
+        except Exception:  # damaged EXIF raises errors of many kinds; the picture is whole without it
+            orientation = 1
+        alpha = opened.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in opened.info
+        return Header(*opened.size, orientation if 1 <= orientation <= 8 else 1, alpha)
+
+
+def size(path: str | Path) -> tuple[int, int]:
+    """Width and height of a picture as it is stored, from its header. Raises InputError as `read` does."""
+    with _opened(path, None) as opened:
+        return opened.size
+
+
+@contextmanager
+def _opened(path: str | Path, data: bytes | None) -> Iterator[Image.Image]:
+    """A picture opened and its size checked; whatever goes wrong until the end is said as InputError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own about size and damaged EXIF
-            with Image.open(Path(path) if data is None else io.BytesIO(data)) as opened:
+            with _image(path, data) as opened:
                 _check_size(opened, path)
-                image = ImageOps.exif_transpose(opened) if upright else opened
-                if image.mode.startswith("I"):  # 16-bit grey, and 32-bit integers that hold 16-bit grey
-                    return _of_grey(np.clip(np.asarray(image, np.float64) / 257, 0, 255), mode)
-                if image.mode == "F":
-                    grey = np.nan_to_num(np.asarray(image, np.float64))
-                    return _of_grey(np.clip(grey * (255 if grey.max(initial=0) <= 1 else 1), 0, 255), mode)
-                if image.mode == "P":
-                    image = image.convert("RGBA")
-                return np.array(image.convert(mode))
+                yield opened
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -66,18 +127,25 @@ def read(path: str | Path, mode: str = "RGB", *, data: bytes | None = None, upri
         raise InputError(f"{path} is not a readable image ({reason}); replace it") from error
 
 
-def size(path: str | Path) -> tuple[int, int]:
-    """Width and height of a picture as it is stored, from its header. Raises InputError as `read` does."""
+def _image(path: str | Path, data: bytes | None) -> Image.Image:
+    source = Path(path) if data is None else io.BytesIO(data)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(Path(path)) as opened:
-                _check_size(opened, path)
-                return opened.size
-    except InputError:
+        return Image.open(source)
+    except UnidentifiedImageError:
+        content = Path(path).read_bytes() if data is None else data
+        if content[4:8] == b"ftyp":
+            return _heif(path, content)
+        if float_pictures.known(content):
+            return Image.fromarray(float_pictures.read(content, path, MOST_PIXELS))
         raise
-    except Exception as error:
-        raise InputError(f"{path} is not a readable image ({type(error).__name__}); replace it") from error
+
+
+def _heif(path: str | Path, content: bytes) -> Image.Image:
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError as error:
+        raise InputError(f"{path} is a HEIC picture; install pillow-heif to read it, or convert it to JPEG") from error
+    return Image.open(io.BytesIO(content))
 
 
 def _check_size(image: Image.Image, path: str | Path) -> None:

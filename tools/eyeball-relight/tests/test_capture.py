@@ -150,13 +150,18 @@ def blacken(folder):
         (lambda f: shutil.rmtree(f / "image"), "has no folder image/"),
         (lambda f: (f / "image" / "0001.png").unlink(), "has no picture 0001"),
         (lambda f: (f / "transforms.json").unlink(), "transforms.json does not exist"),
-        (lambda f: (f / "transforms.json").write_text('{"w": 1'), "not a readable transforms.json"),
-        (edited(lambda d: d.pop("fl_x")), "the key 'fl_x' is missing"),
-        (edited(lambda d: d.update(fl_x=0)), "must be positive"),
+        (lambda f: (f / "transforms.json").write_text('{"w": 1'), "is not readable JSON"),
+        (edited(lambda d: (d.pop("fl_x"), d.pop("fl_y"))), "the key 'fl_x' is missing"),
+        (edited(lambda d: d.update(fl_x=0)), "no positive focal length"),
         (edited(lambda d: d["frames"].clear()), "at least two frames"),
         (edited(lambda d: d["frames"][4]["transform_matrix"][0].__setitem__(0, 9.0)), "frame 4 .*not a rotation"),
         (edited(lambda d: d["frames"][4].update(file_path="image/0003.png")), "names a file twice"),
-        (edited(lambda d: d["frames"][0]["transform_matrix"].pop()), "not a readable transforms.json"),
+        (edited(lambda d: d["frames"][0]["transform_matrix"].clear()), "not a readable transforms.json"),
+        (
+            edited(lambda d: d.update(k1=0.1)),
+            "has a lens that distorts; bring the capture in with eyeball-relight import",
+        ),
+        (edited(lambda d: d["frames"][1].update(fl_x=99)), "has several cameras"),
     ],
 )
 def test_broken_captures_are_named(copy, break_it, message):

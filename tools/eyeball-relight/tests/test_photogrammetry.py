@@ -1,6 +1,7 @@
 """Poses of other programs: what is read must see known points where they were."""
 
 import json
+import shutil
 import struct
 
 import cv2
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from eyeball_relight import captures, photogrammetry, synth
+from PIL import Image
 from recon4d import InputError, cameras
 from recon4d.cameras import Camera
 from scipy.spatial.transform import Rotation
@@ -124,45 +126,13 @@ def test_pictures_are_undistorted(truth, pictures, tmp_path):
     cv2.imwrite(str(pictures / "shot 0.jpg"), np.uint8(np.clip(picture, 0, 1) * 255), [cv2.IMWRITE_JPEG_QUALITY, 100])
     extra = dict(zip(("k1", "k2", "p1", "p2"), lens.tolist()))
     out = tmp_path / "out"
-    photogrammetry.import_capture(nerfstudio(tmp_path / "t.json", pose, extra), pictures, pictures, out, 1.0)
+    shutil.copytree(pictures, tmp_path / "masks")
+    source = nerfstudio(tmp_path / "t.json", pose, extra)
+    photogrammetry.import_capture(source, pictures, tmp_path / "masks", out, 1.0)
     flat = cv2.imread(str(out / "mask" / "shot 0.png"), 0).astype(float)
     for u, v in dots:
         near = ((x - u) ** 2 + (y - v) ** 2 < 9) * flat
         assert abs((near * x).sum() / near.sum() - u) < 0.15 and abs((near * y).sum() / near.sum() - v) < 0.15
-
-
-def test_metashape_swaps_p1_and_p2(truth, tmp_path):
-    path = metashape(tmp_path / "doc.xml", truth[1], None)
-    path.write_text(path.read_text().replace("</b1>", "</b1><k1>0.1</k1><k3>0.3</k3><p1>0.01</p1><p2>0.02</p2>"))
-    np.testing.assert_allclose(photogrammetry.read(path).distortion, [0.1, 0, 0.02, 0.01, 0.3])
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.xml", "<document><chunk>", "is not a whole XML file"),
-        ("b.xml", "<document/>", "has 0 calibrated sensors"),
-        ("c.json", '{"frames": []}', "is not a readable transforms.json"),
-        ("d.txt", "", "is neither Metashape's"),
-    ],
-)
-def test_wrong_sources(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=message):
-        photogrammetry.read(tmp_path / name)
-
-
-def test_wrong_models(truth, tmp_path):
-    folder = colmap_binary(tmp_path / "cut", truth[1], None)
-    (folder / "images.bin").write_bytes((folder / "images.bin").read_bytes()[:200])
-    with pytest.raises(InputError, match="does not hold a whole COLMAP model"):
-        photogrammetry.read(folder)
-    folder = colmap_text(tmp_path / "fisheye", truth[1], None)
-    (folder / "cameras.txt").write_text("3 OPENCV_FISHEYE 64 48 1 1 1 1 0 0 0 0\n")
-    with pytest.raises(InputError, match="OPENCV_FISHEYE is not supported"):
-        photogrammetry.read(folder)
-    with pytest.raises(InputError, match=r"neither images\.bin nor images\.txt"):
-        photogrammetry.read(tmp_path)
 
 
 def test_wrong_pictures(truth, pictures, tmp_path):
@@ -173,7 +143,7 @@ def test_wrong_pictures(truth, pictures, tmp_path):
     with pytest.raises(InputError, match=r"has 5x5 pixels and t\.json says 64x48"):
         photogrammetry.import_capture(source, pictures, None, tmp_path / "o", 1.0)
     (pictures / "shot 1.jpg").unlink()
-    with pytest.raises(InputError, match="has no picture shot 1"):
+    with pytest.raises(InputError, match="has no picture images/shot 1"):
         photogrammetry.import_capture(source, pictures, None, tmp_path / "p", 1.0)
 
 
@@ -182,3 +152,120 @@ def test_cameras_that_all_look_one_way(truth, pictures, tmp_path):
     pose[:, 0, 3] = np.arange(N)
     with pytest.raises(InputError, match="look in the same direction"):
         photogrammetry.import_capture(nerfstudio(tmp_path / "t.json", pose), pictures, None, tmp_path / "o", 1.0)
+
+
+def painted(folder, names, size=(W, H), **options):
+    """Pictures that differ from place to place."""
+    y, x = np.mgrid[0 : size[1], 0 : size[0]]
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        values = np.dstack([x * 3, y * 5, np.full_like(x, 20 * i)]).astype(np.uint8)
+        Image.fromarray(values).save(folder / name, **options)
+    return folder
+
+
+def imported(source, pictures, masks, out):
+    said = []
+    photogrammetry.import_capture(source, pictures, masks, out, log=said.append)
+    return captures.read_poses(out)[1], " ".join(said)
+
+
+@pytest.mark.parametrize("form", ["{0}.jpg.png", "{0}_mask.png", "{0}.png", "dynamic_mask_{0}.tif"])
+def test_masks_of_other_programs_and_their_alpha(truth, tmp_path, form):
+    pictures = painted(tmp_path / "pictures", [f"shot {i}.jpg" for i in range(N)])
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for i in range(N):
+        mask = np.zeros((H, W, 4), np.uint8)
+        mask[10:20, 30:50, 3] = 255  # black, and the head is what is opaque
+        Image.fromarray(mask).save(masks / form.format(f"shot {i}"))
+    imported(nerfstudio(tmp_path / "t.json", truth[1]), pictures, masks, tmp_path / "out")
+    found = cv2.imread(str(tmp_path / "out/mask/shot 3.png"), cv2.IMREAD_GRAYSCALE)
+    assert found[15, 40] == 255 and found.mean() == 255 * 200 / (W * H)
+
+
+def test_masks_that_the_source_names(truth, pictures, tmp_path):
+    painted(tmp_path / "m", [f"{i}.png" for i in range(N)])
+    source = nerfstudio(tmp_path / "t.json", truth[1])
+    data = json.loads(source.read_text())
+    for i, frame in enumerate(data["frames"]):
+        frame["mask_path"] = f"m/{i}.png"
+    source.write_text(json.dumps(data))
+    imported(source, pictures, None, tmp_path / "out")
+    assert len(list((tmp_path / "out/mask").iterdir())) == N
+    data["frames"][2]["mask_path"] = "../../m/2.png"
+    source.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="names the mask"):
+        imported(source, pictures, None, tmp_path / "out2")
+
+
+def test_pictures_in_sub_folders_of_several_cameras(truth, tmp_path):
+    """Two lenses, sub folders with the same names, no suffix of ours alone: each picture by its own lens."""
+    names = [f"{side}/{i}.tif" for i in range(3) for side in ("left", "right")]
+    pictures = painted(tmp_path / "pictures", names)
+    folder = colmap_text(tmp_path / "m", truth[1], None)
+    (folder / "cameras.txt").write_text("3 PINHOLE 64 48 90 92 31 25\n4 SIMPLE_RADIAL_FISHEYE 64 48 60 32 24 0.01\n")
+    lines = [line for line in (folder / "images.txt").read_text().splitlines() if line.endswith("jpg")]
+    lines = [line.replace(f"3 shot {i}.jpg", f"{3 + i % 2} {names[i]}") for i, line in enumerate(lines)]
+    (folder / "images.txt").write_text("\n".join(lines))
+    camera, said = imported(folder, pictures, None, tmp_path / "out")
+    assert "pictures are of another camera" in said
+    stems = {path.stem for path in (tmp_path / "out/image").iterdir()}
+    assert stems == {f"{side}_{i}" for i in range(3) for side in ("left", "right")}
+    # what the left-hand pinhole saw along a ray is where the common camera sees it
+    found = cv2.imread(str(tmp_path / "out/image/left_0.png"))[..., ::-1].astype(float)
+    u, v = 40, 30
+    ray = np.linalg.inv(camera.K.numpy().astype(float)) @ [u + 0.5, v + 0.5, 1]
+    seen = (K @ ray)[:2] - 0.5
+    np.testing.assert_allclose(found[v, u, :2], [seen[0] * 3, seen[1] * 5], atol=1.5)
+    other = np.array([[60.0, 0, 32], [0, 60, 24], [0, 0, 1]])
+    bent, _ = cv2.fisheye.projectPoints(ray[None, None], np.zeros(3), np.zeros(3), other, np.array([0.01, 0, 0, 0]))
+    found = cv2.imread(str(tmp_path / "out/image/right_0.png"))[..., ::-1].astype(float)
+    np.testing.assert_allclose(found[v, u, :2], (bent[0, 0] - 0.5) * [3, 5], atol=1.5)
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_exif_turns_picture_and_pose_alike(truth, tmp_path, upright):
+    """Pictures of which EXIF says that they lie on their side: poses of what is stored, and of what is shown."""
+    points, pose, seen = truth
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pictures = painted(tmp_path / "pictures", [f"shot {i}.png" for i in range(N)], exif=exif)
+    top = {"w": W, "h": H}
+    if upright:  # the poses of the turned pictures
+        turn = np.eye(4)
+        turn[:2, :2] = [[0, -1], [1, 0]]
+        pose = turn @ pose
+        top = {"w": H, "h": W, "fl_x": K[1, 1], "fl_y": K[0, 0], "cx": H - K[1, 2], "cy": K[0, 2]}
+    camera, _ = imported(nerfstudio(tmp_path / "t.json", pose, top), pictures, None, tmp_path / "out")
+    assert (camera.width, camera.height) == (H, W)
+    np.testing.assert_allclose(camera.K.numpy(), [[92, 0, H - 25], [0, 90, 31], [0, 0, 1]], atol=1e-4)
+    found = cv2.imread(str(tmp_path / "out/image/shot 0.png"))[..., ::-1]
+    assert found.shape == (W, H, 3) and found[50, 10].tolist() == [150, (H - 1 - 10) * 5, 0]
+    # a point is where its stored pixel went
+    theirs = np.stack([np.linalg.inv(p)[:3, 3] for p in pose])
+    ours = camera.center.double().numpy()
+    rotation, _ = Rotation.align_vectors(ours - ours.mean(0), theirs - theirs.mean(0))
+    scale = np.linalg.norm(ours - ours.mean(0)) / np.linalg.norm(theirs - theirs.mean(0))
+    moved = rotation.apply(points - theirs.mean(0)) * scale + ours.mean(0)
+    pixels, _ = camera.project(torch.tensor(moved).float())
+    np.testing.assert_allclose(pixels.numpy(), np.stack([H - seen[..., 1], seen[..., 0]], -1), atol=2e-2)
+
+
+def test_synthetic_scenes_of_nerf(truth, tmp_path):
+    """An angle, names without suffix, pictures whose alpha is the mask."""
+    pictures = tmp_path / "train"
+    pictures.mkdir()
+    for i in range(N):
+        rgba = np.full((H, W, 4), 90, np.uint8)
+        rgba[..., 3] = 0
+        rgba[5:25, 5:25, 3] = 255
+        Image.fromarray(rgba).save(pictures / f"r_{i}.png")
+    matrices = cameras.to_opengl(torch.tensor(truth[1])).tolist()
+    frames = [{"file_path": f"./train/r_{i}", "rotation": 0.01, "transform_matrix": m} for i, m in enumerate(matrices)]
+    source = tmp_path / "transforms_train.json"
+    source.write_text(json.dumps({"camera_angle_x": 2 * np.arctan(0.5), "frames": frames}))
+    camera, _ = imported(source, pictures, None, tmp_path / "out")
+    np.testing.assert_allclose(camera.K.numpy(), [[64, 0, 32], [0, 64, 24], [0, 0, 1]], atol=1e-4)
+    mask = cv2.imread(str(tmp_path / "out/mask/r_2.png"), cv2.IMREAD_GRAYSCALE)
+    assert mask.mean() == 255 * 400 / (W * H)

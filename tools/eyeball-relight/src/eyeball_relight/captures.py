@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recon4d import InputError, cameras, images
+from recon4d import InputError, cameras, images, picture_folders
 from recon4d.cameras import Camera
 from torch import Tensor
 
@@ -93,35 +93,29 @@ def write_poses(folder: Path, files: list[str], camera: Camera) -> None:
     """Write `transforms.json`, the inverse of `read_poses`."""
     nerf = cameras.from_ngp(torch.linalg.inv(camera.world_to_camera.double()), scale=1.0, offset=0.0)
     poses = cameras.to_opengl(nerf)
-    transforms.write(
-        folder / "transforms.json", Transforms(files, poses, camera.K, camera.width, camera.height, np.zeros(5))
-    )
-
-
-def find(folder: Path, stem: str) -> Path | None:
-    """The image called `stem` in a folder, with any usual suffix."""
-    for suffix in (".png", ".jpg", ".jpeg", ".JPG", ".PNG"):
-        if (folder / (stem + suffix)).is_file():
-            return folder / (stem + suffix)
-    return None
+    transforms.write(folder / "transforms.json", Transforms(files, poses, camera.K, camera.width, camera.height))
 
 
 def read_stack(folder: Path, names: tuple[str, ...], camera: Camera, channels: int) -> Tensor:
     """The pictures of a folder (N, H, W, 3), or its masks (N, H, W), as uint8.
 
+    A picture is taken as it is stored where that has the size of the camera, else turned as EXIF says.
+
     Raises:
         InputError: one is missing, not readable, or of another size than `camera`.
     """
+    there = picture_folders.open_folder(folder)
     paths = []
     for stem in names:
-        path = find(folder, stem)
+        path = picture_folders.find(there, stem)
         if path is None:
             raise InputError(f"{folder} has no picture {stem} that transforms.json names; add it")
         paths.append(path)
     shape = (camera.height, camera.width) if channels == 1 else (camera.height, camera.width, channels)
     out: np.ndarray | None = None
     for i, path in enumerate(paths):
-        image = images.read(path, "RGB" if channels == 3 else "L")
+        upright = images.size(path) != (camera.width, camera.height)
+        image = images.read(path, upright=upright) if channels == 3 else images.read_mask(path, upright=upright)
         if image.shape != shape:
             raise InputError(
                 f"{path} has {image.shape[1]}x{image.shape[0]} pixels and transforms.json says "

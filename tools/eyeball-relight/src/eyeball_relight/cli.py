@@ -56,7 +56,7 @@ def synth(
 @main.command("import", cls=Command)
 @click.argument("source", type=FOLDER)
 @click.option("--images", type=FOLDER, required=True, help="Folder of the pictures.")
-@click.option("--masks", type=FOLDER, help="Folder of the masks of the head, white is the head.")
+@click.option("--masks", type=FOLDER, help="Folder of the masks, white or opaque is the head.  [default: alpha]")
 @click.option("--out", type=FOLDER, required=True, help="Where the capture goes.")
 @click.option(
     "--cube",
@@ -67,10 +67,10 @@ def synth(
 )
 @force_option
 def import_(source: Path, images: Path, masks: Path | None, out: Path, cube: float, force: bool) -> None:
-    """Bring SOURCE, Metashape's XML, a COLMAP model's folder or nerfstudio's transforms.json, into our layout."""
+    """Bring SOURCE, Metashape's XML, a COLMAP model's folder or a transforms.json, into our layout."""
     from eyeball_relight.photogrammetry import import_capture
 
-    print_result(import_capture(source, images, masks, out, cube, force))
+    print_result(import_capture(source, images, masks, out, cube, force, log))
 
 
 @main.command(cls=Command)
