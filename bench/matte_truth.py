@@ -91,9 +91,7 @@ def drawn_clip(where: str, seed: int, count: int, size: int = 360) -> Clip:
     return clip
 
 
-def comb(
-    color: np.ndarray, alpha: np.ndarray, lines: np.ndarray, colors: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def comb(color: np.ndarray, alpha: np.ndarray, lines: np.ndarray, colors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Hair drawn over straight RGBA, antialiased by four times the resolution."""
     fine, height, width = 4, *alpha.shape
     cover = np.zeros((fine * height, fine * width), np.uint8)

@@ -148,9 +148,21 @@ def landmarks(
 @paths_argument
 @out_option
 @click.option("--landmarks", type=path_type, help="Folder of the points.  [default: look for faces]")
-@click.option("--track", type=path_type, help="track.npz of these images: its mesh seeds the cut, better.")
+@click.option("--track", type=path_type, help="track.npz of these images: its mesh says where the head is, better.")
 @click.option("--head-model", type=path_type, help="Head model of the track.  [default: the open head]")
-@click.option("--model", type=path_type, help="TorchScript matting network, in place of GrabCut.")
+@click.option(
+    "--method",
+    type=click.Choice(("matting", "live", "grabcut")),
+    help="live: faster and coarser; grabcut: no network.  [default: matting]",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(("head", "head+neck", "portrait")),
+    default="head",
+    show_default=True,
+    help="head: nothing beside the neck; head+neck: all down to its end; portrait: the person.",
+)
+@click.option("--model", type=path_type, help="TorchScript matting network, in place of a method.")
 @click.option("--trust-code", is_flag=True, help="Let the program run that a TorchScript file is.")
 @click.option("--sha256", metavar="HEX", help="Let it run where this is its SHA-256.")
 @click.option("--photos", is_flag=True, help="The files are unrelated: do not steady one by its neighbours.")
@@ -163,6 +175,8 @@ def matte(
     landmarks: Path | None,
     track: Path | None,
     head_model: Path | None,
+    method: str | None,
+    keep: str,
     model: Path | None,
     trust_code: bool,
     sha256: str | None,
@@ -175,8 +189,8 @@ def matte(
     from prep_faces.matte import write_mattes
 
     seeds = {"landmarks": landmarks, "track": track, "head_model": head_model}
-    network = {"model": model, "trust_code": trust_code, "sha256": sha256}
-    result = _run("matte", write_mattes, paths, out, **seeds, **network, photos=photos, workers=workers, force=force)
+    how = {"method": method, "keep": keep, "model": model, "trust_code": trust_code, "sha256": sha256}
+    result = _run("matte", write_mattes, paths, out, **seeds, **how, photos=photos, workers=workers, force=force)
     _finish(result, out / "matte.jsonl", strict)
 
 

@@ -25,15 +25,19 @@ class Cut:
     to_small: np.ndarray  # (2, 3) float64: image pixels to pixels of `matte`, centres at +0.5
 
 
-def reduced_frame(shape: HeadShape, height: int, width: int, detail: float = 1.0) -> tuple[np.ndarray, int, int]:
+def reduced_frame(
+    shape: HeadShape, height: int, width: int, detail: float = 1.0, whole: bool = False
+) -> tuple[np.ndarray, int, int]:
     """The part of the image that can hold the head, and its reduced size: (to_small (2, 3), h, w).
 
-    `detail` multiplies the resolution; the image is never enlarged.
+    `detail` multiplies the resolution; the image is never enlarged. With `whole` the part can hold shoulders and arms,
+    and reaches down to the image's border.
     """
     outline = np.concatenate(shape.polygons)
     reach = (HAIR + BORDER) * shape.width
-    low = np.floor(np.clip(outline.min(0) - reach, 0, [width - 1, height - 1]))
-    high = np.ceil(np.clip(outline.max(0) + reach, low + 1, [width, height]))
+    beside, below = (2.5 * shape.width, float(height)) if whole else (reach, reach)
+    low = np.floor(np.clip(outline.min(0) - [beside, reach], 0, [width - 1, height - 1]))
+    high = np.ceil(np.clip(outline.max(0) + [beside, below], low + 1, [width, height]))
     scale = min(1.0, detail * FACE_PIXELS / shape.width, detail * LARGEST / float(max(high - low)))
     small_width, small_height = np.maximum(1, np.rint((high - low) * scale)).astype(int)
     scales = np.array([small_width, small_height]) / (high - low)

@@ -62,10 +62,11 @@ def person_around(picture: np.ndarray, middle: np.ndarray, reach: float) -> np.n
     return total / looks
 
 
-def check() -> None:
-    """Raise InputError where a network or its runtime is missing, or is not the one that belongs here."""
-    _onnx()
+def check(method: str) -> None:
+    """Raise InputError where a network that a method needs is missing or another one, or does not run here."""
     _tflite()
+    if method == "matting":
+        _onnx()
 
 
 def _asset(name: str) -> bytes:

@@ -30,7 +30,6 @@ class Trimap:
     known: np.ndarray  # float32: alpha where it is known
     unknown: np.ndarray  # bool
     prior: np.ndarray  # float32: alpha as far as networks and colours tell
-    kept: np.ndarray  # float32: 0 where the cut below the head removes all
 
 
 def draw_trimap(
@@ -61,8 +60,8 @@ def draw_trimap(
     front &= ~back
     odds = np.clip(share, 1e-4, 1 - 1e-4)
     prior = np.where(near, 1 / (1 + ((1 - odds) / odds) ** SHARP), 0).astype(np.float32)
-    kept = below_the_head(shape, outside, above, pixels, keep)
-    return Trimap(front.astype(np.float32), ~(front | back) & (kept > 0), prior, kept)
+    unknown = ~(front | back) & (below_the_head(shape, to_small, (height, width), keep) > 0)
+    return Trimap(front.astype(np.float32), unknown, prior)
 
 
 def head_share(
@@ -103,19 +102,20 @@ def head_share(
     return share
 
 
-def below_the_head(
-    shape: HeadShape, outside: np.ndarray, above: np.ndarray, pixels: float, keep: str
-) -> np.ndarray:
-    """What the cut under the head leaves, (h, w) float32 in [0, 1]; its edges are two pixels wide, and follow the head.
+def below_the_head(shape: HeadShape, to_small: np.ndarray, size: tuple[int, int], keep: str) -> np.ndarray:
+    """What the cut under the head leaves of a picture of `size` (h, w): float32 in [0, 1].
 
-    `outside`, `above`: of grabcut.distances. `pixels`: of a face width.
+    The cut follows the head: across its axis where its neck ends, and, for "head", along the neck and away from it from
+    the chin up, since shoulders, and hair that lies on them, begin beside it. Edges are a pixel wide.
     """
     if keep == "portrait":
-        return np.ones(outside.shape, np.float32)
+        return np.ones(size, np.float32)
+    pixels = float(np.sqrt(abs(np.linalg.det(to_small[:, :2])))) * shape.width
+    outside, _, above = distances(shape, to_small, *size)
     kept = np.clip((above + shape.neck) * pixels + 0.5, 0, 1)
-    if keep == "head":  # shoulders, and hair that lies on them, begin beside the neck
-        beside = np.clip((BESIDE * shape.margin - outside) * pixels + 0.5, 0, 1)
-        kept = kept * np.where(above < -shape.chin, beside, 1)
+    if keep == "head":
+        room = BESIDE * shape.margin + np.maximum(above + shape.chin, 0)  # wider from the chin up
+        kept = kept * np.clip((room - outside) * pixels + 0.5, 0, 1)
     return kept.astype(np.float32)
 
 
