@@ -172,9 +172,8 @@ def test_missing_frame_is_named(broken):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda image: image[..., :3], "not 8-bit RGBA"),
+        (lambda image: image[..., :3], "has no alpha channel"),
         (lambda image: image[:32], "is 64x32 pixels but the track is of 64x64"),
-        (lambda image: image.astype(np.uint16) * 257, "not 8-bit RGBA"),
     ],
 )
 def test_wrong_images_are_named(broken, spoil, message):
@@ -187,18 +186,146 @@ def test_wrong_images_are_named(broken, spoil, message):
         assert "00003.png" in str(caught.value)
 
 
-def test_empty_mask_and_broken_file_are_named(broken):
+def test_a_broken_file_is_named(broken):
     path = broken / "images" / "00003.png"
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    image[..., 3] = 0
-    cv2.imwrite(str(path), image)
-    with pytest.raises(InputError, match=r"00003.png has an empty mask"):
-        open_and_load(broken)
     path.write_bytes(b"not a picture")
     capture = captures.open_capture(broken, None, quiet)
     for check in (captures.preload, captures.check_images):
         with pytest.raises(InputError, match=r"00003.png is not a readable image"):
             check(capture, np.arange(24))
+
+
+def test_frames_with_an_empty_mask_are_left_out(broken):
+    path = broken / "images" / "00003.png"
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    image[..., 3] = 0
+    cv2.imwrite(str(path), image)
+    capture, said = captures.open_capture(broken, None, quiet), []
+    assert captures.with_heads(capture, np.arange(6), said.append).tolist() == [0, 1, 2, 4, 5]
+    assert said == [f"1 frames with an empty mask are left out, the first is {path}"]
+    with pytest.raises(InputError, match="masks of all frames are empty"):
+        captures.with_heads(capture, np.array([3]), quiet)
+
+
+def reframed(folder, change):
+    """Every .frame file changed; without track.npz."""
+    (folder / "track.npz").unlink(missing_ok=True)
+    for path in sorted((folder / "checkpoint").glob("*.frame")):
+        data = torch.load(path, weights_only=False)
+        change(data)
+        torch.save(data, path)
+
+
+def widened(folder):
+    """The images with 32 more columns at either side, and the principal point with them."""
+    for path in (folder / "images").glob("*.png"):
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), cv2.copyMakeBorder(image, 0, 0, 32, 32, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0)))
+
+    def change(data):
+        data["opencv"]["K"] = data["opencv"]["K"] + np.array([[0, 0, 32], [0, 0, 0], [0, 0, 0]], np.float32)
+
+    return change
+
+
+@pytest.mark.parametrize("size", [(64, 128), (128, 64)], ids=["height, width", "width, height"])
+def test_landscape_frames_in_either_order(broken, size):
+    change = widened(broken)
+    reframed(broken, lambda data: (change(data), data.update(img_size=np.array(size))))
+    capture = captures.open_capture(broken, None, quiet)
+    assert capture.track.image_size.tolist() == [128, 64] and (capture.width, capture.height) == (128, 64)
+    assert captures.read_frame(capture, 2).shape == (64, 128, 4)
+
+
+def test_parameters_of_torch_and_no_eyelids(broken):
+    whole = captures.open_capture(broken, None, quiet).track
+
+    def change(data):
+        data["flame"] = {k: torch.nn.Parameter(torch.from_numpy(v)) for k, v in data["flame"].items() if k != "eyelids"}
+        data["img_size"] = torch.tensor([64, 64])
+
+    reframed(broken, change)
+    said = []
+    found = captures.open_capture(broken, None, said.append).track
+    np.testing.assert_allclose(found.expression, whole.expression, atol=1e-6)
+    assert not found.eyelids.any() and len(said) == 1 and "24 of 24 frames have no eyelids" in said[0]
+
+
+def test_intrinsics_by_frame(broken):
+    """A clip that zooms: each picture goes from its own camera to the track's, so that the head stays."""
+    still = captures.open_capture(broken, None, quiet)
+    wanted = [captures.read_frame(still, i) for i in (0, 23)]
+    zoom = np.linspace(0.9, 1.1, 24)
+    for i, factor in enumerate(zoom):
+        path = still.image_path(i)
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cx, cy = still.track.K[0, 2] - 0.5, still.track.K[1, 2] - 0.5
+        move = np.array([[factor, 0, cx * (1 - factor)], [0, factor, cy * (1 - factor)]])
+        cv2.imwrite(str(path), cv2.warpAffine(image, move, (64, 64)))
+    factors = iter(zoom)
+
+    def change(data):
+        K = data["opencv"]["K"].copy()
+        K[0, [0, 1], [0, 1]] *= next(factors)
+        data["opencv"]["K"] = K
+
+    reframed(broken, change)
+    said = []
+    capture = captures.open_capture(broken, None, said.append)
+    assert "K differs from frame to frame" in said[0]
+    np.testing.assert_allclose(capture.track.K, still.track.K, rtol=1e-3)
+    for i, before in zip((0, 23), wanted):
+        assert np.abs(captures.read_frame(capture, i)[..., 3].astype(int) - before[..., 3]).mean() < 3
+    capture.track.write(broken / "again.npz")
+    np.testing.assert_array_equal(read_track(broken / "again.npz").take([3, 4]).Ks, capture.track.Ks[3:5])
+
+
+def test_numbers_that_are_shifted(broken):
+    for path in sorted((broken / "images").iterdir(), reverse=True):
+        path.rename(path.with_stem(f"{int(path.stem) + 1:03d}"))
+    (broken / "images" / "._00001.png").write_bytes(b"of a Mac")
+    with pytest.raises(InputError, match=r"00000 has a frame but no image; .* give --frame-offset 1"):
+        captures.open_capture(broken, None, quiet)
+    capture = captures.open_capture(broken, None, quiet, frame_offset=1)
+    assert len(capture) == 24 and capture.track.names[:2].tolist() == ["001.png", "002.png"]
+    (broken / "images" / "024.png").unlink()
+    with pytest.raises(InputError, match="--pairs common"):
+        captures.open_capture(broken, None, quiet, frame_offset=1)
+    said = []
+    assert len(captures.open_capture(broken, None, said.append, frame_offset=1, common=True)) == 23
+    assert "1 frames without an image are left out" in said[0]
+    (broken / "track.npz").unlink()
+    assert len(captures.open_capture(broken, None, quiet, frame_offset=1, common=True)) == 23
+
+
+def test_names_without_zeros_are_in_natural_order(broken):
+    for folder in ("images", "checkpoint"):
+        for path in list((broken / folder).iterdir()):
+            path.rename(path.with_stem(f"frame_{int(path.stem)}"))
+    (broken / "track.npz").unlink()
+    names = captures.open_capture(broken, None, quiet).track.names.tolist()
+    assert names == [f"frame_{i}.png" for i in range(24)]
+
+
+@pytest.mark.parametrize("place", ["matted", "mask"])
+def test_pictures_without_alpha_beside_mattes_or_masks(broken, place):
+    whole = captures.read_frame(captures.open_capture(broken, None, quiet), 5)
+    (broken / place).mkdir()
+    for path in sorted((broken / "images").iterdir()):
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(broken / place / path.name), image if place == "matted" else image[..., 3])
+        path.unlink()
+        cv2.imwrite(str(path.with_suffix(".tif")), image[..., :3])
+    capture = captures.open_capture(broken, None, quiet)
+    np.testing.assert_array_equal(captures.read_frame(capture, 5), whole)
+    assert captures.inspect(broken, None, quiet)["frames"] == 24
+
+
+def test_eyelids_that_move_nothing_are_said(broken, head):
+    track, said = captures.open_capture(broken, None, quiet).track, []
+    motions.check_track(track, replace(head, eyelids=None), "it", said.append)
+    motions.check_track(track, head, "it", said.append)
+    assert len(said) == 1 and "they move no vertex" in said[0]
 
 
 def test_varying_identity_is_averaged_and_said(broken, head):

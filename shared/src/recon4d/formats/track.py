@@ -33,6 +33,8 @@ class Track:
         neck, jaw: (N, 3, 3) rotation matrices.
         eyes: (N, 2, 3, 3), left then right.
         eyelids: (N, 2), left then right.
+        Ks: (N, 3, 3) intrinsics of each picture, where they differ from K; None where all are K. The track is of
+            pictures brought from their own to K.
     """
 
     head_model: str
@@ -49,6 +51,7 @@ class Track:
     jaw: np.ndarray
     eyes: np.ndarray
     eyelids: np.ndarray
+    Ks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,7 +66,8 @@ class Track:
 
     def take(self, frames: slice | np.ndarray | list[int]) -> "Track":
         """A track of the chosen frames."""
-        return replace(self, **{key: getattr(self, key)[frames] for key in PER_FRAME})
+        Ks = None if self.Ks is None else self.Ks[frames]
+        return replace(self, **{key: getattr(self, key)[frames] for key in PER_FRAME}, Ks=Ks)
 
     def vertices(self, head: HeadModel, frames: slice | np.ndarray | None = None) -> Tensor:
         """Posed vertices (n, V, 3) in the camera's OpenCV space, metres."""
@@ -76,13 +80,20 @@ class Track:
 
     def write(self, path: str | Path) -> None:
         """Write atomically."""
-        write_npz(path, format=FORMAT, **{f.name: getattr(self, f.name) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        write_npz(path, format=FORMAT, **{name: value for name, value in values.items() if value is not None})
 
 
 def join(tracks: Sequence[Track]) -> Track:
     """The frames of several tracks of one head, one after another."""
     together: dict[str, Any] = {key: np.concatenate([getattr(track, key) for track in tracks]) for key in PER_FRAME}
+    if any(track.Ks is not None for track in tracks):
+        together["Ks"] = np.concatenate([_all_Ks(track) for track in tracks])
     return replace(tracks[0], **together)
+
+
+def _all_Ks(track: Track) -> np.ndarray:
+    return np.tile(track.K, (len(track), 1, 1)) if track.Ks is None else track.Ks
 
 
 def read(path: str | Path) -> Track:
@@ -95,11 +106,12 @@ def read(path: str | Path) -> Track:
 
 def from_arrays(arrays: dict[str, np.ndarray], source: str) -> Track:
     """A track of the arrays of a file named `source`. Raises InputError for missing or inconsistent ones."""
-    missing = [f.name for f in fields(Track) if f.name not in arrays]
+    names = [f.name for f in fields(Track) if f.name != "Ks" or "Ks" in arrays]
+    missing = [name for name in names if name not in arrays]
     if missing:
         raise InputError(f"{source} has no {', '.join(missing)}; make it again with flame-encoder track")
     kinds = {"names": "US", "head_model": "US", "valid": "biu"}
-    for name in (f.name for f in fields(Track)):
+    for name in names:
         if np.asarray(arrays[name]).dtype.kind not in kinds.get(name, "fiu"):
             raise InputError(f"{source}: {name} holds {np.asarray(arrays[name]).dtype}; track the clip again")
     if arrays["names"].ndim != 1 or arrays["expression"].ndim != 2:
@@ -118,6 +130,8 @@ def from_arrays(arrays: dict[str, np.ndarray], source: str) -> Track:
         "eyes": (n, 2, 3, 3),
         "eyelids": (n, 2),
     }
+    if "Ks" in arrays:
+        shapes["Ks"] = (n, 3, 3)
     for key, shape in shapes.items():
         if arrays[key].shape != shape:
             raise InputError(f"{source}: {key} has shape {arrays[key].shape}; {shape} is needed")
@@ -128,11 +142,14 @@ def from_arrays(arrays: dict[str, np.ndarray], source: str) -> Track:
         raise InputError(f"{source}: fps is no rate; track the clip again")
     if np.asarray(arrays["image_size"]).min() < 1 or min(arrays["K"][0, 0], arrays["K"][1, 1]) <= 0:
         raise InputError(f"{source}: image_size or K is of no camera; track the clip again")
+    if "Ks" in arrays and n and arrays["Ks"][:, [0, 1], [0, 1]].min() <= 0:
+        raise InputError(f"{source}: Ks holds no cameras; track the clip again")
     if n and not np.allclose(np.linalg.det(arrays["R"].astype(np.float64)), 1, atol=0.1):
         raise InputError(f"{source}: R holds something else than rotations; track the clip again")
     floats = {
         k: arrays[k].astype(np.float32)
-        for k in ("K", "shape", "expression", "R", "t", "neck", "jaw", "eyes", "eyelids")
+        for k in ("K", "shape", "expression", "R", "t", "neck", "jaw", "eyes", "eyelids", "Ks")
+        if k in arrays
     }
     return Track(
         head_model=str(arrays["head_model"]),

@@ -26,6 +26,22 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def pair_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which image goes with which frame."""
+    for option in (
+        click.option("--frame-offset", type=FRAME, help="Image number less frame number.  [default: 0]"),
+        click.option("--pairs", type=click.Choice(["all", "common"]), help="common: leave out what has no partner."),
+    ):
+        command = option(command)
+    return command
+
+
+def pair_settings(pairs: str | None, frame_offset: int | None) -> tuple[str, ...]:
+    """The same as settings."""
+    given = {"data.pairs": pairs, "data.frame_offset": frame_offset}
+    return tuple(f"{key}={value}" for key, value in given.items() if value is not None)
+
+
 def plain_name(option: str, name: str) -> str:
     """The name, if it is one folder's and not a path. Raises InputError otherwise."""
     if not name or name in (".", "..") or Path(name).name != name:
@@ -87,14 +103,15 @@ def synth(
 @main.command("import", cls=Command)
 @click.argument("folder", type=FILE)
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: the open head]")
-def import_(folder: Path, head_model: str | None) -> None:
+@pair_options
+def import_(folder: Path, head_model: str | None, pairs: str | None, frame_offset: int | None) -> None:
     """Check a subject's FOLDER, as INSTA or flame-encoder leaves it, and print what it holds.
 
     Reads every image and frame; the first thing that training would stumble over is named.
     """
     from gaussian_avatar.captures import inspect
 
-    print_result(inspect(folder, head_model, log))
+    print_result(inspect(folder, head_model, log, frame_offset or 0, pairs == "common"))
 
 
 @main.command(cls=Command)
@@ -104,6 +121,7 @@ def import_(folder: Path, head_model: str | None) -> None:
 @click.option("--data-dir", help="Where subjects are.  [default: from the config]")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: the open head]")
 @click.option("--split", type=click.Choice(["train", "test", "all"]), help="Frames to train on.  [default: train]")
+@pair_options
 @click.option("--preload/--no-preload", default=None, help="Keep all images in memory.  [default: from the config]")
 @click.option("--log", "tensorboard", is_flag=True, help="Write TensorBoard events.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
@@ -120,6 +138,8 @@ def train_offline(
     data_dir: str | None,
     head_model: str | None,
     split: str | None,
+    pairs: str | None,
+    frame_offset: int | None,
     preload: bool | None,
     tensorboard: bool,
     resume: bool,
@@ -135,7 +155,11 @@ def train_offline(
         run_folder(output_dir, subject, work_name),
         data_folder(data_dir, subject),
         one_config(config, preset),
-        overrides if preload is None else (*overrides, f"data.preload={str(preload).lower()}"),
+        (
+            *overrides,
+            *pair_settings(pairs, frame_offset),
+            *(() if preload is None else (f"data.preload={str(preload).lower()}",)),
+        ),
         head_model=head_model,
         split=split,
         seed=seed,
@@ -155,6 +179,7 @@ def train_offline(
 @click.option("--data-dir", help="Where subjects are.  [default: from the config]")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: the open head]")
 @click.option("--split", type=click.Choice(["train", "test", "all"]), help="Frames that arrive.  [default: train]")
+@pair_options
 @click.option(
     "--video-fps", type=Real(0, 1000, min_open=True), default=25.0, show_default=True, help="Pace by the clock."
 )
@@ -181,6 +206,8 @@ def train_online(
     data_dir: str | None,
     head_model: str | None,
     split: str | None,
+    pairs: str | None,
+    frame_offset: int | None,
     video_fps: float,
     images_per_frame: float | None,
     repeat: int,
@@ -202,7 +229,7 @@ def train_online(
         run_folder(output_dir, subject, work_name),
         data_folder(data_dir, subject),
         one_config(config, preset),
-        overrides,
+        (*overrides, *pair_settings(pairs, frame_offset)),
         stream=stream,
         images=images,
         masks=masks,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from recon4d import settings
@@ -24,6 +24,8 @@ class Data(Section):
     test_frames: Annotated[int, Field(ge=0)] = 350  # the last frames are held out
     test_share: Annotated[float, Field(ge=0, le=0.5)] = 0.15  # of clips too short to spare that many
     preload: bool = True  # keep all images in memory
+    pairs: Literal["all", "common"] = "all"  # every image has its frame; or what has none is left out
+    frame_offset: Annotated[int, Field(ge=-(10**9), le=10**9)] = 0  # the image of frame k is numbered k + frame_offset
 
 
 class Model(Section):

@@ -54,8 +54,8 @@ def evaluate(
     subject = Path(data or Path(run.config.data_dir) / run.folder.parent.name)
     capture = runs.pictures(run, subject)
     frames = runs.held_out(run, split, log)
-    if capture.masks is None:
-        captures.check_images(capture, frames)
+    captures.check_images(capture, frames)
+    frames = captures.with_heads(capture, frames, log)
     with claim(run.folder, "gaussian-avatar metrics", force=force, inputs=[subject], names=FILES):
         values = measure(run, frames, capture, log, refine_pose)
         means = summary(values, run)

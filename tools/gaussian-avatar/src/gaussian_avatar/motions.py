@@ -1,5 +1,6 @@
 """From a track to what drives the avatar: posed meshes in a fixed camera, and the blendshape input of each frame."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,8 +47,8 @@ def n_inputs(head: HeadModel) -> int:
     return min(head.n_expression, FLAME_EXPRESSIONS) + 6 + 6 + 12 + 2 + 3
 
 
-def check_track(track: Track, head: HeadModel, source: str) -> None:
-    """Raise InputError unless the track's coefficients fit the head model."""
+def check_track(track: Track, head: HeadModel, source: str, log: Callable[[str], None] = lambda _: None) -> None:
+    """Raise InputError unless the track's coefficients fit the head model; say what of them moves nothing."""
     if not len(track.shape) or not track.expression.shape[1]:
         raise InputError(f"{source} has no identity or expression coefficients; track the clip again")
     if len(track.shape) > head.n_shape or track.expression.shape[1] > head.n_expression:
@@ -55,6 +56,11 @@ def check_track(track: Track, head: HeadModel, source: str) -> None:
             f"{source} has {len(track.shape)} identity and {track.expression.shape[1]} expression coefficients; "
             f"the head model {head.name} has {head.n_shape} and {head.n_expression}: "
             "give the tracker's with --head-model"
+        )
+    if head.eyelids is None and np.any(track.eyelids):
+        log(
+            f"{source} has eyelids, the head model {head.name} none: they move no vertex; put l_eyelid.npy and "
+            "r_eyelid.npy of metrical-tracker beside it"
         )
 
 

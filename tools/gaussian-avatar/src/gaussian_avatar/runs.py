@@ -71,10 +71,12 @@ def pictures(run: Run, folder: Path) -> Capture:
     Raises InputError when the folder is missing.
     """
     online = run.config.online
-    images = Path(online.images) if online.images else folder / "images"
+    images, masks = (Path(place) if place else None for place in (online.images, online.masks))
+    if images is None:
+        images, own = captures.places(folder) if (folder / "images").is_dir() else (folder / "images", None)
+        masks = masks or own
     if not images.is_dir():
         raise InputError(f"{images} is not a folder; name the training data's place with --data-dir")
-    masks = Path(online.masks) if online.masks else None
     return Capture(folder, run.track, run.motion.camera.width, run.motion.camera.height, images, masks)
 
 

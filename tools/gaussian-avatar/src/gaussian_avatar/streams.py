@@ -64,20 +64,29 @@ def from_folder(
 
     Raises InputError as `capture.open_capture` does, or when its frames would not fit into memory.
     """
-    capture = captures.open_capture(folder, config.data.image_size, log)
-    motions.check_track(capture.track, head, str(folder))
-    chosen = captures.choose_frames(capture, config, config.split, log)
+    data = config.data
+    capture = captures.open_capture(folder, data.image_size, log, data.frame_offset, data.pairs == "common")
+    motions.check_track(capture.track, head, str(folder), log)
+    chosen = captures.with_heads(capture, captures.choose_frames(capture, config, config.split, log), log)
     kept = min(len(chosen) * repeat, config.online.local_pool + config.online.global_pool)
     n_pictures = len(chosen) if config.data.preload else kept
     memory.check_memory(config, head, kept, n_pictures, capture.width, capture.height, device)
-    ready = {}
+    ready: dict[int, Tensor] = {}
     if config.data.preload:
         log(f"reading {len(chosen)} pictures")
-        ready = dict(zip(map(str, capture.track.names[chosen]), captures.preload(capture, chosen)))
-    tracks = (capture.track.take([i]) for _ in range(repeat) for i in chosen)
-    arrivals = _arrivals(tracks, head, config, folder / "images", None, ready)
+        ready = dict(zip(chosen.tolist(), captures.preload(capture, chosen)))
+
+    def arrivals() -> Iterator[tuple[Track, Tensor]]:
+        for _ in range(repeat):
+            for i in chosen.tolist():
+                pixels = ready.get(i)
+                yield (
+                    capture.track.take([i]),
+                    torch.from_numpy(captures.read_frame(capture, i)) if pixels is None else pixels,
+                )
+
     return Stream(
-        arrivals, _poser(head, lambda: capture.track.t[0]), lambda: capture.track, repeat * len(chosen), str(folder)
+        arrivals(), _poser(head, lambda: capture.track.t[0]), lambda: capture.track, repeat * len(chosen), str(folder)
     )
 
 
@@ -100,7 +109,7 @@ def from_pipe(lines: TextIO, folder: Path, head: HeadModel, config: Config) -> S
             seen.setdefault(str(track.names[0]), track)
             yield track
 
-    arrivals = _arrivals(tracks(), head, config, images, masks, {})
+    arrivals = _arrivals(tracks(), head, config, images, masks)
     return Stream(
         arrivals,
         _poser(head, lambda: next(iter(seen.values())).t[0]),
@@ -116,26 +125,17 @@ def _arrivals(
     config: Config,
     images: Path,
     masks: Path | None,
-    ready: dict[str, Tensor],
 ) -> Iterator[tuple[Track, Tensor]]:
-    """Tracks of one frame each with their pictures; those that are not valid are passed over.
-
-    Args:
-        ready: pictures by frame name; others are read from `images`.
-    """
+    """Tracks of one frame each with their pictures in `images`; those that are not valid are passed over."""
     for track in tracks:
         if not track.valid[0]:
             continue
         name = str(track.names[0])
         motions.check_track(track, head, "the track stream")
-        pixels = ready.get(name)
-        if pixels is None:
-            size = (int(track.image_size[0]), int(track.image_size[1]))
-            width, height = captures.reduced_size(*size, config.data.image_size)
-            path = captures.png(images, name)
-            image = _await_image(path, masks, width, height, size, config.online.image_wait)
-            pixels = torch.from_numpy(np.ascontiguousarray(image))
-        yield track, pixels
+        size = (int(track.image_size[0]), int(track.image_size[1]))
+        width, height = captures.reduced_size(*size, config.data.image_size)
+        image = _await_image(images, name, masks, width, height, size, config.online.image_wait)
+        yield track, torch.from_numpy(np.ascontiguousarray(image))
 
 
 def _poser(head: HeadModel, origin: Callable[[], np.ndarray]) -> Callable[[tuple[Track, Tensor]], tuple[Camera, Frame]]:
@@ -152,14 +152,21 @@ def _poser(head: HeadModel, origin: Callable[[], np.ndarray]) -> Callable[[tuple
 
 
 def _await_image(
-    path: Path, masks: Path | None, width: int, height: int, size: tuple[int, int], seconds: float
+    images: Path, name: str, masks: Path | None, width: int, height: int, size: tuple[int, int], seconds: float
 ) -> np.ndarray:
-    """The picture of a frame, which may come a little later than the frame. Raises InputError as `read_image` does."""
+    """The picture of a frame, which may come a little later than the frame.
+
+    Raises InputError as `read_image` does, and for an empty mask.
+    """
     until = time.monotonic() + seconds
-    files = [path] if masks is None else [path, captures.png(masks, path.name)]
-    while not all(file.is_file() for file in files) and time.monotonic() < until:
+    folders = [images] if masks is None else [images, masks]
+    while not all(captures.picture(folder, name).is_file() for folder in folders) and time.monotonic() < until:
         time.sleep(0.02)
-    return captures.read_image(path, width, height, size, masks)
+    path = captures.picture(images, name)
+    image = captures.read_image(path, width, height, size, masks)
+    if not image[..., 3].any():
+        raise InputError(f"{path} has an empty mask (alpha is 0 everywhere); make it again with prep-faces matte")
+    return image
 
 
 def paced(items: Iterable[T], fps: float) -> Iterator[T]:

@@ -90,9 +90,10 @@ def start(
     place = pick_device(device)
     head = motions.load_head(chosen.head_model)
     source = Path(data or Path(chosen.data_dir) / folder.parent.name)
-    capture = captures.open_capture(source, chosen.data.image_size, log)
-    motions.check_track(capture.track, head, str(source))
-    frames = captures.choose_frames(capture, chosen, chosen.split, log)
+    wanted = chosen.data
+    capture = captures.open_capture(source, wanted.image_size, log, wanted.frame_offset, wanted.pairs == "common")
+    motions.check_track(capture.track, head, str(source), log)
+    frames = captures.with_heads(capture, captures.choose_frames(capture, chosen, chosen.split, log), log)
     memory.check(chosen, capture, head, frames, place)
     if resume:
         checkpoint.check(folder / CHECKPOINT, chosen, head, len(frames) if chosen.train.refine_pose else 0)
