@@ -163,12 +163,18 @@ def synthetic_rows(turns: tuple[float, ...], n: int, methods: tuple[str, ...], s
             clip = Path(scratch) / f"turn{turn:.0f}"
             truth, vertices = make_clip(model, clip / "frames", turn, n, seed)
             exact_landmarks(model, truth, vertices, clip / "exact", seed)
-            command = ["prep-faces", "landmarks", str(clip / "frames"), "--out", str(clip)]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            for source, folder in (("exact + 1 % noise", "exact"), ("dlib", "landmarks")):
-                drop_some(clip / folder, seed)
+            for detector in ("dlib", "mediapipe"):
+                command = ["prep-faces", "landmarks", str(clip / "frames"), "--out", str(clip / detector)]
+                command += ["--detector", detector, "--points", "dense" if detector == "mediapipe" else "2d"]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for source, folder in (
+                ("exact + 1 % noise", clip / "exact"),
+                ("dlib", clip / "dlib" / "landmarks"),
+                ("mediapipe", clip / "mediapipe" / "landmarks"),
+            ):
+                drop_some(folder, seed)
                 for method in methods:
-                    found, _, seconds = run(method, model, clip / "frames", clip / folder)
+                    found, _, seconds = run(method, model, clip / "frames", folder)
                     row = {"degrees": turn, "source": source, "method": method, "seconds": seconds}
                     rows.append(row | errors(model, found, truth, vertices))
                     print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
@@ -209,7 +215,7 @@ def main() -> None:
     if arguments.clip:
         print(json.dumps(real_rows(arguments.clip), indent=2))
         return
-    turns = (25.0,) if arguments.quick else (10.0, 25.0, 40.0)
+    turns = (25.0,) if arguments.quick else (10.0, 25.0, 40.0, 60.0)
     rows = synthetic_rows(turns, 16 if arguments.quick else arguments.frames, METHODS)
     print(table(rows))
     if not arguments.quick:

@@ -228,7 +228,7 @@ def test_matches_enter_thenormal_equations(clip):
     g, q = problem.start()
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randint(len(surface.faces), (n, 20), generator=generator)
-    pixels = problem.rig.project(g, q, problem.surface.taken(chosen), problem.centre)
+    pixels = problem.rig.project(g, q, problem.surface, problem.centre, chosen)
     pixels = pixels + torch.randn(pixels.shape, generator=generator)
     whiten = torch.randn(n, 20, 2, 2, generator=generator)
     problem.matches = photometric.Matches(chosen, pixels, whiten, 0.0, np.ones(n))

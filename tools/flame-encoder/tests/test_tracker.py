@@ -83,7 +83,7 @@ def test_contour_slides_on_the_far_side_only(model):
         assert chosen[far].mean() > 1 + 2 * chosen[near].mean()
 
 
-def testnormal_equations_match_finite_differences(model):
+def test_normal_equations_match_finite_differences(model):
     _, seen, _ = clip(model, n=4)
     problem = Problem(points.Rig(model, 5, 6), seen, Options())
     g, q = problem.start()

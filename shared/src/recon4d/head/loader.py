@@ -1,5 +1,6 @@
 """Read head models: the open head, FLAME 2020/2023 pickles (without chumpy), and npz files of the same arrays."""
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from recon4d import pickles
 from recon4d.files import InputError, read_npz
+from recon4d.head.dense import FLAMES_OWN, beside, read_dense
 from recon4d.head.model import HeadModel
 
 FLAME_IDENTITIES = 300  # shapedirs 0..299 are identity, 300..399 expression; there is no separate expression key
@@ -47,12 +49,17 @@ def load(
         uv: an OBJ or npz with `vt` and `ft`. None: `head_template_mesh.obj` or `flame_uv.npz` beside `path`,
             where there is one.
 
+    The points of MediaPipe's face mesh come from `<stem>_dense.npz` (`flame-encoder check-model --embed` makes it) or
+    FLAME's `mediapipe_landmark_embedding.npz` beside `path`, where there is one.
+
     Raises:
         InputError: a missing or broken file, a forbidden class in a pickle, missing keys or wrong shapes.
     """
     if path is None:
         with resources.as_file(resources.files("recon4d.head") / "open_head.npz") as open_head:
-            return _build(read_npz(open_head), "open-head", open_head)
+            model = _build(read_npz(open_head), "open-head", open_head)
+        with resources.as_file(resources.files("recon4d.head") / "open_head_dense.npz") as points:
+            return replace(model, dense=read_dense(points, len(model.faces)))
     path = Path(path)
     if not path.is_file():
         raise InputError(f"the head model {path} does not exist or is not a file")
@@ -70,7 +77,9 @@ def load(
         uv = _beside(path, "flame_uv.npz", "head_template_mesh.obj")
     if uv is not None:
         arrays |= read_uv(uv)
-    return _build(arrays, path.stem, path)
+    model = _build(arrays, path.stem, path)
+    points = _beside(path, beside(path).name, FLAMES_OWN)
+    return model if points is None else replace(model, dense=read_dense(points, len(model.faces)))
 
 
 def _beside(path: Path, *names: str) -> Path | None:

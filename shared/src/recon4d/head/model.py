@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from recon4d.files import InputError
+from recon4d.head.dense import DensePoints
 
 JOINTS = ("global", "neck", "jaw", "left_eye", "right_eye")
 
@@ -33,6 +34,7 @@ class HeadModel:
         vt, ft: (T, 2) texture coordinates (v up) and (F, 3) int64 indices into them, or None.
         eyelids: (V, 3, 2) left and right eyelid blendshapes, closed at 1, or None.
         landmark_faces, landmark_bary: (68,) int64 and (68, 3), iBUG order, or None.
+        dense: where MediaPipe's points are, or None.
         regions: named vertex masks (V,) bool.
         expression_names: names of the expressions, or ().
         albedo_mean: (T, T, 3) sRGB in [0, 1], or None.
@@ -53,6 +55,7 @@ class HeadModel:
     eyelids: Tensor | None = None
     landmark_faces: Tensor | None = None
     landmark_bary: Tensor | None = None
+    dense: DensePoints | None = None
     regions: dict[str, Tensor] | None = None
     expression_names: tuple[str, ...] = ()
     albedo_mean: Tensor | None = None
@@ -76,6 +79,9 @@ class HeadModel:
             return moved if value.is_floating_point() else moved.to(value.dtype)
 
         changed = {f.name: move(getattr(self, f.name)) for f in fields(self)}
+        if self.dense is not None:
+            parts = {f.name: move(getattr(self.dense, f.name)) for f in fields(self.dense)}
+            changed["dense"] = replace(self.dense, **parts)
         if self.regions is not None:
             changed["regions"] = {key: move(mask) for key, mask in self.regions.items()}
         return replace(self, **changed)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from recon4d import images
-from recon4d.files import InputError, parse_json, read_npy
+from recon4d.files import InputError, parse_json
+from recon4d.formats.landmarks import read_landmarks, to_ibug
 
 FAR = 1e6  # pixels: no image is so large
 
@@ -51,18 +52,10 @@ def check_landmarks(landmarks: Path) -> None:
         raise InputError(f"{landmarks} is not a folder of landmarks; make one with prep-faces landmarks")
 
 
-def read_landmarks(path: Path) -> np.ndarray:
-    """(P, 68, 2): the faces of one file, which holds one face or several; NaN faces and missing files are no faces."""
-    if not path.is_file():
-        return np.empty((0, 68, 2))
-    try:
-        points = read_npy(path)
-    except InputError as error:
-        raise InputError(f"{path} is not a readable landmark file ({error}); make it again") from error
-    if points.shape[-2:] not in ((68, 2), (68, 3)) or points.ndim > 3 or points.dtype.kind not in "fiu":
-        raise InputError(f"{path} has shape {points.shape}, {points.dtype}; (68, 2) or (people, 68, 2) is needed")
-    points = points[..., :2].reshape(-1, 68, 2).astype(np.float64)  # a third number is a depth
-    answer: np.ndarray = points[(np.abs(points) < FAR).all((1, 2))]
+def read_ibug(path: Path) -> np.ndarray:
+    """(P, 68, 2): the faces of a landmark file of any layout that has all of iBUG's points."""
+    faces = to_ibug(read_landmarks(path))
+    answer: np.ndarray = faces[np.isfinite(faces).all((1, 2))]
     return answer
 
 

@@ -38,10 +38,10 @@ def detect(
     if points == "dense" and detector != "mediapipe":
         raise InputError(f"--points dense: {detector} has 68 points; add --detector mediapipe")
     if detector == "mediapipe":
-        from prep_faces import landmarker
+        from prep_faces import mediapipe_faces
 
-        sure = landmarker.SURE if threshold is None else threshold
-        return [landmarker.faces(image, sure, points == "dense", every=points == "five") for image in images]
+        sure = mediapipe_faces.SURE if threshold is None else threshold
+        return [mediapipe_faces.find_faces(image, sure, points == "dense", points == "five") for image in images]
     if detector == "dlib":
         from prep_faces import dlib_faces
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from recon4d import InputError
 from recon4d.files import write_npy
+from recon4d.landmarker import BLENDSHAPES
 from recon4d.runs import Claim
 
 from prep_faces.detection import Found, detect_files
 from prep_faces.detectors import prepare
 from prep_faces.faces import Faces
 from prep_faces.image_files import ImageFile, clashes, find_images
-from prep_faces.landmarker import BLENDSHAPES
 from prep_faces.records import Record, Watch, counts, numbers, record, run, unwatched, up_to_date
 
 SURE = 0.0  # dlib score of a face that stands by itself

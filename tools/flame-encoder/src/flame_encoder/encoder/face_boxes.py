@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from recon4d.files import InputError, parse_json
 
-from flame_encoder.frames import check_landmarks, landmark_sizes, number, read_landmarks
+from flame_encoder.frames import check_landmarks, landmark_sizes, number, read_ibug
 from flame_encoder.report import Log
 
 # From a detector's box to the box of the 68 landmarks: how far its middle is below, and its side, in box heights.
@@ -42,7 +42,7 @@ def boxes(
         check_landmarks(folder)
         made_on = landmark_sizes(folder)
         for path, size in zip(paths, sizes):
-            people = read_landmarks(folder / f"{path.stem}.npy")
+            people = read_ibug(folder / f"{path.stem}.npy")
             if len(people):
                 people = people * (np.array(size) / made_on.get(path.stem, size))
                 corners = np.concatenate([people.min(1), people.max(1)], 1)

@@ -17,7 +17,7 @@ from flame_encoder.encoder import synthetic
 from flame_encoder.encoder.crop import CropView, box_of, crops_of, cut_out
 from flame_encoder.encoder.synthetic import Scene
 from flame_encoder.encoder.vector import Layout
-from flame_encoder.frames import check_landmarks, frame_paths, landmark_sizes, read_landmarks
+from flame_encoder.frames import check_landmarks, frame_paths, landmark_sizes, read_ibug
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ class Folder(torch.utils.data.Dataset[Item]):
         paths = frame_paths(images)
         check_landmarks(landmarks)
         self.sizes = landmark_sizes(landmarks)
-        self.pairs = [(path, points) for path in paths for points in read_landmarks(landmarks / f"{path.stem}.npy")]
+        self.pairs = [(path, points) for path in paths for points in read_ibug(landmarks / f"{path.stem}.npy")]
         if not self.pairs:
             raise InputError(f"{landmarks} has landmarks for none of the {len(paths)} images of {images}")
 

@@ -129,9 +129,9 @@ def fit(
     found = problem.as_track(g, q)
     errors = problem.errors(g, q)
     figures = {
-        "mean_px": float(errors.mean()),
-        "p95_px": float(np.percentile(errors, 95)),
-        "mean_iod": float(100 * (errors / seen.iod[seen.valid][:, None]).mean()),
+        "mean_px": float(np.nanmean(errors)),
+        "p95_px": float(np.nanpercentile(errors, 95)),
+        "mean_iod": float(100 * np.nanmean(errors / seen.unit[seen.valid][:, None])),
         "focal": float(np.exp(g[-1])),
         "interpolated": int((~seen.valid).sum()),
         "jitter_mm": _jitter(head, found),
@@ -147,8 +147,8 @@ def _refine(
     head, seen, options = problem.rig.head, problem.seen, problem.options
     surface = Surface(head)
     problem.surface = problem.rig.points(surface.faces, surface.bary)
-    problem.shares = (options.landmark_share, options.photometric_evidence / photometric.POINTS)
-    iod = float(np.median(seen.iod[seen.valid]))
+    problem.shares = (options.landmark_share * problem.evidence, options.photometric_evidence / photometric.POINTS)
+    iod = float(np.median(seen.unit[seen.valid]))
     found = problem.as_track(g, q)
     windows, done = photometric.cut(frames, found, found.vertices(head)), 0
 

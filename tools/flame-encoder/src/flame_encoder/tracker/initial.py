@@ -68,9 +68,13 @@ def confirmed(seen: Observations, encoder: Encoder, frames: list[Path], focal: f
     Detectors of landmarks that know faces from the front put them anywhere on a turned head. The encoder looks twice:
     a box around wrong landmarks is wrong too, the second one is around its own.
 
+    Dense landmarks know turned heads, and stay as they are.
+
     Args:
         frames: the N image files. focal: pixels, about.
     """
+    if seen.dense is not None:
+        return seen, 0
     K = _intrinsics(seen, focal)
     landmarks, irises, boxes = seen.landmarks.copy(), seen.irises.copy(), _boxes(seen)
     doubted = []

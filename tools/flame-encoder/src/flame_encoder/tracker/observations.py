@@ -7,11 +7,14 @@ import cv2
 import numpy as np
 from recon4d import images
 from recon4d.files import InputError
+from recon4d.formats.landmarks import N_DENSE, read_landmarks, to_dense, to_ibug, to_irises
 
-from flame_encoder.frames import check_landmarks, frame_paths, frame_rate, landmark_sizes, read_landmarks
+from flame_encoder.frames import check_landmarks, frame_paths, frame_rate, landmark_sizes
 
 MEMORY = 15  # frames for which a person who is not seen is remembered
 SMALLEST = 8  # pixels between the outer eye corners
+TOP, CHIN = 10, 152  # dense points
+EYES_OVER_HEIGHT = 0.53  # distance of the outer eye corners over that of those two
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +22,14 @@ class FrameFaces:
     """What is seen in one image, for each of P faces.
 
     faces: (P, 68, 2) landmarks. irises: (P, 2, 2). Pixels, NaN where unknown; P may be 0. size: (width, height).
+    dense: (P, 478, 2) MediaPipe's points, where the landmarks are those.
     """
 
     name: str
     faces: np.ndarray
     irises: np.ndarray
     size: tuple[int, int]
+    dense: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +43,7 @@ class Observations:
         irises: (N, 2, 2) iris centres of the person's left and right eye, pixels; NaN where unknown.
         image_size: width and height.
         fps: frames per second.
+        dense: (N, 478, 2) MediaPipe's points, NaN where unknown; None where the landmarks are iBUG's.
     """
 
     names: np.ndarray
@@ -46,11 +52,21 @@ class Observations:
     irises: np.ndarray
     image_size: tuple[int, int]
     fps: float
+    dense: np.ndarray | None = None
 
     @property
     def iod(self) -> np.ndarray:
         """(N,) distance between the outer eye corners, pixels; NaN where there are no landmarks."""
         answer: np.ndarray = np.linalg.norm(self.landmarks[:, 36] - self.landmarks[:, 45], axis=-1)
+        return answer
+
+    @property
+    def unit(self) -> np.ndarray:
+        """(N,) what errors are measured by, pixels: `iod`, or what the face's height says it is from the front."""
+        if self.dense is None:
+            return self.iod
+        height = np.linalg.norm(self.dense[:, TOP] - self.dense[:, CHIN], axis=-1)
+        answer: np.ndarray = np.fmax(self.iod, EYES_OVER_HEIGHT * height)
         return answer
 
     @property
@@ -89,15 +105,17 @@ def read(frames: Path, landmarks: Path, fps: float | None = None, person: int = 
 
 def read_frame(path: Path, landmarks: Path, sizes: dict[str, np.ndarray], before: FrameFaces | None) -> FrameFaces:
     """One image and its landmark file. Raises InputError where it differs in size from the one before."""
-    image = images.read(path)
-    size = (image.shape[1], image.shape[0])
+    found = read_landmarks(landmarks / f"{path.stem}.npy")
+    dense = to_dense(found) if len(found) else np.empty((0, N_DENSE, 2))
+    image = None if dense is not None else images.read(path)  # looked at for irises only
+    size = images.size(path) if image is None else (image.shape[1], image.shape[0])
     if before is not None and size != before.size:
         raise InputError(f"{path} is {size[0]}x{size[1]}, the frames before it {before.size[0]}x{before.size[1]}")
-    faces = read_landmarks(landmarks / f"{path.stem}.npy")
-    if path.stem in sizes:
-        faces = faces * (np.array(size) / sizes[path.stem])
-    irises = np.array([find_irises(image, points) for points in faces]).reshape(-1, 2, 2)
-    return FrameFaces(path.name, faces, irises, size)
+    scale = np.array(size) / sizes.get(path.stem, size)
+    faces, irises = to_ibug(found) * scale, to_irises(found) * scale
+    if image is not None and not np.isfinite(irises).any():
+        irises = np.array([find_irises(image, points) for points in faces]).reshape(-1, 2, 2)
+    return FrameFaces(path.name, faces, irises, size, None if dense is None else dense * scale)
 
 
 def of_one(shown: list[FrameFaces], rows: np.ndarray, fps: float) -> Observations:
@@ -105,6 +123,11 @@ def of_one(shown: list[FrameFaces], rows: np.ndarray, fps: float) -> Observation
     blank = np.full((70, 2), np.nan)
     both = [np.concatenate([f.faces[r], f.irises[r]]) if r >= 0 else blank for f, r in zip(shown, rows)]
     points = np.stack(both).astype(np.float32)
+    dense = None
+    if all(f.dense is not None for f, r in zip(shown, rows) if r >= 0):
+        none = np.full((N_DENSE, 2), np.nan)
+        seen = [none if f.dense is None or r < 0 else f.dense[r] for f, r in zip(shown, rows)]
+        dense = np.stack(seen).astype(np.float32)
     return Observations(
         names=np.array([frame.name for frame in shown]),
         landmarks=points[:, :68],
@@ -112,6 +135,7 @@ def of_one(shown: list[FrameFaces], rows: np.ndarray, fps: float) -> Observation
         irises=points[:, 68:],
         image_size=shown[0].size,
         fps=fps,
+        dense=dense,
     )
 
 
@@ -150,7 +174,7 @@ def follow_people(faces: list[np.ndarray]) -> list[np.ndarray]:
 def distance(face: np.ndarray, other: np.ndarray) -> float:
     """Mean distance of two faces' landmarks (68, 2), in distances between the outer eye corners."""
     size = max(float(np.linalg.norm(face[36] - face[45])), float(np.linalg.norm(other[36] - other[45])), 1e-6)
-    return float(np.linalg.norm(face - other, axis=1).mean()) / size
+    return float(np.nanmean(np.linalg.norm(face - other, axis=1))) / size
 
 
 def nearest(faces: np.ndarray, face: np.ndarray) -> int:

@@ -1,13 +1,17 @@
 """Points on a head model as functions of its coefficients and pose: what a tracker compares with the image."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import roma
 import torch
 from recon4d.head import HeadModel
+from recon4d.head.dense import outer_eyes, upright, view_terms
+from recon4d.mesh import vertex_normals
 from torch import Tensor
 
-from flame_encoder.tracker import contour
+from flame_encoder.tracker import contour, jacobians
 
 FACING = torch.diag(torch.tensor([1.0, -1.0, -1.0]))  # head space (y up, z out of the face) facing an OpenCV camera
 
@@ -18,31 +22,6 @@ def eye_rotation(gaze: Tensor) -> Tensor:
         torch.stack([-gaze[..., 1], gaze[..., 0], torch.zeros_like(gaze[..., 0])], -1)
     )
     return answer
-
-
-def posed(
-    pose: Tensor, template: Tensor, joints: Tensor, weights: Tensor, posedirs: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Points of one head in camera space, and what makes them: their rotations and their shares of the joints.
-
-    Args:
-        pose: (11,) rotation vector, place, jaw rotation vector, gaze.
-        template: (n, 3) unposed points. joints: (5, 3). weights: (n, 5). posedirs: (n, 3, 36).
-
-    Returns:
-        (n, 3); (n, 3, 3) and (n, 5, 3, 3), the derivatives by `template` and by `joints`.
-    """
-    identity = torch.eye(3)
-    eye = eye_rotation(pose[9:])
-    # Global and neck rotation are identity, so every joint turns about its own place.
-    R = torch.stack([identity, identity, roma.rotvec_to_rotmat(pose[6:9]), eye, eye])
-    corrected = template + posedirs @ (R[1:] - identity).reshape(36)
-    head = roma.rotvec_to_rotmat(pose[:3]) @ FACING
-    turned = head @ torch.einsum("nj,jcd->ncd", weights, R)
-    spread = weights[:, :, None, None] * (head @ (identity - R))
-    place = torch.cat([pose[3:5], torch.ones(1)]) * pose[5].exp()
-    camera = (turned @ corrected[..., None])[..., 0] + torch.einsum("njcd,jd->nc", spread, joints) + place
-    return camera, turned, spread
 
 
 @dataclass(frozen=True)
@@ -78,7 +57,7 @@ class Points:
     millimetre where the weights change within a triangle.
     """
 
-    template: Tensor  # (n, 3) or (B, n, 3)
+    template: Tensor  # (n, 3)
     basis: Tensor  # (n, 3, S + E + 2)
     weights: Tensor  # (n, 5)
     posedirs: Tensor  # (n, 3, 36)
@@ -124,9 +103,11 @@ class Points:
         centred = self.template - self.template.mean(0)
         return torch.einsum("nc,ncs->s", centred, self.basis[..., :n_shape]) / centred.square().sum()
 
-    def taken(self, rows: Tensor) -> "Points":
-        """Per frame only the points in `rows` (B, n): arrays get a leading dimension B."""
-        return replace(self, **{k: getattr(self, k)[rows] for k in ("template", "basis", "weights", "posedirs")})
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """Template, basis, weights, posedirs and the joints' basis, as `jacobians.project` takes them."""
+        values = (self.template, self.basis, self.weights, self.posedirs, self.joint_basis)
+        return tuple(np.ascontiguousarray(value.numpy(), np.float32) for value in values)
 
 
 def eye_radius(head: HeadModel) -> float:
@@ -156,7 +137,15 @@ class Rig:
             torch.cat([contour_bary.reshape(-1, 3), head.landmark_bary[17:]]),
         )
         self.growth = skin.growth(self.columns.n_shape)
+        self.eye_distance = outer_eyes(head)
         self.landmarks = skin.with_irises(head)  # 17 rows of contour candidates, 51 landmarks, 2 irises
+        self.dense: Points | None = None  # MediaPipe's points, 2 irises
+        if head.dense is not None:
+            faces, bary = head.dense.faces, head.dense.bary
+            self.dense = self.points(faces, bary).with_irises(head)
+            normals = vertex_normals(head.v_template[None], head.faces)[0]
+            mixed = (normals[head.faces[faces]] * bary[..., None]).sum(1)
+            self.dense_normals = torch.nn.functional.normalize(mixed, dim=1)
 
     def points(self, faces: Tensor, bary: Tensor) -> Points:
         """Points (n,) on faces of the model."""
@@ -166,73 +155,75 @@ class Rig:
         """Size of the head relative to the mean head's, linear in the identity."""
         return 1 + self.growth.to(g) @ g[: self.columns.n_shape]
 
-    def chosen(self, rows: Tensor) -> Points:
-        """The landmarks in `rows` (B, 68), and the irises."""
+    def chosen(self, rows: Tensor) -> Tensor:
+        """The rows (B, 70) of the landmarks in `rows` (B, 68) and of the irises."""
         last = len(self.landmarks.weights)
-        return self.landmarks.taken(torch.cat([rows, torch.tensor([last - 2, last - 1]).expand(len(rows), 2)], 1))
+        return torch.cat([rows, torch.tensor([last - 2, last - 1]).expand(len(rows), 2)], 1)
 
     def outline(self, g: Tensor, q: Tensor, centre: Tensor) -> Tensor:
         """Which of the landmarks' candidates are the 68 landmarks in each frame (N, 68): the outline slides."""
-        points = self.project(g, q, self.landmarks, centre)[:, : 17 * self.n_candidates]
+        candidates = torch.arange(17 * self.n_candidates).expand(len(q), -1)
+        points = self.project(g, q, self.landmarks, centre, candidates)
         rows = torch.arange(17) * self.n_candidates + contour.visible(points.view(-1, 17, self.n_candidates, 2))
         return torch.cat([rows, 17 * self.n_candidates + torch.arange(51).expand(len(q), -1)], 1)
 
-    def project(self, g: Tensor, q: Tensor, points: Points, centre: Tensor) -> Tensor:
-        """Points (B, n, 2) in pixels."""
-        pose, data, _ = self._unposed(g, q, points)
-        return torch.func.vmap(_pixels, in_dims=_dims(points))(pose, g.float()[-1], centre, *data)
-
-    def project_with_derivatives(
-        self, g: Tensor, q: Tensor, points: Points, centre: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Points (B, n, 2) in pixels and their derivatives (B, n, 2, G) and (B, n, 2, P).
-
-        For a fixed pose the posed points are affine in the coefficients, so those derivatives are the basis, posed like
-        a point; the few pose parameters go through forward-mode differentiation.
+    def seen_from(self, g: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """How the dense points are seen: (N, n) cosines of the angles between the mean head's normals and the way to
+        the camera, and (N, n, 2) how far beside their places a landmarker puts them, pixels.
         """
-        pose, data, relative = self._unposed(g, q, points)
-        g, dims = g.float(), _dims(points)
-        S, E, size = self.columns.n_shape, self.columns.n_expression, self.size(g)
-        found = torch.func.vmap(_pixels, in_dims=dims)(pose, g[-1], centre, *data)
-        by_both = torch.func.jacfwd(_pixels, (0, 1))
-        by_pose, by_focal = torch.func.vmap(by_both, in_dims=dims)(pose, g[-1], centre, *data)
-        camera, turned, spread = torch.func.vmap(posed, in_dims=(0, *dims[3:]))(pose, *data)
-        moved = turned @ points.basis + torch.einsum("bnjcd,jds->bncs", spread, points.joint_basis)
-        depth = camera[..., 2:, None].clamp_min(1e-3)
-        by_coefficient = (moved[:, :, :2] - camera[..., :2, None] / depth * moved[:, :, 2:]) / depth * g[-1].exp()
-        by_size = (by_coefficient[..., S:] @ relative[:, None, :, None])[..., 0]
-        by_shape = by_coefficient[..., :S] + by_size[..., None] * self.growth
-        by_frame = size * by_coefficient[..., S:]
-        Jg = torch.cat([by_shape, by_focal[..., None]], -1)
-        columns = [by_pose[..., :6], by_frame[..., :E], by_pose[..., 6:9], by_frame[..., E:], by_pose[..., 9:]]
-        return found, Jg, torch.cat(columns, -1)
+        assert self.head.dense is not None and self.dense is not None
+        parts = self.columns.split(q.float())
+        R = roma.rotvec_to_rotmat(parts["rotation"]) @ FACING
+        x, y, log_z = parts["place"].unbind(1)
+        middle = self.dense.template[:-2].mean(0)
+        centre = torch.stack([x, y, torch.ones_like(x)], 1) * log_z.exp()[:, None] + R @ middle
+        unit = self.eye_distance * g[-1].exp().float() / centre[:, 2]
+        beside = torch.einsum("nk,mck->nmc", view_terms(R, centre), self.head.dense.bias)
+        towards = -(R.mT @ torch.nn.functional.normalize(centre, dim=1)[..., None])[..., 0]
+        return towards @ self.dense_normals.T, beside @ upright(R) * unit[:, None, None]
 
-    def _unposed(self, g: Tensor, q: Tensor, points: Points) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        """What poses the points: (B, 11) and the other arguments of `posed`; coefficients relative to the size."""
-        g, parts = g.float(), self.columns.split(q.float())
-        relative = torch.cat([parts["expression"], parts["eyelids"]], 1)
-        shape = g[: self.columns.n_shape].expand(len(q), -1)
-        coefficients = torch.cat([shape, self.size(g) * relative], 1)
-        template = points.template + (points.basis @ coefficients[:, None, :, None])[..., 0]
-        joints = points.joints + torch.einsum("jcs,bs->bjc", points.joint_basis, coefficients)
-        pose = torch.cat([parts["rotation"], parts["place"], parts["jaw"], parts["gaze"]], 1)
-        return pose, (template, joints, points.weights, points.posedirs), relative
+    def project(self, g: Tensor, q: Tensor, points: Points, centre: Tensor, rows: Tensor) -> Tensor:
+        """The points in `rows` (B, n), in pixels (B, n, 2)."""
+        return self.derivatives(g, q, points, centre, rows, shared=False, frame=False)[0]
 
+    def derivatives(
+        self,
+        g: Tensor,
+        q: Tensor,
+        points: Points,
+        centre: Tensor,
+        rows: Tensor,
+        shared: bool = True,
+        frame: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The points in `rows` (B, n), in pixels (B, n, 2), and their derivatives (B, n, 2, G) and (B, n, 2, P).
 
-def _pixels(
-    pose: Tensor,
-    log_focal: Tensor,
-    centre: Tensor,
-    template: Tensor,
-    joints: Tensor,
-    weights: Tensor,
-    posedirs: Tensor,
-) -> Tensor:
-    """Points (n, 2) of one head in the image, pixels."""
-    camera = posed(pose, template, joints, weights, posedirs)[0]
-    return camera[:, :2] / camera[:, 2:].clamp_min(1e-3) * log_focal.exp() + centre
-
-
-def _dims(points: Points) -> tuple[int | None, ...]:
-    """Which arguments of `_pixels` have a dimension for the frames."""
-    return (0, None, None, 0, 0, *((None, None) if points.template.ndim == 2 else (0, 0)))
+        Args:
+            shared, frame: which derivatives are wanted; without `shared` the first of them is empty.
+        """
+        parts = {name: part.numpy() for name, part in self.columns.split(q.double()).items()}
+        relative = np.concatenate([parts["expression"], parts["eyelids"]], 1)
+        size = float(self.size(g))
+        shape = np.tile(g[: self.columns.n_shape].numpy(), (len(q), 1))
+        coefficients = np.concatenate([shape, size * relative], 1)
+        joints = points.joints.double().numpy() + np.einsum("jcs,bs->bjc", points.joint_basis.numpy(), coefficients)
+        found = jacobians.project(
+            parts["rotation"],
+            FACING.double().numpy(),
+            parts["place"],
+            parts["jaw"],
+            parts["gaze"],
+            float(g[-1].exp()),
+            centre.double().numpy(),
+            coefficients.astype(np.float32),
+            relative.astype(np.float32),
+            size,
+            self.growth.numpy(),
+            points.arrays,
+            joints,
+            rows.numpy(),
+            2 * self.columns.eyelids,
+            shared,
+            frame,
+        )
+        return tuple(torch.from_numpy(value) for value in found)  # type: ignore[return-value]

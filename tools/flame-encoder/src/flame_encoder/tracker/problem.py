@@ -23,9 +23,47 @@ from flame_encoder.tracker.observations import Observations
 from flame_encoder.tracker.photometric import Matches
 from flame_encoder.tracker.points import FACING, Points, Rig, eye_rotation
 
-GAPS = torch.tensor([(37, 41), (38, 40), (43, 47), (44, 46), (61, 67), (62, 66), (63, 65)])  # lids and inner lips
-EYES = torch.stack([torch.arange(42, 48), torch.arange(36, 42)])  # landmarks of the person's left and right eye
 CHUNK = 64  # frames linearised at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """What of n points and two irises is compared with the image.
+
+    gaps: (k, 2) pairs of points whose difference counts too: lids and inner lips. eyes: the points around the person's
+    left and right eye; an iris is taken relative to their middle, which frees the gaze from errors of the pose.
+    """
+
+    gaps: Tensor
+    eyes: tuple[Tensor, Tensor]
+
+    def of(self, points: Tensor) -> Tensor:
+        """(B, n + 2, 2, ...) points to (B, n + k + 2, 2, ...) points, gaps, irises: linear, so derivatives too."""
+        gaps = points[:, self.gaps[:, 0]] - points[:, self.gaps[:, 1]]
+        middles = torch.stack([points[:, eye].mean(1) for eye in self.eyes], 1)
+        return torch.cat([points[:, :-2], gaps, points[:, -2:] - middles], 1)
+
+
+SPARSE = Compared(
+    torch.tensor([(37, 41), (38, 40), (43, 47), (44, 46), (61, 67), (62, 66), (63, 65)]),
+    (torch.arange(42, 48), torch.arange(36, 42)),
+)
+DENSE_GAPS = (
+    *((159, 145), (158, 153), (160, 144), (386, 374), (385, 380), (387, 373)),
+    *((13, 14), (82, 87), (312, 317)),
+)
+DENSE_EYES = (
+    (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466),
+    (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246),
+)
+
+
+def dense_of(indices: Tensor) -> Compared:
+    """The same for dense points of which only some are known; gaps between others are left out."""
+    row = {index: place for place, index in enumerate(indices.tolist())}
+    gaps = [(row[a], row[b]) for a, b in DENSE_GAPS if a in row and b in row]
+    left, right = (torch.tensor([row[i] for i in eye if i in row]) for eye in DENSE_EYES)
+    return Compared(torch.tensor(gaps, dtype=torch.long).reshape(-1, 2), (left, right))
 
 
 @dataclass(frozen=True)
@@ -40,6 +78,8 @@ class Options:
         focal: focal length in pixels; None estimates it.
         iterations: Levenberg-Marquardt steps at most.
         landmark_sigma: of a landmark. contour_sigma: of one of the jaw line, which slides.
+        dense_sigma: of a dense point, beside the deviation of its place on the head.
+        dense_evidence: how many dense points of a frame count as independent; neighbours err alike.
         gap_sigma: of the distance between two lids or lips.
         gaze_sigma: of an iris centre.
         independent_frames: how many frames count as independent evidence for the identity; noise of neighbouring
@@ -60,6 +100,8 @@ class Options:
     iterations: int = 40
     landmark_sigma: float = 0.02
     contour_sigma: float = 0.05
+    dense_sigma: float = 0.008
+    dense_evidence: float = 80.0
     gap_sigma: float = 0.01
     gaze_sigma: float = 0.02
     independent_frames: float = 5.0
@@ -95,25 +137,35 @@ class Problem:
         self.centre = torch.tensor([seen.image_size[0] / 2, seen.image_size[1] / 2], dtype=torch.float32)
         self.focal_guess = options.focal or options.focal_prior * size
 
-        iod = torch.from_numpy(np.where(seen.valid, seen.iod, 1.0)).float()
-        valid = torch.from_numpy(seen.valid).float()
-        sigma = torch.full((68,), options.landmark_sigma)
-        sigma[:17] = options.contour_sigma
-        weight = torch.cat(
-            [
-                valid[:, None] / (sigma * iod[:, None]),
-                (valid / (options.gap_sigma * iod))[:, None].expand(-1, len(GAPS)),
-                torch.from_numpy(seen.iris_valid).float() * (valid / (options.gaze_sigma * iod))[:, None],
-            ],
-            1,
-        )
-        self.weight = weight  # (N, 77), 1/px
-        observed = np.concatenate([seen.landmarks, seen.irises], 1)
-        self.observed = _compared(torch.from_numpy(np.nan_to_num(observed)).float())
+        self.dense = seen.dense is not None and rig.dense is not None
+        self.points, self.compared, observed, sigma = self._dense() if self.dense else self._sparse()
+        known = torch.from_numpy(np.isfinite(observed).all(-1)) & torch.from_numpy(seen.valid)[:, None]
+        self.observed = self.compared.of(torch.from_numpy(np.nan_to_num(observed)).float())
+        gaps, (left, right) = self.compared.gaps, self.compared.eyes
+        irises = torch.stack([known[:, -2] & known[:, left].all(1), known[:, -1] & known[:, right].all(1)], 1)
+        known = torch.cat([known[:, :-2], known[:, gaps].all(-1), irises], 1)
+        sigma = torch.cat([sigma, torch.full((len(gaps),), options.gap_sigma), torch.full((2,), options.gaze_sigma)])
+        unit = torch.from_numpy(np.where(seen.valid, seen.unit, 1.0)).float()
+        self.weight = known / (sigma * unit[:, None])  # (N, points + gaps + irises), 1/px
         self.surface: Points | None = None
         self.matches: Matches | None = None
-        self.shares = (1.0, 1.0)  # weights of the landmarks and of what the images say
+        self.evidence = options.dense_evidence / len(sigma) if self.dense else 1.0
+        self.shares = (self.evidence, 1.0)  # weights of the landmarks and of what the images say
+        self.towards = torch.ones_like(self.weight)  # less for what faces away
+        self.target = self.observed  # where the points should be, freed of what a landmarker does to turned heads
         self._priors()
+
+    def _sparse(self) -> tuple[Points, Compared, np.ndarray, Tensor]:
+        sigma = torch.full((68,), self.options.landmark_sigma)
+        sigma[:17] = self.options.contour_sigma
+        return self.rig.landmarks, SPARSE, np.concatenate([self.seen.landmarks, self.seen.irises], 1), sigma
+
+    def _dense(self) -> tuple[Points, Compared, np.ndarray, Tensor]:
+        dense, points = self.rig.head.dense, self.rig.dense
+        assert dense is not None and points is not None and self.seen.dense is not None
+        observed = np.concatenate([self.seen.dense[:, dense.indices.numpy()], self.seen.irises], 1)
+        sigma = (dense.sigma / self.rig.eye_distance).square().add(self.options.dense_sigma**2).sqrt()
+        return points, dense_of(dense.indices), observed, sigma
 
     def _priors(self) -> None:
         o, columns = self.options, self.rig.columns
@@ -166,13 +218,16 @@ class Problem:
         q = torch.zeros(self.n, self.rig.columns.size, dtype=torch.float64)
         K = np.diag([self.focal_guess, self.focal_guess, 1.0])
         K[:2, 2] = self.centre
-        model = self.rig.head.landmarks(self.rig.head.v_template[None])[0].double().numpy()
-        fixed = np.r_[17:68]
+        dense = self.dense and faces is None
+        mean = self.points.template[:-2] if dense else self.rig.head.landmarks(self.rig.head.v_template[None])[0]
+        model = mean.double().numpy()
+        fixed = np.arange(len(model)) if dense else np.r_[17:68]
         rows = np.flatnonzero(self.seen.valid)
         for i in rows:
-            points = self.seen.landmarks[i].astype(np.float64)
+            points = (self.observed[i, : len(model)].numpy() if dense else self.seen.landmarks[i]).astype(np.float64)
             face = model if faces is None else faces[i]
-            ok, rotation, translation = cv2.solvePnP(face[fixed], points[fixed], K, None, flags=cv2.SOLVEPNP_SQPNP)
+            used = fixed[self.weight[i, fixed].numpy() > 0] if dense else fixed
+            ok, rotation, translation = cv2.solvePnP(face[used], points[used], K, None, flags=cv2.SOLVEPNP_SQPNP)
             R = torch.from_numpy(cv2.Rodrigues(rotation)[0])
             if not ok or translation[2, 0] <= 0 or R[2, 2] > 0:  # behind the camera or facing away: a mirror solution
                 R, translation = FACING.double(), self._frontal_translation(points)
@@ -185,44 +240,61 @@ class Problem:
 
     def _frontal_translation(self, points: np.ndarray) -> np.ndarray:
         model = self.rig.head.landmarks(self.rig.head.v_template[None])[0].numpy()
-        true, seen = (float(np.linalg.norm(p[36] - p[45])) for p in (model, points))
-        depth = self.focal_guess * true / max(seen, 1)
+        corners = points.max(0) - points.min(0)
+        depth = self.focal_guess * float(np.ptp(model[:, 0])) / max(float(corners[0]), 1)
         middle = (points.mean(0) - self.centre.numpy()) / self.focal_guess * depth
         return np.array([middle[0] - model[:, 0].mean(), middle[1] + model[:, 1].mean(), depth])
 
     # -- residuals -------------------------------------------------------------------------------------------------
 
     def choose(self, g: Tensor, q: Tensor) -> Tensor:
-        """Which of all points are the 68 landmarks in each frame (N, 68): the outline of the face slides."""
-        return torch.cat([self.rig.outline(g, q[part], self.centre) for part in self._chunks()])
+        """Which of all points are the landmarks and irises in each frame (N, n + 2): the outline of the face slides.
+
+        Dense points stay, and count the less the more they face away.
+        """
+        if self.dense:
+            cosine, beside = self.rig.seen_from(g, q)
+            still = torch.zeros(self.n, 2, 2)
+            self.target = self.observed - self.compared.of(torch.cat([beside, still], 1))
+            share = ((cosine + 0.1) / 0.4).clamp(0.05, 1)
+            gaps = share[:, self.compared.gaps].amin(-1)
+            irises = torch.stack([share[:, eye].mean(1) for eye in self.compared.eyes], 1)
+            self.towards = torch.cat([share, gaps, irises], 1)
+            return torch.arange(share.shape[1] + 2).expand(len(q), -1)
+        rows = torch.cat([self.rig.outline(g, q[part], self.centre) for part in self._chunks()])
+        return self.rig.chosen(rows)
 
     def _chunks(self) -> list[slice]:
         return [slice(a, min(a + CHUNK, self.n)) for a in range(0, self.n, CHUNK)]
 
     def _residuals(
-        self, g: Tensor, q: Tensor, rows: Tensor, part: slice, derivatives: bool = False
-    ) -> list[tuple[Tensor, ...]]:
-        """Per kind of data the residuals (B, m, 2), in standard deviations, of some frames; with their derivatives."""
-        points, *J = self._projected(g, q[part], self.rig.chosen(rows[part]), derivatives)
-        weight = self.weight[part][..., None]
-        found = [((_compared(points) - self.observed[part]) * weight, *(_compared(j) * weight[..., None] for j in J))]
+        self, g: Tensor, q: Tensor, rows: Tensor, part: slice, shared: bool = False, frame: bool = False
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Per kind of data the residuals (B, m, 2), in standard deviations, of some frames, and derivatives if asked.
+
+        Derivatives that are not asked for are empty.
+        """
+
+        def projected(points: Points, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.rig.derivatives(g, q[part], points, self.centre, rows, shared, frame)
+
+        points, *J = projected(self.points, rows[part])
+        weight = (self.weight * self.towards)[part][..., None]
+        by = [self.compared.of(j) * weight[..., None] if len(j) else j for j in J]
+        found = [((self.compared.of(points) - self.target[part]) * weight, by[0], by[1])]
         if self.matches is not None and self.surface is not None:
             m = self.matches
-            points, *J = self._projected(g, q[part], self.surface.taken(m.rows[part]), derivatives)
+            points, *J = projected(self.surface, m.rows[part])
             error = (m.whiten[part] @ (points - m.pixels[part])[..., None])[..., 0]
-            found.append((error, *(m.whiten[part] @ j for j in J)))
+            by = [m.whiten[part] @ j if len(j) else j for j in J]
+            found.append((error, by[0], by[1]))
         return found
-
-    def _projected(self, g: Tensor, q: Tensor, points: Points, derivatives: bool) -> tuple[Tensor, ...]:
-        if derivatives:
-            return self.rig.project_with_derivatives(g, q, points, self.centre)
-        return (self.rig.project(g, q, points, self.centre),)
 
     def cost(self, g: Tensor, q: Tensor, rows: Tensor) -> float:
         """The data terms (Geman-McClure at 3 sigma) plus the priors."""
         total = 0.0
         for part in self._chunks():
-            for (r,), share in zip(self._residuals(g, q, rows, part), self.shares):
+            for (r, *_), share in zip(self._residuals(g, q, rows, part), self.shares):
                 squared = r.double().square().sum(-1)
                 total += share * float((9 * squared / (9 + squared)).sum())
         total += float((q.square() * self.frame_prior).sum())
@@ -238,24 +310,30 @@ class Problem:
 
     # -- stage 2 ---------------------------------------------------------------------------------------------------
 
-    def normal_equations(self, g: Tensor, q: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-        """Frame blocks (N, P, P), border (N, P, G), shared block (G, G), gradients (N, P) and (G,)."""
+    def normal_equations(self, g: Tensor, q: Tensor, rows: Tensor, shared: bool = True) -> tuple[Tensor, ...]:
+        """Frame blocks (N, P, P), border (N, P, G), shared block (G, G), gradients (N, P) and (G,).
+
+        Args:
+            shared: whether the shared unknowns move; what is theirs stays zero otherwise.
+        """
         G, P = len(g), self.rig.columns.size
         A, B = torch.zeros(self.n, P, P, dtype=torch.float64), torch.zeros(self.n, P, G, dtype=torch.float64)
         C = torch.zeros(G, G, dtype=torch.float64)
         a, c = torch.zeros(self.n, P, dtype=torch.float64), torch.zeros(G, dtype=torch.float64)
         for part in self._chunks():
-            for (r, Jg, Jq), share in zip(self._residuals(g, q, rows, part, derivatives=True), self.shares):
+            for (r, Jg, Jq), share in zip(self._residuals(g, q, rows, part, shared, frame=True), self.shares):
                 # Geman-McClure by reweighting: its gradient is that of the squares weighted by (9 / (9 + r^2))^2.
                 robust = share**0.5 * (9 / (9 + r.square().sum(-1)))[..., None]
                 r = (r * robust).flatten(1)
-                Jg, Jq = (Jg * robust[..., None]).flatten(1, 2), (Jq * robust[..., None]).flatten(1, 2)
+                Jq = (Jq * robust[..., None]).flatten(1, 2)
                 A[part] += (Jq.mT @ Jq).double()
-                B[part] += (Jq.mT @ Jg).double()
-                flat = Jg.flatten(0, 1)
-                C += (flat.mT @ flat).double()
                 a[part] += (Jq.mT @ r[..., None])[..., 0].double()
-                c += (flat.mT @ r.flatten()).double()
+                if shared:
+                    Jg = (Jg * robust[..., None]).flatten(1, 2)
+                    B[part] += (Jq.mT @ Jg).double()
+                    flat = Jg.flatten(0, 1)
+                    C += (flat.mT @ flat).double()
+                    c += (flat.mT @ r.flatten()).double()
         excess = self._excess(q)
         diagonal = self.frame_prior + self.bound_weight * (excess != 0)
         A.diagonal(dim1=1, dim2=2).add_(diagonal)
@@ -287,7 +365,7 @@ class Problem:
         cost = self.cost(g, q, rows)
         step = 0
         for step in range(1, most + 1):
-            A, B, C, a, c = self.normal_equations(g, q, rows)
+            A, B, C, a, c = self.normal_equations(g, q, rows, shared=not hold)
             G, P = len(g), self.rig.columns.size
             fell = False
             for _ in range(6):
@@ -310,7 +388,7 @@ class Problem:
             g, q, damping = new_g, new_q, max(damping / 5, 1e-9)
             rows = self.choose(g, q)
             before, cost = cost, self.cost(g, q, rows)
-            report(step, f"error {self.errors(g, q).mean():.2f} px")
+            report(step, f"error {np.nanmean(self.errors(g, q)):.2f} px")
             if abs(before - cost) < 1e-4 * cost:
                 break
         return g, q.clamp(self.lower, self.upper), step
@@ -323,13 +401,14 @@ class Problem:
 
     # -- results ---------------------------------------------------------------------------------------------------
 
-    def landmarks_of(self, g: Tensor, q: Tensor) -> Tensor:
-        """The model's 68 landmarks (N, 68, 2) in pixels, contour slid."""
-        return self.rig.project(g, q, self.rig.chosen(self.choose(g, q)), self.centre)[:, :68]
-
     def errors(self, g: Tensor, q: Tensor) -> np.ndarray:
-        """Reprojection errors (valid frames, 68), pixels."""
-        answer: np.ndarray = (self.landmarks_of(g, q) - self.observed[:, :68]).norm(dim=-1).numpy()[self.seen.valid]
+        """Reprojection errors (valid frames, n), pixels; NaN for dense points that face away."""
+        rows = self.choose(g, q)
+        n = rows.shape[1] - 2
+        found = self.rig.project(g, q, self.points, self.centre, rows)[:, :n]
+        error = (found - self.target[:, :n]).norm(dim=-1)
+        hidden = (self.weight[:, :n] == 0) | (self.towards[:, :n] < 0.5)
+        answer: np.ndarray = torch.where(hidden, torch.nan, error).numpy()[self.seen.valid]
         return answer
 
     def as_track(self, g: Tensor, q: Tensor) -> Track:
@@ -355,14 +434,3 @@ class Problem:
             eyes=torch.stack([eye, eye], 1).numpy(),
             eyelids=size * parts["eyelids"].numpy() if self.rig.columns.eyelids else np.zeros((n, 2), np.float32),
         )
-
-
-def _compared(points: Tensor) -> Tensor:
-    """What is compared with the image: (B, 70, 2, ...) points to (B, 77, 2, ...) landmarks, gaps, places of the irises.
-
-    Linear, so that it maps derivatives too. An iris is taken relative to the middle of its eye, which frees the gaze
-    from errors of the pose.
-    """
-    gaps = points[:, GAPS[:, 0]] - points[:, GAPS[:, 1]]
-    irises = points[:, 68:] - points[:, EYES].mean(2)
-    return torch.cat([points[:, :68], gaps, irises], 1)

@@ -218,5 +218,5 @@ def fit(
 def _errors(problem: Problem, g: Tensor, q: Tensor) -> np.ndarray:
     """(N,) mean reprojection error of each frame, pixels, NaN where it has no landmarks."""
     errors = np.full(len(problem.seen.valid), np.nan)
-    errors[problem.seen.valid] = problem.errors(g, q).mean(1)
+    errors[problem.seen.valid] = np.nanmean(problem.errors(g, q), 1)
     return errors

