@@ -155,3 +155,34 @@ def test_index_files(bare, tmp_path):
             indices.read(path)
     with pytest.raises(InputError, match="does not exist; write it with flux4d index"):
         indices.read(tmp_path / "none.json")
+
+
+def test_pictures_of_any_suffix_and_files_of_a_mac(bare):
+    folder = bare(n=11)
+    for i, path in enumerate(sorted((folder / "camera/front_camera").glob("*.jpg"))):
+        path.with_name(f"._{path.name}").write_bytes(b"of a Mac")
+        path.rename(path.with_suffix((".jpeg", ".JPG", ".JPEG")[i % 3]))
+    (folder / "lidar" / "._00.pkl.gz").write_bytes(b"of a Mac")
+    (clip,) = build(folder)["clips"]
+    assert clip["cameras"]["front_camera"]["images"][1].endswith("01.JPG")
+
+
+def test_a_missing_cuboid_is_said_and_leaves_the_others(bare):
+    folder, log = bare(n=40), []
+    boxes = folder / "annotations/cuboids"
+    (boxes / "30.pkl.gz").unlink()
+    (boxes / "._30.pkl.gz").write_bytes(b"of a Mac")
+    clips = build(folder, debug_slicing(1.0, 1.0), log=log)["clips"]
+    labelled = {clip["frames"][0]: clip["cuboids"] is not None for clip in clips}
+    assert labelled == {0: True, 10: True, 20: False}
+    assert log == ["001: 1 of 40 frames have no cuboids; 1 of 3 clips are without labels"]
+    assert clips[1]["cuboids"][3] == "001/annotations/cuboids/13.pkl.gz"
+
+
+def test_a_lone_test_scene_is_trained_on(bare):
+    log = []
+    clips = build(bare("001"), val=None, log=log)["clips"]
+    assert {clip["split"] for clip in clips} == {"train"} and "the only one here: it is trained on" in log[0]
+    log.clear()
+    clips = build(bare("011"), val=None, log=log)["clips"]  # beside 001
+    assert {clip["split"] for clip in clips} == {"test"} and "there is none to train on" in log[0]

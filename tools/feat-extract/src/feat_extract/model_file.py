@@ -1,6 +1,7 @@
 """The trained model as a file: TorchScript, with a note inside on what it reads and answers."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,33 @@ def read(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]]:
         model = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
         note = json.loads(extra[EXTRA] or "{}")
     except (RuntimeError, ValueError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is not a readable TorchScript file ({text}); fetch or train it again") from error
+        raise InputError(f"{path} is not a readable TorchScript file ({_reason(path, error)})") from error
     if note and not (note.get("format") == FORMAT and {"classes", "length", "streams"} <= set(note)):
         raise InputError(f"{path} has the format {note.get('format')}, or not all of {FORMAT}; train it again")
     return model.eval(), note
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file is no TorchScript, and what to do about it."""
+    script = "save it with torch.jit.script(model).save(path)"
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith("/data.pkl") for name in names) and not any("/code/" in name for name in names):
+            return f"it is of torch.save: weights or a pickled model, without the model's code; {script}"
+        if any(name.endswith(("/archive_format", "serialized_exported_program.json")) for name in names):
+            return f"it is of torch.export; {script}"
+    elif start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return f"it is a pickle of torch.save, without the model's code; {script}"
+    elif start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return f"it is of safetensors: weights without the model's code; {script}"
+    elif start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch the file itself with git lfs pull"
+    elif b"<html" in start.lower():
+        return "it is a web page; the download was refused"
+    return f"{' '.join(str(error).split())[:200]}; fetch or train it again"
 
 
 def check(note: dict[str, Any], config: Config, streams: Streams, path: Path) -> None:

@@ -48,6 +48,8 @@ def submit(
     names, key, columns = _rows(config, streams)
     model, note = model_file.read(checkpoint)
     model_file.check(note, config, streams, checkpoint)
+    if any(value.is_floating_point() and value.itemsize < 4 for value in model.state_dict().values()):
+        model.float()  # features are in single precision, and a CPU has not all operations in half
     model.to(device)
 
     thresholds = np.array([config.threshold(name) for name in config.classes])
@@ -73,7 +75,7 @@ def _rows(config: Config, streams: Streams) -> tuple[list[str], str, list[str]]:
     """The sequences in order, the name of the first column, and the other columns."""
     if config.submit.sample:
         path = Path(config.submit.sample)
-        table = read_table(path)
+        table = read_table(path, config.classes)
         key, *columns = table[0]
         if set(columns) != set(config.classes):
             raise InputError(
@@ -111,6 +113,39 @@ def _predict(
         raise InputError(
             f"{path} does not take these inputs ({text}); see docs/formats.md for what it is given"
         ) from error
-    if not isinstance(logits, torch.Tensor) or logits.shape != (len(mask), n_classes) or not logits.isfinite().all():
-        raise InputError(f"{path} does not answer {len(mask)} x {n_classes} finite logits; train it again")
-    return logits.sigmoid().cpu().numpy()
+    return _logits(logits, len(mask), n_classes, path).float().sigmoid().cpu().numpy()
+
+
+def _logits(answer: Any, n: int, n_classes: int, path: Path) -> torch.Tensor:
+    """The (n, n_classes) logits of an answer: a tensor, one of a tuple (the first that fits) or of a dictionary
+    (`logits`, or the only one that fits); dimensions of 1 between do not matter.
+
+    Raises InputError where there is none.
+    """
+    named = (
+        answer
+        if isinstance(answer, dict)
+        else dict(enumerate(answer if isinstance(answer, tuple | list) else [answer]))
+    )
+    fitting = {name: _shaped(value, n, n_classes) for name, value in named.items()}
+    fitting = {name: value for name, value in fitting.items() if value is not None}
+    if isinstance(answer, dict) and len(fitting) > 1 and "logits" not in fitting:
+        raise InputError(
+            f"{path} answers {', '.join(map(str, fitting))}, which could all be the logits; name one of them logits"
+        )
+    found = fitting.get("logits", next(iter(fitting.values()), None))
+    if found is None or not found.isfinite().all():
+        shapes = ", ".join(
+            str(tuple(v.shape)) if isinstance(v, torch.Tensor) else type(v).__name__ for v in named.values()
+        )
+        raise InputError(f"{path} does not answer {n} x {n_classes} finite logits but {shapes[:200]}; train it again")
+    return found
+
+
+def _shaped(value: Any, n: int, n_classes: int) -> torch.Tensor | None:
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return None
+    sizes = [size for size in value.shape if size != 1]
+    if value.ndim < 2 or sizes != [size for size in (n, n_classes) if size != 1]:
+        return None
+    return value.reshape(n, n_classes)

@@ -201,7 +201,7 @@ def clip(scene: Scene, line: Timeline, frames: slice, inputs: int, split: str) -
             "intrinsics": {"fx": fx, "fy": fy, "cx": cx - 0.5, "cy": cy - 0.5},
             "size": list(scene.sizes[name]),
         }
-    boxes = len(scene.cuboids) == len(scene.lidar.files)
+    boxes = [path.relative_to(root).as_posix() for i in sweeps if (path := scene.cuboids[i]) is not None]
     return {
         "scene": scene.folder.name,
         "split": split,
@@ -212,7 +212,7 @@ def clip(scene: Scene, line: Timeline, frames: slice, inputs: int, split: str) -
         "target": [int(i) for i in positions if int(i) not in chosen],
         "lidar": [scene.lidar.files[i].relative_to(root).as_posix() for i in sweeps],
         "lidar_poses": [pandaset.pose_entry(scene.lidar.poses[i]) for i in sweeps],
-        "cuboids": [scene.cuboids[i].relative_to(root).as_posix() for i in sweeps] if boxes else None,
+        "cuboids": boxes if len(boxes) == len(sweeps) else None,
         "cameras": cameras,
     }
 
@@ -242,6 +242,13 @@ def clips_of(scene: Scene, slicing: Slicing, split: str) -> tuple[list[dict[str,
             left_out.append(f"{scene.folder.name}: frames {start} to {start + n - 1}: {fault}")
         else:
             found.append(clip(scene, line, frames, slicing.inputs, split))
+    without = sum(path is None for path in scene.cuboids)
+    if 0 < without < len(scene.cuboids):
+        unlabelled = sum(one["cuboids"] is None for one in found)
+        left_out.append(
+            f"{scene.folder.name}: {without} of {len(scene.cuboids)} frames have no cuboids; "
+            f"{unlabelled} of {len(found)} clips are without labels"
+        )
     return found, left_out
 
 
@@ -255,16 +262,23 @@ def build(
     """The index of all scenes under `root`.
 
     Args:
-        val_scenes: the scenes to test on; None takes the paper's.
+        val_scenes: the scenes to test on; None takes the paper's, but a lone scene is trained on.
 
     Raises:
         InputError: no scenes, an unknown scene, a broken scene, or no clip at all.
     """
     scenes = find_scenes(root)
     check_names("--val-scenes", val_scenes or (), [s.name for s in scenes])
+    tested = TEST_SCENES if val_scenes is None else val_scenes
+    if val_scenes is None and all(folder.name in TEST_SCENES for folder in scenes):
+        if len(scenes) == 1:
+            tested = ()
+            log(f"{scenes[0].name} is one of the paper's test scenes, and the only one here: it is trained on")
+        else:
+            log("all scenes here are the paper's test scenes: there is none to train on; name those with --val-scenes")
     clips: list[dict[str, Any]] = []
     for folder in scenes:
-        test = folder.name in (TEST_SCENES if val_scenes is None else val_scenes)
+        test = folder.name in tested
         found, left_out = clips_of(pandaset.open_scene(folder, cameras), slicing, "test" if test else "train")
         clips += found
         for sentence in left_out:

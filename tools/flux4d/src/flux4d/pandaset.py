@@ -36,14 +36,17 @@ class Sensor:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A scene's LiDAR and cameras. K: (3, 3) by camera, pixel centres at +0.5. sizes: width, height by camera."""
+    """A scene's LiDAR and cameras. K: (3, 3) by camera, pixel centres at +0.5. sizes: width, height by camera.
+
+    cuboids: one file for each of the LiDAR's, of the same name; None where there is none.
+    """
 
     folder: Path
     lidar: Sensor
     cameras: dict[str, Sensor]
     K: dict[str, np.ndarray]
     sizes: dict[str, tuple[int, int]]
-    cuboids: list[Path]
+    cuboids: list[Path | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +100,10 @@ def intrinsics_matrix(entry: Any, path: Path | str) -> np.ndarray:
 
 
 def _sensor(folder: Path, suffixes: tuple[str, ...]) -> Sensor:
-    names = [path.name for path in folder.iterdir() if path.name.endswith(suffixes) and path.name[0] != "."]
+    names = [path.name for path in folder.iterdir() if path.name.lower().endswith(suffixes) and path.name[0] != "."]
     if not names:
-        raise InputError(f"{folder} holds no {' or '.join(suffixes)} files; check that the scene is complete")
+        what = "tables" if suffixes is TABLES else "pictures"
+        raise InputError(f"{folder} holds no {what} ({', '.join(suffixes)}); check that the scene is complete")
     files = [folder / name for name in sorted(names, key=images.natural_key)]
     poses = pose_matrices(read_json(folder / "poses.json"), folder / "poses.json")
     times = read_json(folder / "timestamps.json")
@@ -134,13 +138,18 @@ def open_scene(folder: str | Path, cameras: tuple[str, ...] = ("front_camera",))
         if name not in there:
             raise InputError(f"{folder} has no camera {name}; it has {', '.join(there) or 'none'}")
         place = folder / "camera" / name
-        sensors[name] = _sensor(place, (".jpg", ".png"))
+        sensors[name] = _sensor(place, tuple(sorted(images.SUFFIXES)))
         K[name] = intrinsics_matrix(read_json(place / "intrinsics.json"), place / "intrinsics.json")
         sizes[name] = images.read(sensors[name].files[0], upright=False).shape[1::-1]
     boxes = folder / "annotations" / "cuboids"
-    found = [path for path in boxes.glob("*") if path.name.endswith(TABLES) and path.name[0] != "."]
-    cuboids = sorted(found, key=lambda path: images.natural_key(path.name))
-    return Scene(folder, lidar, sensors, K, sizes, cuboids)
+    found = {_number(path): path for path in boxes.glob("*") if path.name.endswith(TABLES) and path.name[0] != "."}
+    return Scene(folder, lidar, sensors, K, sizes, [found.get(_number(path)) for path in lidar.files])
+
+
+def _number(path: Path) -> str:
+    """What files of one frame have in common: 07 of 07.pkl.gz and 007.pkl."""
+    name = path.name.split(".")[0]
+    return str(int(name)) if name.isdecimal() else name
 
 
 def read_points(path: str | Path) -> dict[str, np.ndarray]:
