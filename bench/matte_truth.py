@@ -64,7 +64,7 @@ def strands(model: head.HeadModel, count: int, seed: int) -> tuple[np.ndarray, n
 
 
 def drawn_clip(where: str, seed: int, count: int, size: int = 360) -> Clip:
-    """The open head with drawn hair that turns before a background."""
+    """The open head with drawn hair that turns before a background, and from half of the frames on stands still."""
     model = head.load()
     albedo = linear_from_srgb(synthetic.random_albedo(model, seed))
     light = synthetic.random_light(seed)
@@ -75,7 +75,7 @@ def drawn_clip(where: str, seed: int, count: int, size: int = 360) -> Clip:
     to_camera[2, 3] = 0.8
     hair, colors = strands(model, 2500, seed)
     clip = Clip(f"drawn, {where}", [], [], [], [])
-    for yaw in 0.35 * np.sin(np.linspace(0, 2 * np.pi * count / 60, count)):
+    for yaw in 0.35 * np.sin(2 * np.pi / 60 * np.minimum(np.arange(count), count // 2)):
         turn = torch.tensor([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]]).float()
         rgba = synthetic.render_head(model, model.v_template @ turn.T, to_camera, K, size, albedo, light)
 
