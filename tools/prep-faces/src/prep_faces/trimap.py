@@ -87,7 +87,7 @@ def head_share(
     given = NETWORKS * np.clip(np.log(held / (1 - held)), -LOGIT, LOGIT)
     # Clothes have colours of their own, of which the skull tells nothing.
     given, told = np.where(body, 2 * given, given), np.where(body, 0.4, 1.0)
-    given = given + SCALP * np.exp(-((outside / HAIR_FALL) ** 2)) * (both > 0.5) * ~body
+    scalp = SCALP * np.exp(-((outside / HAIR_FALL) ** 2)) * (both > 0.5) * ~body
     few = 1 / BINS.prod()  # colours that neither side has tell little
     share = mean
     for _ in range(ROUNDS):
@@ -96,7 +96,9 @@ def head_share(
             counts = np.bincount(index.ravel(), weight.ravel(), BINS.prod()).reshape(BINS)
             densities.append(gaussian_filter(counts, 1.0, truncate=3) / max(float(counts.sum()), 1e-9))
         ratio = np.log((densities[0] + 0.05 * few) / (densities[1] + few)).clip(-RATIO, RATIO)
-        share = 1 / (1 + np.exp(-given - told * ratio.ravel()[index]))
+        # Beside the skull the networks are believed against colours that both sides have, not against unseen ones.
+        familiar = (densities[0] / (densities[0] + few)).ravel()[index]
+        share = 1 / (1 + np.exp(-given - scalp * familiar - told * ratio.ravel()[index]))
         front = np.where(inside > 0.02, np.maximum(front, share), share * np.exp(-outside / SHELL))
         back = away * (1 - share)
     return share
