@@ -18,6 +18,7 @@ NETWORKS = 0.5  # weight of the networks' log odds beside those of colours,
 LOGIT, RATIO = 3.0, 4.0  # and the most that either says
 SHELL = 0.03  # in face widths: colours that reach farther from the skull teach nothing about the head
 BINS = np.array([24, 48, 48])  # of L, a, b
+FEW = 20.0  # times the density of all colours alike, under which a colour tells little
 ROUNDS = 2
 SCALP, HAIR_FALL = 1.5, 0.2  # log odds for hair right beside the skull, and over how many face widths they fall
 SHARP = 1.5  # of the log odds that matting starts from
@@ -88,7 +89,7 @@ def head_share(
     # Clothes have colours of their own, of which the skull tells nothing.
     given, told = np.where(body, 2 * given, given), np.where(body, 0.4, 1.0)
     scalp = SCALP * np.exp(-((outside / HAIR_FALL) ** 2)) * (both > 0.5) * ~body
-    few = 1 / BINS.prod()  # colours that neither side has tell little
+    few = FEW / BINS.prod()  # colours that neither side has tell little
     share = mean
     for _ in range(ROUNDS):
         densities = []
