@@ -25,17 +25,18 @@ def foreground(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         max(int(ys.min()) - margin, 0) : ys.max() + margin + 1, max(int(xs.min()) - margin, 0) : xs.max() + margin + 1
     ]
     whole, cover = image[part].astype(np.float32), np.clip(alpha[part], 0, 1).astype(np.float32)
-    height, width = cover.shape
-    steps = max(1, int(np.ceil(np.log2(max(height, width)))))
-    front = back = cv2.resize(whole, (1, 1), interpolation=cv2.INTER_AREA).reshape(1, 1, 3)
-    for step in range(steps + 1):
-        w, h = (max(1, round(length ** (step / steps))) for length in (width, height))
-        color = cv2.resize(whole, (w, h), interpolation=cv2.INTER_AREA).reshape(h, w, 3)
-        share = cv2.resize(cover, (w, h), interpolation=cv2.INTER_AREA).reshape(h, w)
+    levels = [(whole, cover)]
+    while max(levels[-1][1].shape) > 1:
+        h, w = (-(-length // 2) for length in levels[-1][1].shape)
+        color, share = (cv2.resize(array, (w, h), interpolation=cv2.INTER_AREA) for array in levels[-1])
+        levels.append((color.reshape(h, w, 3), share.reshape(h, w)))
+    front = back = levels[-1][0]
+    for color, share in reversed(levels):
+        h, w = share.shape
         front = cv2.resize(front, (w, h), interpolation=cv2.INTER_NEAREST).reshape(h, w, 3)
         back = cv2.resize(back, (w, h), interpolation=cv2.INTER_NEAREST).reshape(h, w, 3)
-        front[share >= 1 - MIXED] = color[share >= 1 - MIXED]
-        back[share <= MIXED] = color[share <= MIXED]
+        np.copyto(front, color, where=(share >= 1 - MIXED)[..., None])
+        np.copyto(back, color, where=(share <= MIXED)[..., None])
         rounds = SMALL_ITERATIONS if max(h, w) <= SMALL else ITERATIONS
         _improve(color.reshape(-1, 3), share, front.reshape(-1, 3), back.reshape(-1, 3), rounds)
     result = image.copy()
