@@ -1,6 +1,5 @@
 """Gaussians in PLY files, laid out as the 3DGS reference implementation does."""
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from plyfile import PlyData, PlyElement, PlyParseError
 from torch import Tensor
 
 from recon4d.files import InputError, atomic_path
+from recon4d.splat import compressed_ply
+from recon4d.splat.gaussians import Gaussians
 
 _GEOMETRY = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
@@ -20,31 +21,10 @@ _SMALLEST_SCALE = 1e-20  # metres; zero has no logarithm
 _OPACITY_MARGIN = 1e-7  # zero and one have no finite logit
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Gaussians:
-    """A set of N Gaussians in the units that `rasterize` takes (not the logarithms and logits of the file).
-
-    means (N, 3) metres; quats (N, 4) wxyz of any length; scales (N, 3) standard deviations in metres, positive;
-    opacities (N,) in [0, 1]; sh (N, K, 3) spherical-harmonics coefficients, K = (degree + 1)^2 of degree 0 to 3,
-    with colour = 0.28209479177387814 sh[:, 0] + 0.5 at degree 0; extra: other properties by name, each (N,).
-    """
-
-    means: Tensor
-    quats: Tensor
-    scales: Tensor
-    opacities: Tensor
-    sh: Tensor
-    extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-    @property
-    def sh_degree(self) -> int:
-        """The degree that `sh` holds, for `rasterize(..., sh_degree=...)`."""
-        degrees: int = round(self.sh.shape[-2] ** 0.5)
-        return degrees - 1
-
-
 def read_ply(path: str | Path) -> Gaussians:
     """Read a 3DGS file: any property order and number type, ASCII or binary; unknown properties go to `extra`.
+
+    SuperSplat's compressed files are read too; see `recon4d.splat.compressed_ply`.
 
     Normals are kept in `extra` when one is not zero. Raises InputError when the file is missing, broken, or not 3DGS.
     """
@@ -53,15 +33,18 @@ def read_ply(path: str | Path) -> Gaussians:
         raise InputError(f"{path} does not exist or is not a file")
     try:
         # read whole: nothing may point into the file when someone writes it anew
-        vertices = PlyData.read(path, mmap=False)["vertex"].data
+        whole = PlyData.read(path, mmap=False)
+        vertices = whole["vertex"].data
     except KeyError as error:
         raise InputError(f"{path} has no vertex element; give a 3DGS PLY file") from error
     except (PlyParseError, ValueError, OSError, OverflowError, MemoryError, IndexError) as error:
         raise InputError(f"{path} is not a readable PLY file ({error}); export it again") from error
     names = vertices.dtype.names or ()
+    if "packed_position" in names:
+        return compressed_ply.unpack({element.name: element.data for element in whole.elements}, path)
     missing = [name for name in (*_GEOMETRY, *_DC, *_OTHERS) if name not in names]
     if missing:
-        raise InputError(f"{path} has no property {missing[0]}; give an uncompressed 3DGS PLY file")
+        raise InputError(f"{path} has no property {missing[0]}; give a 3DGS PLY file")
     lists = [name for name in names if vertices.dtype[name].hasobject]
     if lists:
         raise InputError(f"{path} has a list property {lists[0]} on its vertices; remove it")
