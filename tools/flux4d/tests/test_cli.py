@@ -91,7 +91,7 @@ def test_flow_pictures(work):
 def test_edit(work):
     scene = work / "scene"
     common = ["--index-path", work / "clips.json", "--ckpt", work / "one" / "ckpt_last.pt"]
-    made = call("reconstruct", *common, "--out-dir", scene, "--fps", 5, "--slow", 1)
+    made = call("reconstruct", *common, "--out-dir", scene, "--fps", 5, "--slow", 1, "--static", "spz")
     assert made["frames"] == 6 and (scene / "cameras.json").is_file()
     # the network has learnt nothing yet: give a hundred Gaussians a motion
     gaussians, path = scenes.read(scene)

@@ -15,6 +15,7 @@ from gaussian_avatar.config import load_config
 from recon4d import InputError, splat
 from recon4d.formats.track import read as read_track
 from recon4d.settings import write
+from recon4d.splat import scene_files
 from safetensors.torch import load_file, save_file
 
 
@@ -156,6 +157,12 @@ def test_commands(folder, tmp_path, capfd):
     assert code == 2 and "exists" in err
     code, out, _ = command(capfd, "export", *where, "--force", "--jaw", 10)
     assert code == 0 and [path.name for path in (folder / "export").glob("*.ply")] == ["00000.ply"]
+    exact = splat.read_ply(folder / "export/00000.ply")
+    for kind in ("spz", "sog", "splat"):
+        code, out, _ = command(capfd, "export", *where, "--force", "--jaw", 10, "--format", kind)
+        assert code == 0 and [path.name for path in (folder / "export").iterdir()] == [f"00000.{kind}"]
+        found = scene_files.read(folder / f"export/00000.{kind}")
+        assert (found.means - exact.means).abs().max() < 2e-5
     code, _, err = command(capfd, "export", *where, "--force", "--jaw", 10, "--frames", "all")
     assert code == 2 and "leave --frames and --track away" in err
 

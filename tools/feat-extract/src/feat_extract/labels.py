@@ -17,7 +17,8 @@ def read_table(path: Path, classes: Collection[str] = ()) -> list[dict[str, str]
     """The rows of a CSV file with a header, as spreadsheets and pandas write it.
 
     Cells are separated by commas, semicolons or tabs, text is UTF-8, UTF-16 or Windows' own. Excel's line `sep=;`, rows
-    of empty cells and pandas's unnamed column of row numbers are passed over; before a column of `classes` it is the sequences' names.
+    of empty cells and pandas's unnamed column of row numbers are passed over. Where a column of `classes` comes next,
+    the numbers are the sequences' names.
 
     Raises InputError when it is missing, empty or has ragged rows.
     """

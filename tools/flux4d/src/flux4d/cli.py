@@ -273,6 +273,12 @@ def vis_flow(**options: Any) -> None:
 @clip_option
 @checkpoint_option
 @out_option("out/scene")
+@click.option(
+    "--static",
+    type=click.Choice(["ply", "spz", "sog", "splat"]),
+    multiple=True,
+    help="Also the first moment as static.*, for any viewer.",
+)
 @fps_option
 @slow_option
 @set_option

@@ -11,10 +11,12 @@ import torch
 from recon4d import InputError, runs, splat
 from recon4d.cli import pick_device
 from recon4d.files import read_json, write_text
+from recon4d.splat import scene_files
+from torch import Tensor
 
 from flux4d import checkpoints, indices, pictures
 from flux4d.clips import path_in_world
-from flux4d.gaussians import MovingGaussians, deviations, inverse_softplus, to_world
+from flux4d.gaussians import MovingGaussians, deviations, inverse_softplus, moved, to_world
 from flux4d.reconstruction import gaussians_of
 from flux4d.samples import load_sample
 from flux4d.timed_cameras import TimedCameras, timed_cameras
@@ -29,14 +31,22 @@ def write_gaussians(path: str | Path, gaussians: MovingGaussians) -> None:
     names = [f"v{axis}{f'_{j}' if j else ''}" for j in range(gaussians.velocities.shape[1]) for axis in "xyz"]
     extra = dict(zip(names, gaussians.velocities.flatten(1).T.numpy().astype(np.float32)))
     extra |= {"time": gaussians.times.numpy(), "sky": gaussians.sky.numpy().astype(np.uint8)}
-    splats = splat.Gaussians(
-        means=gaussians.means,
+    splat.write_ply(path, _splats(gaussians, gaussians.means), extra)
+
+
+def _splats(gaussians: MovingGaussians, means: Tensor) -> splat.Gaussians:
+    return splat.Gaussians(
+        means=means,
         quats=gaussians.quats,
         scales=deviations(gaussians),
         opacities=gaussians.opacities[:, 0].sigmoid(),
         sh=((gaussians.colours.sigmoid() - 0.5) / splat.SH0)[:, None],
     )
-    splat.write_ply(path, splats, extra)
+
+
+def write_static(path: str | Path, gaussians: MovingGaussians, seconds: float) -> None:
+    """The Gaussians of one moment, for viewers that know no motion; the kind of file is the suffix's."""
+    scene_files.write(path, _splats(gaussians, moved(gaussians, torch.tensor([seconds]))[0]))
 
 
 def read_gaussians(path: str | Path) -> MovingGaussians:
@@ -121,6 +131,7 @@ def reconstruct(
     data_root: str | Path | None = None,
     fps: float = 30.0,
     slow: float = 4.0,
+    static: Iterable[str] = (),
     device: str = "auto",
     force: bool = False,
 ) -> dict[str, Any]:
@@ -130,6 +141,7 @@ def reconstruct(
         overrides: `key=value` settings in place of the checkpoint's.
         data_root: where the scenes are, when they are not where the index was made.
         fps: of the video. slow: seconds of the video per second of the clip.
+        static: kinds of files (`spz`, `sog`, `splat`, `ply`) to write the first moment as, `static.spz` ...
         force: replace what is in `out_dir`.
 
     Raises:
@@ -145,6 +157,8 @@ def reconstruct(
         seconds = time.perf_counter() - started
         placed, path = to_world(gaussians, sample.clip.ego_to_world), path_in_world(sample.clip)
         write(out, placed, path)
+        for kind in static:
+            write_static(out / f"static.{kind}", placed, float(path.times[0]))
         frames = pictures.write_video(out / "render.mp4", placed, path, fps, slow)
     return {
         "clip": sample.clip.name,

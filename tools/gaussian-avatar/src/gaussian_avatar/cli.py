@@ -311,9 +311,15 @@ def render(
 
 @main.command(cls=Command)
 @run_options
-@click.option("--format", "kind", type=click.Choice(["ply", "safetensors"]), default="ply", show_default=True)
 @click.option(
-    "--frames", type=click.Choice(["frontal", "all"]), default="frontal", show_default=True, help="PLY files."
+    "--format",
+    "kind",
+    type=click.Choice(["ply", "spz", "sog", "splat", "safetensors"]),
+    default="ply",
+    show_default=True,
+)
+@click.option(
+    "--frames", type=click.Choice(["frontal", "all"]), default="frontal", show_default=True, help="Of static files."
 )
 @click.option("--track", type=FILE, help="Another clip's track.npz to take all frames of.")
 @click.option("--expression", "expressions", multiple=True, metavar="NAME=VALUE", help="Instead of the frame's own.")
@@ -340,14 +346,14 @@ def export(
     device: str,
     force: bool,
 ) -> None:
-    """Write export/*.ply, static Gaussians for any 3DGS viewer, or the whole avatar as model.safetensors."""
+    """Write export/*.ply (.spz, .sog, .splat), static Gaussians for any viewer, or the avatar as model.safetensors."""
     from gaussian_avatar import exports, runs
 
     run = runs.open_run(run_folder(output_dir, subject, work_name), device, head_model, model)
     if kind == "safetensors":
         print_result(exports.export_compact(run, int(bits), force))
     else:
-        print_result(exports.export_frames(run, frames, track, expressions, jaw, force))
+        print_result(exports.export_frames(run, frames, track, expressions, jaw, force, kind))
 
 
 @main.command(cls=Command)

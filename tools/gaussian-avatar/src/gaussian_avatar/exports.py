@@ -10,7 +10,7 @@ import torch
 from recon4d import InputError, metrics, splat
 from recon4d.cli import progress
 from recon4d.runs import claim
-from recon4d.splat import Gaussians
+from recon4d.splat import Gaussians, scene_files
 
 from gaussian_avatar import avatars, evaluation, model_file, motions
 from gaussian_avatar.motions import Motion
@@ -28,6 +28,7 @@ def export_frames(
     expressions: Sequence[str] = (),
     jaw: float | None = None,
     force: bool = False,
+    kind: str = "ply",
 ) -> dict[str, int | str]:
     """Write `export/00000.ply ...` into the run's folder, static Gaussians for any 3DGS viewer; what was written.
 
@@ -36,6 +37,7 @@ def export_frames(
         track: another clip's `track.npz` to take all frames of.
         expressions, jaw: a face of one's own instead; see `posed`.
         force: replace an earlier export.
+        kind: of the files: one of `recon4d.splat.scene_files.KINDS`.
 
     Raises:
         InputError: options that do not fit each other, an occupied folder, an unreadable track.
@@ -48,7 +50,7 @@ def export_frames(
         motion = posed(run, expressions, jaw)
     out, total = run.folder / "export", len(motion)
     with claim(run.folder, "gaussian-avatar export", force=force, inputs=[track], names=("export",)):
-        paths = list(progress(write_statics(run, motion, range(total), out), "writing", total))
+        paths = list(progress(write_statics(run, motion, range(total), out, kind), "writing", total))
     return {"files": len(paths), "first": str(paths[0]), "bytes": sum(path.stat().st_size for path in paths)}
 
 
@@ -117,11 +119,11 @@ def _coefficients(run: Run, expressions: Sequence[str]) -> np.ndarray:
     return values
 
 
-def write_statics(run: Run, motion: Motion, frames: Iterable[int], folder: Path) -> Iterator[Path]:
-    """Write `00000.ply ...`, one for each chosen frame; yields each path when it is written."""
+def write_statics(run: Run, motion: Motion, frames: Iterable[int], folder: Path, kind: str = "ply") -> Iterator[Path]:
+    """Write `00000.ply ...`, or of another kind, one for each chosen frame; yields each path when it is written."""
     for frame in frames:
-        path = folder / f"{frame:05d}.ply"
-        splat.write_ply(path, static(run, motion, frame))
+        path = folder / f"{frame:05d}.{kind}"
+        scene_files.write(path, static(run, motion, frame))
         yield path
 
 
