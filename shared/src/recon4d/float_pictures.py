@@ -33,9 +33,9 @@ def read(content: bytes, source: str | Path, most_pixels: int) -> np.ndarray:
     if found is None:
         what = "; this OpenCV may be built without its format" if content.startswith(_EXR) else ""
         raise InputError(f"{source} is not a readable picture{what}; convert it to PNG")
-    values = np.nan_to_num(found[..., ::-1].astype(np.float32))
     if found.dtype == np.uint8:
         return np.ascontiguousarray(found[..., ::-1])
+    values: np.ndarray = np.nan_to_num(found[..., ::-1].astype(np.float32))
     if found.dtype == np.uint16:
         values = values / 65535
     elif not content.startswith(tuple(_TIFF)):

@@ -53,8 +53,8 @@ class LensCamera:
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """Pixels (N, 2) of points (N, 3) in the camera's OpenCV axes."""
-        bent = bend(self.lens, points)
-        return bent @ self.K[:2, :2].T + self.K[:2, 2]
+        pixels: np.ndarray = bend(self.lens, points) @ self.K[:2, :2].T + self.K[:2, 2]
+        return pixels
 
 
 def _series(terms: tuple[float, ...], q: np.ndarray) -> np.ndarray:
@@ -152,5 +152,5 @@ def straighten(
     if camera.lens.straight and same and (rotation is None or np.array_equal(rotation, np.eye(3))):
         return picture
     places = straightening(camera, to, rotation)
-    straight: np.ndarray = cv2.remap(picture, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-    return straight
+    columns, rows = (np.ascontiguousarray(places[..., i]) for i in (0, 1))
+    return cv2.remap(picture, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)

@@ -42,7 +42,9 @@ def open_folder(folder: str | Path) -> PictureFolder:
         folders[:] = [name for name in folders if name[0] != "."]
         below = Path(place).relative_to(folder)
         found += [(below / n).as_posix() for n in names if Path(n).suffix.lower() in SUFFIXES and n[0] != "."]
-    files, stems, bases = {}, {}, {}
+    files: dict[str, Path] = {}
+    stems: dict[str, Path] = {}
+    bases: dict[str, list[Path]] = {}
     # of a PNG and a JPEG of one name the PNG is taken, which was not compressed with losses
     for name in sorted(found, key=lambda n: (not n.lower().endswith(".png"), natural_key(n))):
         for key in (name, name.lower()):

@@ -90,11 +90,13 @@ def read(
     stacked = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
     if np.ptp(stacked["shape"], axis=0).max() > 1e-6:
         notes.append("the identity varies over the frames; its mean is used")
-    K, Ks = np.median(stacked["K"], 0).astype(np.float32), stacked["K"]
-    if np.abs(Ks - K).max() <= 1e-3:
-        K, Ks = Ks[0], None
+    K = np.median(stacked["K"], 0).astype(np.float32)
+    Ks: np.ndarray | None = stacked["K"]
+    if np.abs(stacked["K"] - K).max() <= 1e-3:
+        K, Ks = stacked["K"][0], None
     else:
-        notes.append(f"K differs from frame to frame (focal length {Ks[:, 0, 0].min():.1f} to {Ks[:, 0, 0].max():.1f})")
+        focal = stacked["K"][:, 0, 0]
+        notes.append(f"K differs from frame to frame (focal length {focal.min():.1f} to {focal.max():.1f})")
     n = len(frames)
 
     def matrix(d6: np.ndarray) -> np.ndarray:
@@ -158,9 +160,10 @@ def pair(
         return (prefix, number + offset) if number >= 0 else (prefix, number)
 
     exact = {path.stem: path for path in pictures} if offset == 0 else {}
-    pairs = [(path, stem) for stem in frames if (path := exact.get(stem) or by_key.get(wanted(stem))) is not None]
-    used = {path for path, _ in pairs}
-    lonely_frames = [stem for stem in frames if stem not in {frame for _, frame in pairs}]
+    found = {stem: exact.get(stem) or by_key.get(wanted(stem)) for stem in frames}
+    pairs = [(picture, stem) for stem, picture in found.items() if picture is not None]
+    used = {picture for picture, _ in pairs}
+    lonely_frames = [stem for stem, picture in found.items() if picture is None]
     lonely_images = [path.stem for path in pictures if path not in used]
     if not lonely_frames and not lonely_images:
         return pairs, []

@@ -31,7 +31,8 @@ def unpack(elements: Mapping[str, np.ndarray], path: Path) -> Gaussians:
 
         def between(form: str, axes: str, shares: np.ndarray) -> np.ndarray:
             low, high = bounds(form, axes)
-            return low * (1 - shares) + high * shares
+            mixed: np.ndarray = low * (1 - shares) + high * shares
+            return mixed
 
         means = between("{}_{}", "xyz", _three(vertex["packed_position"]))
         log_scales = between("{}_scale_{}", "xyz", _three(vertex["packed_scale"]))

@@ -36,8 +36,12 @@ def of_arrays(
 ) -> Gaussians:
     """Gaussians of what files hold: scales as logarithms, opacities in [0, 1], sh (N, K, 3)."""
     with np.errstate(over="ignore"):
-        values = (means, quats, np.exp(log_scales), opacities, sh)
-    return Gaussians(*(torch.from_numpy(np.ascontiguousarray(value, np.float32)) for value in values))
+        scales = np.exp(log_scales)
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, np.float32))
+
+    return Gaussians(tensor(means), tensor(quats), tensor(scales), tensor(opacities), tensor(sh))
 
 
 def to_arrays(gaussians: Gaussians) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

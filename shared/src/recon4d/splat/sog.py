@@ -67,9 +67,9 @@ def _read(path: Path, content: bytes, load: Callable[[str], bytes]) -> Gaussians
         def values(part: str, channels: int) -> np.ndarray:
             table, pixels = meta[part], texels(part)[:, :channels]
             if not old:
-                return _table(table["codebook"])[pixels]
+                return _look_up(table["codebook"], pixels)
             low, high = (np.array(table[key], np.float64)[:channels] for key in ("mins", "maxs"))
-            return low + (high - low) * pixels / 255
+            return _between(low, high, pixels)
 
         low, high = (np.array(meta["means"][key], np.float64).reshape(3) for key in ("mins", "maxs"))
         steps = texels("means")[:, :3] + 256.0 * texels("means", 1)[:, :3]
@@ -100,11 +100,17 @@ def _read(path: Path, content: bytes, load: Callable[[str], bytes]) -> Gaussians
         raise InputError(f"{path} is not a whole SOG scene ({str(error)[:120]}); export it again") from error
 
 
-def _table(values: Any) -> np.ndarray:
-    table = np.array(values, np.float64)
+def _look_up(codebook: Any, pixels: np.ndarray) -> np.ndarray:
+    table = np.array(codebook, np.float64)
     if table.ndim != 1 or not 0 < len(table) <= 256:
         raise ValueError("a codebook has another shape")
-    return np.concatenate([table, np.full(256 - len(table), table[-1])])
+    values: np.ndarray = np.concatenate([table, np.full(256 - len(table), table[-1])])[pixels]
+    return values
+
+
+def _between(low: np.ndarray | np.float64, high: np.ndarray | np.float64, pixels: np.ndarray) -> np.ndarray:
+    values: np.ndarray = low + (high - low) * pixels / 255
+    return values
 
 
 def _harmonics(
@@ -121,9 +127,8 @@ def _harmonics(
     if len(number) and number.max() >= len(rows):
         raise ValueError(f"{name} has {len(rows)} rows, and row {number.max()} is asked for")
     if not old:
-        return _table(part["codebook"])[rows[number]]
-    low, high = float(part["mins"]), float(part["maxs"])
-    return low + (high - low) * rows[number] / 255
+        return _look_up(part["codebook"], rows[number])
+    return _between(np.float64(part["mins"]), np.float64(part["maxs"]), rows[number])
 
 
 def write(path: str | Path, gaussians: Gaussians) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 
 from recon4d.files import InputError, most_bytes, read_gzip, write_bytes
 from recon4d.splat.gaussians import Gaussians, from_smallest_three, of_arrays, smallest_three, to_arrays
-from recon4d.splat.harmonics import SH0
 
 _MAGIC = 0x5053474E  # NGSP
 _COLOUR = 0.15  # a byte of colour is 255 (0.15 f_dc + 0.5)
@@ -41,6 +40,7 @@ def read(path: str | Path) -> Gaussians:
     sizes = [n * (6 if version == 1 else 9), n, 3 * n, 3 * n, n * (3 if version < 3 else 4), 3 * n * k]
     parts = _inflated(data, sizes, streams, path) if version == 4 else _cut(data[16:], sizes, path)
     position, alpha, colour, scale, turn, rest = (np.frombuffer(part, np.uint8) for part in parts)
+    means: np.ndarray
     if version == 1:
         means = position.view("<f2").reshape(n, 3).astype(np.float64)
     else:
@@ -127,7 +127,5 @@ def write(path: str | Path, gaussians: Gaussians) -> None:
 
 
 def _byte(values: np.ndarray) -> np.ndarray:
-    return np.rint(values).clip(0, 255).astype(np.uint8)
-
-
-STEPS = {"opacities": 1 / 255, "colour": SH0 / _COLOUR / 255, "log_scales": 1 / 16, "quats": 1 / 511, "sh": 1 / 128}
+    bytes_: np.ndarray = np.rint(values).clip(0, 255).astype(np.uint8)
+    return bytes_
