@@ -76,7 +76,7 @@ def followed(images: list[np.ndarray], detector: str) -> tuple[list[Faces | None
     seconds = time.perf_counter() - start
     people: list[Faces | None] = []
     previous = None
-    for faces in detect(images, detector, points="2d"):
+    for faces in detect(images, detector, points="ibug"):
         chosen = choose_face(faces, previous, -np.inf)
         if chosen is None:
             people.append(None)

@@ -165,7 +165,7 @@ def synthetic_rows(turns: tuple[float, ...], n: int, methods: tuple[str, ...], s
             exact_landmarks(model, truth, vertices, clip / "exact", seed)
             for detector in ("dlib", "mediapipe"):
                 command = ["prep-faces", "landmarks", str(clip / "frames"), "--out", str(clip / detector)]
-                command += ["--detector", detector, "--points", "dense" if detector == "mediapipe" else "2d"]
+                command += ["--detector", detector, "--points", "dense" if detector == "mediapipe" else "ibug"]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             for source, folder in (
                 ("exact + 1 % noise", clip / "exact"),

@@ -59,9 +59,9 @@ def test_several_faces(astronaut):
 
 def test_a_face_is_followed_and_found_again(astronaut, face):
     shifted = np.roll(astronaut, 6, axis=1)
-    found = landmarker.follow(shifted, face)
+    found = landmarker.follow(shifted, face.next_square())
     assert np.abs(found.points[:, 0] - face.points[:, 0] - 6).mean() < 1.5
-    assert landmarker.follow(np.zeros_like(astronaut), face) is None
+    assert landmarker.follow(np.zeros_like(astronaut), face.next_square()) is None
     assert landmarker.follow(astronaut, None).presence > 0.9
 
 
@@ -77,7 +77,7 @@ def test_a_missing_runtime_or_another_file_is_one_sentence(monkeypatch):
     with pytest.raises(InputError, match="is another file than the one that belongs there"):
         landmarker.find(np.zeros((64, 64, 3), np.uint8))
     monkeypatch.setattr(landmarker, "ASSET", "gone.task")
-    with pytest.raises(InputError, match=r"gone\.task is missing"):
+    with pytest.raises(InputError, match=r"gone\.task of the face landmarker is missing"):
         landmarker.find(np.zeros((64, 64, 3), np.uint8))
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(InputError, match="needs ai-edge-litert"):

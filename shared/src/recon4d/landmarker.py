@@ -13,10 +13,15 @@ Three networks in one file, `face_landmarker.task` (Google, Apache-2.0), which s
 The points of one frame give the square of the next, so that a face that is followed costs step 3 alone.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
+import math
+import os
+import sys
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -34,6 +39,7 @@ PRESENT = 0.5  # probability that there is a face in the square
 MARGIN = 1.5  # of the square over what was found
 SMALL = 128  # pixels that the detector sees
 PARTS = (0.6, 0.36, 0.22)  # of the longer side, where the detector looks for small faces
+RETRY = 5  # of so many pictures without a face one is looked at in all parts
 CROP = 256  # pixels that the landmark network sees
 EYES = (33, 263)  # outer corners of the person's right and left eye
 IRISES = (468, 473)  # centres of the person's right and left iris
@@ -94,6 +100,15 @@ class DenseFace:
     square: Square
 
     @property
+    def hidden(self) -> np.ndarray:
+        """(k,) which points of the surface face away from the camera, by their depth: not to be trusted."""
+        surface = self.points[:468]
+        ears = surface[[234, 454]].mean(0)  # the middle of the head, about
+        away = surface - ears
+        answer: np.ndarray = np.flatnonzero(away[:, 2] > 0.15 * np.linalg.norm(away, axis=1))
+        return answer
+
+    @property
     def box(self) -> np.ndarray:
         """(4,) x0 y0 x1 y1 of the points."""
         return np.concatenate([self.points[:, :2].min(0), self.points[:, :2].max(0)])
@@ -133,12 +148,26 @@ def _networks(threads: int) -> dict[str, Any]:
             f"recon4d/assets/{ASSET} is another file than the one that belongs there; install recon4d again"
         )
     networks = {}
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, _unsaid():
         for name in ("face_detector", "face_landmarks_detector", "face_blendshapes"):
             network = Interpreter(model_content=archive.read(f"{name}.tflite"), num_threads=threads)
             network.allocate_tensors()
             networks[name] = network
     return networks
+
+
+@contextlib.contextmanager
+def _unsaid() -> Iterator[None]:
+    """The runtime writes a line about itself to the process's stderr, whatever Python's is: not while this lasts."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _run(name: str, given: np.ndarray, threads: int) -> list[np.ndarray]:
@@ -223,7 +252,13 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -100, 100)))
 
 
-def find(image: np.ndarray, threshold: float = SURE, threads: int = 1, every: bool = False) -> list[DenseFace]:
+def find(
+    image: np.ndarray,
+    threshold: float = SURE,
+    threads: int = 1,
+    every: bool = False,
+    parts: tuple[float, ...] = PARTS,
+) -> list[DenseFace]:
     """Faces of RGB uint8 (H, W, 3), the likeliest first.
 
     The detector sees faces from about a tenth of the picture on. Where it sees none in the whole, it looks at smaller
@@ -231,16 +266,16 @@ def find(image: np.ndarray, threshold: float = SURE, threads: int = 1, every: bo
 
     Args:
         every: look at the parts in any case, for small faces beside large ones.
+        parts: their sizes, shares of the longer side.
     """
     found, scores = _detected(image, threshold, threads)
-    for share in PARTS:
+    for share in parts:
         if len(found) and not every:
             break
         smaller = [
             _detected(image, threshold, threads, window) for window in _windows(image.shape[0], image.shape[1], share)
         ]
-        parts = [(found, scores), *smaller]
-        found, scores = _merged(*map(np.concatenate, zip(*parts)))  # type: ignore[arg-type]
+        found, scores = _merged(*map(np.concatenate, zip((found, scores), *smaller)))  # type: ignore[arg-type]
     faces = []
     for box, six in zip(found[:, :4], found[:, 4:].reshape(-1, 6, 2)):
         face = landmarks(image, square_of(box.reshape(2, 2), six[:2]), threads)
@@ -268,14 +303,23 @@ def _windows(height: int, width: int, share: float) -> list[tuple[int, int, int]
     return [(round(left), round(top), side) for top in starts[1] for left in starts[0]]
 
 
-def follow(image: np.ndarray, before: DenseFace | None, threads: int = 1) -> DenseFace | None:
-    """The face of a frame, given that of the frame before: looked for where that was, else anywhere; None: no face."""
-    if before is not None:
-        face = landmarks(image, before.next_square(), threads)
+def follow(image: np.ndarray, before: Square | None, lost: int = 0, threads: int = 1) -> DenseFace | None:
+    """The face of a picture: looked for where the one before says (`next_square`), else anywhere; None: no face.
+
+    Where several faces are found it is the one nearest to the last.
+
+    Args:
+        lost: in how many pictures since then there was no face.
+    """
+    if before is not None and not lost:
+        face = landmarks(image, before, threads)
         if face.presence >= PRESENT:
             return face
-    faces = find(image, threads=threads)
-    return faces[0] if faces else None
+    # Looking at all parts of every picture that shows nobody would take longer than all else.
+    faces = find(image, threads=threads, parts=PARTS if lost % RETRY == 0 else PARTS[:1])
+    if before is None or len(faces) < 2:
+        return faces[0] if faces else None
+    return min(faces, key=lambda face: math.dist(face.next_square().centre, before.centre))
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:

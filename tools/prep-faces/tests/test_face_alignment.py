@@ -78,7 +78,7 @@ def picture(portrait):
     return np.ascontiguousarray(portrait[50 : 50 + SIZE, 90 : 90 + SIZE])
 
 
-@pytest.mark.parametrize("points", ["2d", "3d"])
+@pytest.mark.parametrize("points", ["ibug", "3d"])
 def test_answers_are_those_of_the_package(picture, points):
     tiny = np.zeros((1, 1, 3), np.uint8)
     nothing, faces = detect([tiny, picture], "face-alignment", points=points)
@@ -114,7 +114,7 @@ def test_command(picture, tmp_path):
     assert np.load(tmp_path / "o" / "landmarks" / "0.npy").shape == (68, 3)
 
 
-@pytest.mark.parametrize(("points", "wanted"), [("2d", ("s3fd", "2DFAN-4")), ("3d", ("s3fd", "3DFAN-4", "depth"))])
+@pytest.mark.parametrize(("points", "wanted"), [("ibug", ("s3fd", "2DFAN-4")), ("3d", ("s3fd", "3DFAN-4", "depth"))])
 def test_without_network_the_message_says_which_file_goes_where(weights, tmp_path, monkeypatch, points, wanted):
     look_in(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="no route to host") as error:

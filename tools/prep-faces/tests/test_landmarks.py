@@ -98,7 +98,7 @@ def test_command_on_a_mixed_folder(run, portrait, tmp_path):
     assert "cut.jpg is not a readable image" in records["cut.jpg"]["error"]
     assert records["wall.png"]["width"] == 80
     points = np.load(tmp_path / "o" / "landmarks" / "see through.npy")
-    assert points.shape == (68, 2) and points.dtype == np.float32
+    assert points.shape == (478, 3) and points.dtype == np.float32
     from_grey = np.load(tmp_path / "o" / "landmarks" / "deep grey.npy")
     assert np.abs(from_grey - points).mean() < 0.03 * eye_distance(points)
     strict = run("landmarks", folder, "--out", tmp_path / "o", "--strict", "--workers", 1)

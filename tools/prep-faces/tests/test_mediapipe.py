@@ -31,7 +31,7 @@ def test_points_are_where_another_detector_sees_them(astronaut):
 def test_landmarks_and_detect_with_mediapipe(tmp_path, astronaut):
     images.write(tmp_path / "in" / "00000.png", astronaut)
     images.write(tmp_path / "in" / "00001.png", np.zeros_like(astronaut))
-    for points, shape in (("dense", (478, 3)), ("2d", (68, 2))):
+    for points, shape in (("dense", (478, 3)), ("ibug", (68, 2))):
         words = [
             "landmarks",
             tmp_path / "in",

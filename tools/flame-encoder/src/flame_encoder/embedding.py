@@ -2,9 +2,9 @@
 
 Many people, expressions, poses and lights are drawn with the head model, and the landmarker looks at each picture. Each
 point that it finds is carried back through the drawn pixel onto the unposed surface. The robust centre of a point's
-places is its place. Beside it the points lie by an amount that depends on the view (a landmarker that has seen few faces
-from the side puts their points too far towards the front): that is regressed on the direction to the camera, and what is
-left is a point's deviation.
+places is its place. Beside it the points lie by an amount that depends on the view (a landmarker that knows few faces
+from the side puts their points too far towards the front): that is regressed on the direction to the camera, and what
+is left is a point's deviation.
 """
 
 from collections.abc import Callable

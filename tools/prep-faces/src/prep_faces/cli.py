@@ -76,7 +76,9 @@ def frames(
 @main.command()
 @paths_argument
 @out_option
-@click.option("--detector", type=click.Choice(DETECTORS), default="mtcnn", show_default=True, help="What finds faces.")
+@click.option(
+    "--detector", type=click.Choice(DETECTORS), default="mediapipe", show_default=True, help="What finds faces."
+)
 @click.option("--threshold", type=Real(-1000, 1000), help="Least score of a face.  [default: the detector's own]")
 @batch_option
 @device_option
@@ -107,13 +109,11 @@ def detect(
 @main.command()
 @paths_argument
 @out_option
-@click.option("--detector", type=click.Choice(DETECTORS), default="dlib", show_default=True, help=FINDS)
+@click.option("--detector", type=click.Choice(DETECTORS), default="mediapipe", show_default=True, help=FINDS)
 @click.option(
     "--points",
     type=click.Choice(POINTS[1:]),
-    default="2d",
-    show_default=True,
-    help="3d: face-alignment only; dense: 478, mediapipe only.",
+    help="ibug: 68; 3d: face-alignment only; dense: 478.  [default: dense with mediapipe, else ibug]",
 )
 @batch_option
 @device_option
@@ -126,7 +126,7 @@ def landmarks(
     paths: tuple[Path, ...],
     out: Path,
     detector: str,
-    points: str,
+    points: str | None,
     batch: int,
     device: str,
     photos: bool,
@@ -135,7 +135,7 @@ def landmarks(
     strict: bool,
     force: bool,
 ) -> None:
-    """Write 68 points per image of PATHS as OUT/landmarks/NAME.npy and OUT/landmarks.jsonl."""
+    """Write the points of a face per image of PATHS as OUT/landmarks/NAME.npy and OUT/landmarks.jsonl."""
     from prep_faces.landmarks import write_landmarks
 
     where = {"detector": detector, "device": _device(device, detector), "workers": workers, "engine": engine}
@@ -216,7 +216,7 @@ def crop(config: Path, device: str, workers: int | None, strict: bool, force: bo
 @click.option("--split", default="train", show_default=True, help="Of a Hugging Face dataset.")
 @click.option("--limit", type=click.IntRange(1, 10**9), help="How many images at most.  [default: all]")
 @click.option("--size", type=click.IntRange(1, 65535), help="Pixels of the longer side.  [default: as it is]")
-@click.option("--detector", type=click.Choice(DETECTORS), default="dlib", show_default=True, help=FINDS)
+@click.option("--detector", type=click.Choice(DETECTORS), default="mediapipe", show_default=True, help=FINDS)
 @device_option
 @workers_option
 @strict_option

@@ -31,7 +31,7 @@ class CropConfig(settings.Section):
     mode: Literal["align", "box"] = "align"  # turn the eyes level, or only cut a square
     margin: float = Field(0.15, ge=0, le=2)  # around the face, shares of its size
     smooth: float = Field(2.0, ge=0, le=10_000)  # standard deviation in frames; 0 for none
-    detector: Detector = "dlib"
+    detector: Detector = "mediapipe"
 
 
 def read_config(path: str | Path) -> tuple[Path, CropConfig]:

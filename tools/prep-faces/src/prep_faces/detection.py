@@ -29,12 +29,13 @@ def detect_files(
     batch: int = 8,
     workers: int | None = None,
     engine: str = "local",
+    every: bool = False,
 ) -> Iterator[Found]:
     """The faces of each file, in order; files are read, and faces looked for, ahead of who takes the answers.
 
     dlib and mediapipe run in `workers` processes; other networks in this one, `batch` images at a time, while threads
-    read the next ones; with engine `ray` either runs as Ray tasks. Detector, device, threshold and points: see
-    detectors.detect.
+    read the next ones; with engine `ray` either runs as Ray tasks. Detector, device, threshold, points and
+    every: see detectors.detect.
     """
     workers = workers or cores()
     gpu = engine == "ray" and device.startswith("cuda")
@@ -43,6 +44,7 @@ def detect_files(
         "device": "cuda" if gpu else device,  # a task of Ray sees its own GPU only
         "threshold": threshold,
         "points": points,
+        "every": every,
     }
     if engine == "ray":
         yield from ray_map(functools.partial(_find_batch, **options), files, batch, workers, gpu)
@@ -87,7 +89,7 @@ def _read(file: ImageFile) -> np.ndarray | InputError:
 def write_faces(
     paths: Sequence[str | Path],
     out: str | Path,
-    detector: str = "mtcnn",
+    detector: str = "mediapipe",
     device: str = "cpu",
     threshold: float | None = None,
     batch: int = 8,
@@ -112,7 +114,7 @@ def write_faces(
             for file, size in zip(files, sizes)
         ]
         todo = [file for file, keep in zip(files, kept) if not keep]
-        found = detect_files(todo, detector, device, threshold, "five", batch, workers, engine)
+        found = detect_files(todo, detector, device, threshold, "five", batch, workers, engine, every=True)
         for file, size, keep in zip(files, sizes, kept):
             if keep:
                 yield known[file.file]

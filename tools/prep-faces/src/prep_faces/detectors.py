@@ -11,15 +11,16 @@ from prep_faces.faces import Faces, square_around
 
 Detector = Literal["mtcnn", "dlib", "mediapipe", "face-alignment"]
 DETECTORS: tuple[str, ...] = get_args(Detector)
-POINTS = ("five", "2d", "3d", "dense")  # five points, 68 of them, 68 with depth, or 478 with depth
+POINTS = ("five", "ibug", "3d", "dense")  # five points, 68 of them, 68 with depth, or 478 with depth
 
 
 def detect(
     images: Sequence[np.ndarray],
-    detector: str = "dlib",
+    detector: str = "mediapipe",
     device: str = "cpu",
     threshold: float | None = None,
     points: str = "five",
+    every: bool = False,
 ) -> list[Faces]:
     """Faces in a batch of (H, W, 3) uint8 RGB images of any sizes.
 
@@ -27,8 +28,9 @@ def detect(
         detector: `mtcnn` (boxes and five points; 68 points come from dlib), `dlib`, `mediapipe` or `face-alignment`.
         device: where networks run: cpu, cuda, cuda:N; dlib and mediapipe always use the CPU.
         threshold: least score; None for the detector's own.
-        points: what is wanted at least: `five`, `2d` (68 points), `3d` (68 with depth, face-alignment only) or
+        points: what is wanted at least: `five`, `ibug` (68 points), `3d` (68 with depth, face-alignment only) or
             `dense` (478 with depth, mediapipe only).
+        every: look for small faces beside large ones too, which takes mediapipe longer.
 
     Raises InputError for another detector, and one that is not installed or has no such points.
     """
@@ -41,7 +43,7 @@ def detect(
         from prep_faces import mediapipe_faces
 
         sure = mediapipe_faces.SURE if threshold is None else threshold
-        return [mediapipe_faces.find_faces(image, sure, points == "dense", points == "five") for image in images]
+        return [mediapipe_faces.find_faces(image, sure, points == "dense", every) for image in images]
     if detector == "dlib":
         from prep_faces import dlib_faces
 
@@ -54,7 +56,7 @@ def detect(
     if detector == "face-alignment":
         from prep_faces import fan_faces
 
-        return fan_faces.find_faces(images, device, threshold, "3d" if points == "3d" else "2d")
+        return fan_faces.find_faces(images, device, threshold, "3d" if points == "3d" else "ibug")
     raise InputError(f"--detector {detector} is unknown; use one of {', '.join(DETECTORS)}")
 
 

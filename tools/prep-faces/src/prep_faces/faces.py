@@ -13,7 +13,10 @@ class Faces:
     scores: np.ndarray  # (N,) float32; dlib: distance to its decision plane, others: probability
     points: np.ndarray  # (N, 5, 2) float32: centres of the eye at the image's left and right, nose tip, mouth corners
     landmarks: np.ndarray | None  # (N, 68, 2 or 3) float32, iBUG order, or (N, 478, 3), MediaPipe's; None from mtcnn
-    blendshapes: np.ndarray | None = None  # (N, 52) float32, see landmarker.BLENDSHAPES; from mediapipe alone
+    # From mediapipe alone:
+    blendshapes: np.ndarray | None = None  # (N, 52) float32, see landmarker.BLENDSHAPES
+    to_crop: np.ndarray | None = None  # (N, 2, 3) from the picture to the square that the landmarker saw
+    hidden: list[list[int]] | None = None  # dense points that face away, of each face
 
 
 def square_around(points: np.ndarray) -> np.ndarray:

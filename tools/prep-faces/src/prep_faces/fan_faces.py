@@ -15,7 +15,7 @@ SMALLEST = 32  # pixels: the detector halves an image five times
 
 
 @cache
-def load_aligner(device: str, points: str = "2d") -> Any:
+def load_aligner(device: str, points: str = "ibug") -> Any:
     """The package's networks for `points` 2d or 3d. Raises InputError when it or its weights are not there."""
     try:
         import face_alignment
@@ -24,9 +24,9 @@ def load_aligner(device: str, points: str = "2d") -> Any:
     from face_alignment.detection.sfd.sfd_detector import models_urls as detector_urls
 
     urls = face_alignment.api.models_urls
-    wanted = [detector_urls["s3fd"], *([urls["2DFAN-4"]] if points == "2d" else [urls["3DFAN-4"], urls["depth"]])]
+    wanted = [detector_urls["s3fd"], *([urls["2DFAN-4"]] if points == "ibug" else [urls["3DFAN-4"], urls["depth"]])]
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-    kind = face_alignment.LandmarksType.TWO_D if points == "2d" else face_alignment.LandmarksType.TWO_HALF_D
+    kind = face_alignment.LandmarksType.TWO_D if points == "ibug" else face_alignment.LandmarksType.TWO_HALF_D
     try:
         # Compiling takes minutes on a CPU, and its cache is a pickle.
         aligner = face_alignment.FaceAlignment(kind, device=device, face_detector="sfd", compile=False)
@@ -70,7 +70,7 @@ def _load_depth(device: str, url: str) -> Any:
 
 
 def find_faces(
-    images: Sequence[np.ndarray], device: str = "cpu", threshold: float | None = None, points: str = "2d"
+    images: Sequence[np.ndarray], device: str = "cpu", threshold: float | None = None, points: str = "ibug"
 ) -> list[Faces]:
     """Faces with 68 points in (H, W, 3) uint8 RGB images; with `points` 3d these have depth too, in pixels."""
     aligner = load_aligner(device, points)

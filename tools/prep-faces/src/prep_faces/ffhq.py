@@ -88,7 +88,7 @@ def write_ffhq(
     split: str = "train",
     limit: int | None = None,
     size: int | None = None,
-    detector: str = "dlib",
+    detector: str = "mediapipe",
     device: str = "cpu",
     workers: int | None = None,
     force: bool = False,
@@ -135,6 +135,8 @@ def write_ffhq(
     with run(out, "ffhq", options, names, inputs=local, force=force) as claimed:
         result = record(claimed, "ffhq", options, work, summary, key="name", total=limit, watch=watch)
         files = find_images([thumbnails])
-        points = record_landmarks(claimed, files, detector, device, photos=True, workers=workers, watch=watch)
+        points = record_landmarks(
+            claimed, files, detector, device, photos=True, points="ibug", workers=workers, watch=watch
+        )
     failed = result["unreadable"] + points["failed"]
     return {**result, "written": points["written"], "failed": failed, "kept": points["kept"], "out": str(out)}

@@ -13,12 +13,13 @@ from recon4d.runs import Claim
 from prep_faces.detection import Found, detect_files
 from prep_faces.detectors import prepare
 from prep_faces.faces import Faces
+from prep_faces.following import MEMORY, follow_files
 from prep_faces.image_files import ImageFile, clashes, find_images
+from prep_faces.parallel import cores
 from prep_faces.records import Record, Watch, counts, numbers, record, run, unwatched, up_to_date
 
 SURE = 0.0  # dlib score of a face that stands by itself
 FAINT = -0.6  # dlib score that is believed where the frame before had a face
-MEMORY = 15  # frames after which a lost face is looked for afresh
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -49,20 +50,21 @@ def choose_face(faces: Faces, previous: np.ndarray | None, sure: float) -> int |
 def write_landmarks(
     paths: Sequence[str | Path],
     out: str | Path,
-    detector: str = "dlib",
+    detector: str = "mediapipe",
     device: str = "cpu",
     photos: bool = False,
-    points: str = "2d",
+    points: str | None = None,
     batch: int = 8,
     workers: int | None = None,
     engine: str = "local",
     force: bool = False,
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
-    """Write out/landmarks/<name>.npy (68, 2) float32 pixels for each image, and out/landmarks.jsonl.
+    """Write out/landmarks/<name>.npy for each image, float32 pixels, and out/landmarks.jsonl.
 
-    With `points` 3d they are (68, 3): the third is the depth that face-alignment gives, scaled to pixels. With `dense`
-    they are MediaPipe's (478, 3), and the records have `blendshapes`, 52 activations by their names. In a
+    `points`: `dense` are MediaPipe's (478, 3) with depth (the default of that detector), `ibug` (68, 2) (that of the
+    others), `3d` (68, 3) with the depth that face-alignment gives, scaled to pixels. With mediapipe the records have
+    `blendshapes`, 52 activations by their names, `to_crop`, and `hidden`, the dense points that face away. In a
     sequence (the default) the same person is followed from file to file; `photos` treats each on its own. Points
     that are up to date are kept. Detector, batch, workers, engine: see detection.detect_files. Returns a summary;
     files that fail are recorded, not raised. Raises InputError when there is no image, or `out` holds a run with
@@ -70,6 +72,7 @@ def write_landmarks(
     """
     out = Path(out)
     files = find_images(paths)
+    points = points or ("dense" if detector == "mediapipe" else "ibug")
     prepare(detector, device, points)
     options = {"detector": detector, "points": points, "photos": photos}
     with run(out, "landmarks", options, ["landmarks"], inputs=paths, force=force) as claimed:
@@ -80,16 +83,17 @@ def write_landmarks(
 def record_landmarks(
     claimed: Claim,
     files: list[ImageFile],
-    detector: str = "dlib",
+    detector: str = "mediapipe",
     device: str = "cpu",
     photos: bool = False,
-    points: str = "2d",
+    points: str | None = None,
     batch: int = 8,
     workers: int | None = None,
     engine: str = "local",
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Landmarks of `files` in a folder that is claimed; otherwise as `write_landmarks`."""
+    points = points or ("dense" if detector == "mediapipe" else "ibug")
     targets = [claimed.folder / "landmarks" / f"{file.name}.npy" for file in files]
 
     def work(known: dict[str, Record]) -> Iterator[Record]:
@@ -97,7 +101,17 @@ def record_landmarks(
         fresh = [not up_to_date(known.get(file.file), target, [file.path]) for file, target in zip(files, targets)]
         todo = [file for file, is_fresh, clash in zip(files, fresh, clashing) if is_fresh and clash is None]
         threshold = None if detector != "dlib" else SURE if photos else FAINT
-        found = detect_files(todo, detector, device, threshold, points, batch, workers, engine)
+        if detector == "mediapipe" and not photos and engine == "local":
+            going = [
+                (file, None if is_fresh else known[file.file])
+                for file, is_fresh, clash in zip(files, fresh, clashing)
+                if clash is None
+            ]
+            kept = [record for _, record in going]
+            found = follow_files([file for file, _ in going], kept, points == "dense", min(workers or cores(), 4))
+        else:
+            answers = detect_files(todo, detector, device, threshold, points, batch, workers, engine)
+            found = ((answer, None) for answer in answers)
         previous: np.ndarray | None = None
         lost = 0
         for file, target, is_fresh, clash in zip(files, targets, fresh, clashing):
@@ -106,7 +120,10 @@ def record_landmarks(
             elif not is_fresh:
                 item = known[file.file]
             else:
-                item = {"file": file.file, **_settle(next(found), target, previous, detector)}
+                answer, square = next(found)
+                item = {"file": file.file, **_settle(answer, target, previous, detector)}
+                if square is not None:
+                    item["next_square"] = [*square.centre, square.side, square.angle]
             yield item
             if photos:
                 continue
@@ -148,13 +165,18 @@ def _settle(
         target.unlink(missing_ok=True)  # of an earlier run
         return {**size, "error": "no face found"}
     write_npy(target, faces.landmarks[chosen].astype(np.float32))
-    shapes = {}
-    if faces.blendshapes is not None:
+    more: dict[str, Any] = {}
+    if faces.blendshapes is not None and faces.to_crop is not None and faces.hidden is not None:
         values = np.round(faces.blendshapes[chosen].astype(float), 4).tolist()
-        shapes = {"blendshapes": dict(zip(BLENDSHAPES, values, strict=True))}
+        more = {
+            "presence": round(float(faces.scores[chosen]), 4),
+            "blendshapes": dict(zip(BLENDSHAPES, values, strict=True)),
+            "to_crop": faces.to_crop[chosen].round(6).tolist(),
+            "hidden": faces.hidden[chosen],
+        }
     return {
         **size,
-        **shapes,
+        **more,
         "score": round(float(faces.scores[chosen]), 4),
         "box": [round(float(value), 2) for value in faces.boxes[chosen]],
         "faces": int((faces.scores >= SURE).sum()),

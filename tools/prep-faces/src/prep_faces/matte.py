@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 from recon4d import InputError
-from recon4d.files import read_npy
+from recon4d.formats.landmarks import read_landmarks, to_ibug
 
 from prep_faces import networks
 from prep_faces.clipmatte import REACH, Frame, Way, matte_clip
 from prep_faces.cuts import cut_clip
+from prep_faces.following import MEMORY
 from prep_faces.headshape import HeadShape, shape_from_landmarks
 from prep_faces.image_files import ImageFile, clashes, find_images
-from prep_faces.landmarks import MEMORY, record_landmarks
+from prep_faces.landmarks import record_landmarks
 from prep_faces.parallel import cores
 from prep_faces.records import Record, Watch, counts, number, read_records, record, run, unwatched, up_to_date
 
 METHODS = ("matting", "live", "grabcut")
-FAR = 1e6  # pixels: no image is so large
 
 
 def write_mattes(
@@ -42,7 +42,7 @@ def write_mattes(
     """Write out/<name>.png, RGBA with the head as alpha, for each image, and out/matte.jsonl.
 
     Args:
-        landmarks: folder of (68, 2) .npy files named like the images; without it and `track`, dlib finds them first,
+        landmarks: folder of .npy files named like the images; without it and `track`, mediapipe finds them first,
             in out/landmarks.
         track: track.npz of these images; the tracked mesh's silhouette seeds the cut.
         head_model: the head model of the track, None for the open head.
@@ -86,11 +86,11 @@ def write_mattes(
         if all(isinstance(shape, InputError) for shape in shapes):
             raise InputError(f"{landmarks} holds no points for these images; run prep-faces landmarks on them first")
 
-    seeded = "track" if track is not None else "landmarks" if landmarks is not None else "dlib"
+    seeded = "track" if track is not None else "landmarks" if landmarks is not None else "mediapipe"
     name = None if model is None else Path(model).name
     options = {"seeded_by": seeded, "method": method, "keep": keep, "model": name, "photos": photos}
     names = {Path(file.name).parts[0] + ("" if "/" in file.name else ".png") for file in files}
-    names |= {"landmarks", "landmarks.jsonl", "landmarks.json"} if seeded == "dlib" else set()
+    names |= {"landmarks", "landmarks.jsonl", "landmarks.json"} if seeded == "mediapipe" else set()
     inputs = [path for path in (*paths, landmarks, track, head_model, model) if path is not None]
 
     def summary(records: list[Record]) -> dict[str, Any]:
@@ -174,10 +174,10 @@ def _read_points(path: Path, item: Record) -> np.ndarray | InputError:
     if not path.is_file():
         return InputError(f"{path} does not exist; no face was found in that image, or landmarks has not run on it")
     try:
-        points = read_npy(path)
+        faces = to_ibug(read_landmarks(path))
     except InputError as error:
         return error
-    numeric = points.dtype.kind in "fiu" and points.ndim == 2 and points.shape[0] == 68 and points.shape[1] in (2, 3)
-    if not (numeric and np.isfinite(points).all() and np.abs(points).max() < FAR):
-        return InputError(f"{path} has shape {points.shape}; finite numbers of shape (68, 2) are needed")
-    return points[:, :2].astype(np.float64)
+    if len(faces) != 1 or not np.isfinite(faces).all():
+        return InputError(f"{path} holds {len(faces)} faces; finite numbers of one, with its jaw line, are needed")
+    points: np.ndarray = faces[0]
+    return points

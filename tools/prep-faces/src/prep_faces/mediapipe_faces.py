@@ -22,8 +22,9 @@ def find_faces(image: np.ndarray, threshold: float = SURE, dense: bool = False, 
 def of_dense(found: list[landmarker.DenseFace], dense: bool = False) -> Faces:
     """The landmarker's faces as `Faces`."""
     if not found:
-        shapes = (0, 4), 0, (0, 5, 2), (0, landmarker.N_POINTS, 3) if dense else (0, 68, 2)
-        return Faces(*(np.empty(shape, np.float32) for shape in shapes))
+        boxes, scores, five = (np.empty(shape, np.float32) for shape in ((0, 4), 0, (0, 5, 2)))
+        none: np.ndarray = np.empty((0, landmarker.N_POINTS, 3) if dense else (0, 68, 2), np.float32)
+        return Faces(boxes, scores, five, none)
     points = np.stack([face.points for face in found])
     ibug = landmarks.to_ibug(points)
     return Faces(
@@ -32,4 +33,6 @@ def of_dense(found: list[landmarker.DenseFace], dense: bool = False) -> Faces:
         points=five_points(ibug),
         landmarks=points if dense else ibug,
         blendshapes=np.stack([face.blendshapes for face in found]),
+        to_crop=np.stack([face.square.to_crop() for face in found]),
+        hidden=[face.hidden.tolist() for face in found],
     )
