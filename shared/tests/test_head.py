@@ -279,3 +279,19 @@ def test_unwrap_is_made_once_and_covers_every_face(tmp_path, monkeypatch):
     cached.write_bytes(b"broken")
     assert torch.equal(head.with_uv(bare).ft, model.ft)
     assert head.with_uv(head.load()).vt.shape == head.load().vt.shape
+
+
+def test_eyelids_beside_a_flame_file(tmp_path):
+    """metrical-tracker keeps them in two files beside the model."""
+    arrays = flame_arrays()
+    write_flame_pickle(tmp_path / "flame.pkl", arrays)
+    assert head.load(tmp_path / "flame.pkl").eyelids is None
+    rng = np.random.default_rng(5)
+    lids = {side: rng.normal(size=(120, 3)).astype(np.float32) for side in "lr"}
+    for side, values in lids.items():
+        np.save(tmp_path / f"{side}_eyelid.npy", values)
+    found = head.load(tmp_path / "flame.pkl").eyelids
+    np.testing.assert_allclose(found.numpy(), np.stack([lids["l"], lids["r"]], 2))
+    np.save(tmp_path / "r_eyelid.npy", lids["r"][:7])
+    with pytest.raises(InputError, match=r"r_eyelid\.npy has shape \(7, 3\)"):
+        head.load(tmp_path / "flame.pkl")

@@ -10,7 +10,7 @@ import scipy.sparse
 import torch
 
 from recon4d import pickles
-from recon4d.files import InputError, read_npz
+from recon4d.files import InputError, read_npy, read_npz
 from recon4d.head.dense import FLAMES_OWN, beside, read_dense
 from recon4d.head.model import HeadModel
 
@@ -49,7 +49,8 @@ def load(
         uv: an OBJ or npz with `vt` and `ft`. None: `head_template_mesh.obj` or `flame_uv.npz` beside `path`,
             where there is one.
 
-    The points of MediaPipe's face mesh come from `<stem>_dense.npz` (`flame-encoder check-model --embed` makes it) or
+    Eyelids come from metrical-tracker's `l_eyelid.npy` and `r_eyelid.npy` beside `path`, where there are both. The
+    points of MediaPipe's face mesh come from `<stem>_dense.npz` (`flame-encoder check-model --embed` makes it) or
     FLAME's `mediapipe_landmark_embedding.npz` beside `path`, where there is one.
 
     Raises:
@@ -77,9 +78,20 @@ def load(
         uv = _beside(path, "flame_uv.npz", "head_template_mesh.obj")
     if uv is not None:
         arrays |= read_uv(uv)
+    left, right = (_beside(path, f"{side}_eyelid.npy") for side in "lr")
+    if "eyelids" not in arrays and left and right:
+        arrays["eyelids"] = np.stack([_eyelid(lid, len(arrays.get("v_template", ()))) for lid in (left, right)], 2)
     model = _build(arrays, path.stem, path)
-    points = _beside(path, beside(path).name, FLAMES_OWN)
-    return model if points is None else replace(model, dense=read_dense(points, len(model.faces)))
+    dense = _beside(path, beside(path).name, FLAMES_OWN)
+    return model if dense is None else replace(model, dense=read_dense(dense, len(model.faces)))
+
+
+def _eyelid(path: Path, n: int) -> np.ndarray:
+    """The blendshape (V, 3) of one eyelid."""
+    shape = read_npy(path)
+    if shape.shape != (n, 3) or shape.dtype.kind != "f" or not np.isfinite(shape).all():
+        raise InputError(f"{path} has shape {shape.shape}; the eyelid of this head model has ({n}, 3)")
+    return shape
 
 
 def _beside(path: Path, *names: str) -> Path | None:
