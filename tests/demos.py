@@ -1,9 +1,11 @@
-"""Runs the shell pipelines of demo/ as a user does."""
+"""Runs the shell pipelines of demo/ as a user does, but for the seconds in which each step would import torch."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import forks
 
 ROOT = Path(__file__).parents[1]
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the tools, also where the environment is not active
@@ -15,5 +17,5 @@ def run_demo(script: Path, out: Path, *arguments: object, **environment: str) ->
         ["bash", str(script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=os.environ | {"OUT": str(out), "PATH": PATH} | environment,
+        env=os.environ | {"OUT": str(out), "PATH": f"{forks.programs()}:{PATH}"} | environment,
     )

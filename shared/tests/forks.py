@@ -1,0 +1,197 @@
+"""Commands in forks of a process that has imported torch: they start in milliseconds, not in seconds.
+
+    done = forks.run("flux4d", "eval", "--help")          as subprocess.run: returncode, stdout, stderr
+    process = forks.start("flux4d", "overfit", ...)       to be killed: poll(), kill(), communicate()
+    forks.programs()                                      a folder for a shell's PATH: programs that do the same
+
+Each is a process of its own with its own arguments, folder and environment; what it does not do anew is to import. Of
+variables that are read at an import it sees those of the tests. Only Linux forks safely; elsewhere, real processes.
+"""
+
+import atexit
+import contextlib
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+HEAVY = ("recon4d.head", "recon4d.mesh", "recon4d.metrics", "recon4d.splat", "pandas", "scipy.spatial", "timm")
+TOOLS = ("prep-faces", "feat-extract", "flame-encoder", "gaussian-avatar", "eyeball-relight", "flux4d")
+FORKS = sys.platform == "linux"
+# The program behind a tool's name: it hands its words and streams over, and ends as the command ends.
+PROGRAM = """#!{python} -IS
+import json, os, socket, sys
+link = socket.socket(socket.AF_UNIX)
+link.connect({address!r})
+words = [{name!r}, *sys.argv[1:]]
+request = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
+socket.send_fds(link, [len(request).to_bytes(4, "little")], [0, 1, 2])
+link.sendall(request)
+os._exit(int(link.makefile().readlines()[-1]) & 255)
+"""
+
+
+def run(*words: object) -> subprocess.CompletedProcess:
+    """A command of a tool to its end."""
+    process = start(*words)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start(*words: object) -> "subprocess.Popen | Forked":
+    """A command of a tool, its output kept."""
+    name, *rest = map(str, words)
+    if not FORKS:
+        command = [Path(sys.executable).with_name(name), *rest]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Forked([name, *rest])
+
+
+@cache
+def programs() -> Path:
+    """A folder with a program for each tool, to be put before the others in PATH."""
+    if not FORKS:
+        return Path(sys.executable).parent
+    address = _server()
+    for name in TOOLS:
+        program = Path(address).with_name(name)
+        program.write_text(PROGRAM.format(python=sys.executable, address=address, name=name))
+        program.chmod(0o755)
+    return Path(address).parent
+
+
+class Forked:
+    """What of `subprocess.Popen` the tests use."""
+
+    def __init__(self, words: list[str]):
+        self.args, self.returncode = words, None
+        self._output = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
+        self._link = socket.socket(socket.AF_UNIX)
+        self._link.connect(_server())
+        with open(os.devnull) as nothing:
+            _ask(self._link, words, [nothing.fileno(), *(file.fileno() for file in self._output)])
+        self.pid = self._number()
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._link], [], [], 0)[0]:
+            self.returncode = self._number()
+        return self.returncode
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def communicate(self) -> tuple[str, str]:
+        if self.returncode is None:
+            self.returncode = self._number()
+        texts = []
+        for file in self._output:
+            file.seek(0)
+            texts.append(file.read().decode("utf-8", "replace"))
+            file.close()
+        self._link.close()
+        return texts[0], texts[1]
+
+    def _number(self) -> int:
+        """A line of the link: first the process's number, in the end its exit code."""
+        line = b""
+        while not line.endswith(b"\n"):
+            byte = self._link.recv(1)
+            assert byte, "the process that forks is gone"
+            line += byte
+        return int(line)
+
+
+def _ask(link: socket.socket, words: list[str], streams: list[int]) -> None:
+    request = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(link, [len(request).to_bytes(4, "little")], streams)
+    link.sendall(request)
+
+
+@cache
+def _server() -> str:
+    """The address of the process that forks; it ends with this one."""
+    folder = tempfile.TemporaryDirectory(prefix="forks")
+    address = f"{folder.name}/socket"
+    process = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+
+    def end() -> None:
+        process.stdin.close()
+        process.wait()
+        folder.cleanup()
+
+    atexit.register(end)
+    return address
+
+
+def _serve(address: str) -> None:
+    for name in (*HEAVY, *(f"{tool.replace('-', '_')}.cli" for tool in TOOLS)):
+        with contextlib.suppress(ImportError):  # the tests of one tool run without the others' packages
+            __import__(name)
+    scripts = {script.name: script for script in metadata.entry_points(group="console_scripts")}
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(address)
+    door.listen(16)
+    os.write(1, b"ready\n")
+    gc.freeze()  # a fork that collects garbage would copy all of it
+    while sys.stdin not in select.select([door, sys.stdin], [], [])[0]:
+        link, _ = door.accept()
+        if os.fork() == 0:
+            door.close()
+            _keep(link, scripts)
+        link.close()
+
+
+def _keep(link: socket.socket, scripts: dict[str, metadata.EntryPoint]) -> None:
+    """Start the command that was asked for, say its number, and how it ended."""
+    size, streams, _, _ = socket.recv_fds(link, 4, 3)
+    request = b""
+    while len(request) < int.from_bytes(size, "little"):
+        request += link.recv(1 << 20)
+    words, folder, variables = json.loads(request)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid = os.fork()
+    if pid:
+        link.sendall(b"%d\n" % pid)
+        link.sendall(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        os._exit(0)
+    link.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.argv = words
+    code: object = 1
+    try:
+        code = scripts[words[0]].load()()
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))  # taking torch apart takes seconds
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])
