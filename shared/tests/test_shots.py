@@ -2,12 +2,14 @@
 
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import roma
 import torch
 from recon4d import InputError, cameras
+from recon4d.files import read_npz
 from recon4d.formats import colmap, metashape, nerf, shots
 from recon4d.lenses import Lens
 from scipy.spatial.transform import Rotation
@@ -258,3 +260,17 @@ def test_what_cannot_be_honoured_is_refused_by_name(kind, poses, tmp_path):
     source, message = REFUSED[kind](tmp_path, poses)
     with pytest.raises(InputError, match=message):
         shots.read(source, by_size)
+
+
+@pytest.mark.parametrize("kind", ["txt", "bin"])
+def test_a_rig_that_colmap_wrote(kind, tmp_path):
+    """Poses and projections are those of pycolmap; see colmap_rig.md."""
+    made = read_npz(Path(__file__).with_name("colmap_rig.npz"))
+    for name in ("cameras", "images", "rigs", "frames"):
+        (tmp_path / f"{name}.{kind}").write_bytes(made[f"{name}_{kind}"].tobytes())
+    found = {shot.file: shot for shot in colmap.read(tmp_path)}
+    assert sorted(found) == made["names"].tolist()
+    for name, pose in zip(made["names"], made["poses"]):
+        np.testing.assert_allclose(found[name].world_to_camera[:3], pose, atol=1e-14)
+        pixels = found[name].camera.project(made["points"])
+        np.testing.assert_allclose(pixels, made["pixels"][int(name[3]) - 1], atol=1e-10)
