@@ -137,7 +137,7 @@ def keyed_clip(path: Path, where: str, count: int) -> Clip:
         size = max(alpha.shape)
         behind = background(where, size)[: alpha.shape[0], : alpha.shape[1]]
         grey = np.rint(255 * (color * alpha[..., None] + 0.5 * (1 - alpha[..., None]))).astype(np.uint8)
-        face = landmarker.follow(grey, face)
+        face = landmarker.follow(grey, None if face is None else face.next_square())
         if face is not None:
             points = face.points[IBUG, :2].astype(np.float64)
             add(clip, color, alpha, behind, shape_from_landmarks(points, (alpha.shape[1], alpha.shape[0])))

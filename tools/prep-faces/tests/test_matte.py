@@ -1,4 +1,4 @@
-"""Head mattes against heads that were drawn, and the pieces of the method against independent ones."""
+"""Head mattes of all methods against heads that were drawn, and the pieces of GrabCut's against independent ones."""
 
 import json
 
@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from prep_faces.affine import compose, head_motion, invert, warp
 from prep_faces.alpha import foreground_colors
+from prep_faces.cuts import steadied, steady
 from prep_faces.grabcut import Cut, seeds, tidy
 from prep_faces.guided import guided_filter
 from prep_faces.headshape import shape_from_landmarks
-from prep_faces.matte import steadied, steady, write_mattes
+from prep_faces.matte import write_mattes
 from recon4d import InputError
 from recon4d.images import write_png
 

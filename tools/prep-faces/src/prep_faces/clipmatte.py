@@ -8,7 +8,7 @@ divided or where a run was interrupted.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,9 @@ from prep_faces.trimap import below_the_head, draw_trimap
 
 KEY = 12  # frames from one that U2NETP sees to the next
 REACH = 2  # frames before and after that have a say in a frame
-STRETCH = 28  # frames that a process does at a time, at most
-DETAIL = 1.2  # of the picture that is matted: the face has up to so many times grabcut.FACE_PIXELS
+STRETCH = 54  # frames that a process does at a time, at most
+DETAIL = 1.2  # of the picture that is matted: the face has up to so many times grabcut.FACE_PIXELS,
+PHOTO_DETAIL = 2.0  # in a clip and in a photo
 CLOSE = 1.05  # face widths around the eyes that the person network looks at closely
 TRUST = 0.01  # of the prior beside the matting Laplacian
 LIVE_DETAIL = 1.0
@@ -136,7 +137,9 @@ def _in_order(
             for slot in [slot for slot in keys if slot < min(needed, default=0)]:
                 del keys[slot]
             low, high = max(0, stretch[0] - 2 * way.reach), min(len(frames), stretch[-1] + 2 * way.reach + 1)
-            running.append(submit(matte_stretch, list(frames[low:high]), low, found, way))
+            chosen = set(stretch)
+            around = [replace(frames[i], wanted=i in chosen) for i in range(low, high)]
+            running.append(submit(matte_stretch, around, low, found, way))
             prepare()
         yield from running.popleft().result()
 
@@ -244,7 +247,7 @@ def _look(frame: Frame, way: Way) -> Look | InputError:
 
 def look_at(image: np.ndarray, shape: HeadShape, way: Way, name: str = "the frame") -> Look:
     """What an image (H, W, 3) uint8 RGB shows around a head. Raises InputError where the shape does not fit it."""
-    detail = LIVE_DETAIL if way.method == "live" else DETAIL
+    detail = LIVE_DETAIL if way.method == "live" else DETAIL if way.reach else PHOTO_DETAIL
     shape, to_small, picture = _picture(image, shape, detail, way.keep, name)
     view = View(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), to_small, shape.anchors)
     if way.method == "live":
@@ -253,7 +256,7 @@ def look_at(image: np.ndarray, shape: HeadShape, way: Way, name: str = "the fram
     else:
         middle = to_small[:, :2] @ shape.middle + to_small[:, 2]
         scale = float(np.sqrt(abs(np.linalg.det(to_small[:, :2]))))
-        person = networks.person_around(picture, middle, CLOSE * shape.width * scale)
+        person = networks.person_around(picture, middle, CLOSE * shape.width * scale, both=not way.reach)
     return Look(image, shape, picture, view, person)
 
 

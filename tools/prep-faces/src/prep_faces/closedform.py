@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import scipy.sparse
 
-EPSILON = 1e-5  # of the colour lines, for colours in [0, 1]
+EPSILON = 3e-5  # of the colour lines, for colours in [0, 1]
 TOLERANCE = 1e-3  # of the residual, relative
 MOST = 300  # iterations
 

@@ -37,7 +37,7 @@ def foreground(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         back = cv2.resize(back, (w, h), interpolation=cv2.INTER_NEAREST).reshape(h, w, 3)
         np.copyto(front, color, where=(share >= 1 - MIXED)[..., None])
         np.copyto(back, color, where=(share <= MIXED)[..., None])
-        rounds = SMALL_ITERATIONS if max(h, w) <= SMALL else ITERATIONS
+        rounds = SMALL_ITERATIONS if max(h, w) <= SMALL else ITERATIONS if share is not cover else 1
         _improve(color.reshape(-1, 3), share, front.reshape(-1, 3), back.reshape(-1, 3), rounds)
     result = image.copy()
     chosen = mixed[part]

@@ -45,18 +45,22 @@ def person(image: np.ndarray) -> np.ndarray:
     return values
 
 
-def person_around(picture: np.ndarray, middle: np.ndarray, reach: float) -> np.ndarray:
-    """`person` at the size of RGB uint8 (h, w, 3): the mean of four looks, (h, w) float32.
+def person_around(picture: np.ndarray, middle: np.ndarray, reach: float, both: bool) -> np.ndarray:
+    """`person` at the size of RGB uint8 (h, w, 3): the mean of looks whose errors differ, (h, w) float32.
 
-    At the whole and closer, at `reach` pixels around `middle` (2,), and each mirrored: their errors differ.
+    At the whole, and closer, mirrored, at `reach` pixels around `middle` (2,); with `both` also at the whole mirrored and
+    at the close part as it is.
     """
     height, width = picture.shape[:2]
     total, looks = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
     low = np.floor(np.clip(middle - reach, 0, [width - 1, height - 1])).astype(int)
     high = np.ceil(np.clip(middle + reach, low + 1, [width, height])).astype(int)
-    for part in (np.s_[:, :], np.s_[low[1] : high[1], low[0] : high[0]]):
-        seen = np.ascontiguousarray(picture[part])
-        answer = (person(seen) + person(np.ascontiguousarray(seen[:, ::-1]))[:, ::-1]) / 2
+    close = np.s_[low[1] : high[1], low[0] : high[0]]
+    everything = np.s_[:, :]
+    chosen = [(everything, False), (close, True)] + ([(everything, True), (close, False)] if both else [])
+    for part, mirrored in chosen:
+        seen = np.ascontiguousarray(picture[part][:, :: -1 if mirrored else 1])
+        answer = np.ascontiguousarray(person(seen)[:, :: -1 if mirrored else 1])
         total[part] += cv2.resize(answer, (seen.shape[1], seen.shape[0]), interpolation=cv2.INTER_LINEAR)
         looks[part] += 1
     return total / looks

@@ -16,7 +16,7 @@ SURE = 0.9  # of a network
 AGREE, REFUSE = 0.6, 0.1  # what networks and colours together must reach where both networks are sure, or be under
 NETWORKS = 0.5  # weight of the networks' log odds beside those of colours,
 LOGIT, RATIO = 3.0, 4.0  # and the most that either says
-SHELL = 0.03  # in face widths: colours that reach farther from the skull teach nothing about the head
+SHELL = 0.015  # in face widths: colours that reach farther from the skull teach nothing about the head
 BINS = np.array([24, 48, 48])  # of L, a, b
 FEW = 20.0  # times the density of all colours alike, under which a colour tells little
 ROUNDS = 2
@@ -82,7 +82,7 @@ def head_share(
     lab = cv2.cvtColor(picture, cv2.COLOR_RGB2LAB).astype(np.intp) * BINS // 256
     index = (lab[..., 0] * BINS[1] + lab[..., 1]) * BINS[2] + lab[..., 2]
     away = outside > 0
-    front = np.where(away, both * np.where(body, 1, np.exp(-outside / SHELL)), np.where(body, both, 1))
+    front = np.where(away, both * np.exp(-outside / SHELL), np.where(body, both, 1))
     back = away * (1 - either) + np.where(body, 0, np.clip((outside - 0.6) / 0.3, 0, 1) / 2)
     held = np.clip(mean, 1e-4, 1 - 1e-4)
     given = NETWORKS * np.clip(np.log(held / (1 - held)), -LOGIT, LOGIT)
