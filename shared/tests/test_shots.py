@@ -274,3 +274,22 @@ def test_a_rig_that_colmap_wrote(kind, tmp_path):
         np.testing.assert_allclose(found[name].world_to_camera[:3], pose, atol=1e-14)
         pixels = found[name].camera.project(made["points"])
         np.testing.assert_allclose(pixels, made["pixels"][int(name[3]) - 1], atol=1e-10)
+
+
+@pytest.mark.parametrize("way", ["COLMAP text", "COLMAP binary", "Metashape", "nerfstudio"])
+def test_damaged_sources_never_crash(way, poses, tmp_path):
+    source = WAYS[way](tmp_path, poses)
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        path = files[i % len(files)]
+        whole = path.read_bytes()
+        data = bytearray(whole[: len(whole) if i % 3 else int(rng.integers(len(whole)))])
+        for place in rng.integers(0, max(len(data), 1), 4 if data else 0):
+            data[place] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            shots.read(source, by_size)
+        except InputError as error:
+            assert str(tmp_path) in str(error)
+        path.write_bytes(whole)
