@@ -39,14 +39,26 @@ def view_terms(to_camera: Tensor, centre: Tensor) -> Tensor:
     Args:
         to_camera: (N, 3, 3) rotations head to camera. centre: (N, 3) of the points, in the camera.
     """
-    x, y, _ = -(to_camera.mT @ torch.nn.functional.normalize(centre, dim=1)[..., None])[..., 0].mT
-    return torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y, x**3, x * x * y], 1)
+    towards = -(to_camera.mT @ torch.nn.functional.normalize(centre, dim=1)[..., None])[..., 0]
+    return torch.from_numpy(view_terms_of(towards.numpy()))
+
+
+def view_terms_of(towards: np.ndarray) -> np.ndarray:
+    """The same of unit vectors (..., 3) towards the camera, in the head's axes."""
+    x, y = towards[..., 0], towards[..., 1]
+    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y, x**3, x * x * y], -1)
 
 
 def upright(to_camera: Tensor) -> Tensor:
     """(N, 2, 2) unit vectors right and down of the upright face in a picture; rotations (N, 3, 3) head to camera."""
-    x, y = -torch.nn.functional.normalize(to_camera[:, :2, 1], dim=1).mT
-    return torch.stack([torch.stack([y, -x], 1), torch.stack([x, y], 1)], 1)
+    return torch.from_numpy(upright_of(to_camera.numpy()))
+
+
+def upright_of(to_camera: np.ndarray) -> np.ndarray:
+    """The same of rotations (..., 3, 3), as an array (..., 2, 2)."""
+    up = to_camera[..., :2, 1]
+    x, y = np.moveaxis(-up / np.maximum(np.linalg.norm(up, axis=-1, keepdims=True), 1e-9), -1, 0)
+    return np.stack([np.stack([y, -x], -1), np.stack([x, y], -1)], -2)
 
 
 def outer_eyes(head: "HeadModel") -> float:

@@ -120,12 +120,23 @@ def fit(
     options = options or Options()
     if not seen.valid.any():
         raise InputError("no frame has landmarks; check them with prep-faces landmarks")
-    problem = Problem(Rig(head), seen, options)
+    rig = Rig(head)
+    problem = Problem(rig, seen, options)
     g, q = start(problem)
-    g, q, steps = problem.solve(g, q, options.iterations, report)
+    step = -(-int(seen.valid.sum()) // options.key_frames)
+    if step > 1 and problem.dense:
+        # Neighbouring frames say the same of identity and focal length, which are what costs time.
+        keys = Problem(rig, observations.every(seen, step), options)
+        rows = np.flatnonzero(seen.valid)[::step]
+        g, q[rows], done = keys.solve(g, q[rows], options.iterations, report)
+        q, more = problem.solve(g, between(q, rows), options.iterations, after(report, done), hold=True)[1:]
+        steps = done + more
+    else:
+        g, q, steps = problem.solve(g, q, options.iterations, report)
     figures: dict[str, Any] = {}
     if frames is not None:
-        g, q, steps, figures = _refine(problem, g, q, frames, lambda step, text: report(steps + step, text))
+        g, q, more, figures = _refine(problem, g, q, frames, after(report, steps))
+        steps += more
     found = problem.as_track(g, q)
     errors = problem.errors(g, q)
     figures = {
@@ -151,10 +162,6 @@ def _refine(
     iod = float(np.median(seen.unit[seen.valid]))
     found = problem.as_track(g, q)
     windows, done = photometric.cut(frames, found, found.vertices(head)), 0
-
-    def after(done: int) -> Report:
-        return lambda step, text: report(done + step, text)
-
     figures: dict[str, Any] = {"photometric_error": [], "found": []}
     coarsest = max(options.photometric_levels)
     for levels in options.photometric_levels:
@@ -168,7 +175,7 @@ def _refine(
         settled = len(errors) > 0 and problem.matches.error > 0.95 * errors[-1]
         errors.append(problem.matches.error)
         figures["found"].append(float(problem.matches.found.mean()))
-        g, q, steps = problem.solve(g, q, options.photometric_iterations, after(done))
+        g, q, steps = problem.solve(g, q, options.photometric_iterations, after(report, done))
         done += steps
         if settled:  # coarse rounds go on only while they help
             coarsest = min(options.photometric_levels)
@@ -176,6 +183,18 @@ def _refine(
     measured = gaze.measure(head, windows, found, found.vertices(head), options.gaze_prior_sigma)
     problem.rig.columns.split(q)["gaze"][:] = problem.smooth_gaze(*measured)
     return g, q, done, figures
+
+
+def after(report: Report, done: int) -> Report:
+    """Reports of a later stage, which began when `done` steps were made."""
+    return lambda step, text: report(done + step, text)
+
+
+def between(q: Tensor, rows: np.ndarray) -> Tensor:
+    """Per-frame unknowns (N, P): those of `rows`, and between them their interpolation."""
+    known = q[rows].numpy()
+    columns = [np.interp(np.arange(len(q)), rows, column) for column in known.T]
+    return torch.from_numpy(np.stack(columns, 1))
 
 
 def _jitter(head: HeadModel, track: Track) -> float:

@@ -15,27 +15,51 @@ SMALL = 1e-6  # radians under which a rotation's derivative is that at the ident
 
 def rotations(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rotation matrices (B, 3, 3) of rotation vectors (B, 3), and their derivatives (B, 3, 3, 3) by each component."""
-    v = np.asarray(vectors, np.float64)
-    angle2 = (v**2).sum(1)
-    small = angle2 < SMALL**2
-    safe = np.where(small, 1.0, angle2)
-    angle = np.sqrt(safe)
-    identity = np.eye(3)
-    cross = _cross(v)
-    sine = np.where(small, 1.0, np.sin(angle) / angle)[:, None, None]
-    cosine = np.where(small, 0.5, (1 - np.cos(angle)) / safe)[:, None, None]
-    R = identity + sine * cross + cosine * (cross @ cross)
-    moved = np.cross(v[:, None], (identity - R).transpose(0, 2, 1))  # (B, k, 3): v x (I - R) e_k
-    dR = (v[:, :, None, None] * cross[:, None] + _cross(moved)) @ R[:, None] / safe[:, None, None, None]
-    dR[small] = _cross(identity)
+    vectors = np.ascontiguousarray(vectors, np.float64)
+    R, dR = np.empty((len(vectors), 3, 3)), np.empty((len(vectors), 3, 3, 3))
+    _rotations(vectors, R, dR)
     return R, dR
 
 
-def _cross(v: np.ndarray) -> np.ndarray:
-    """(..., 3, 3) matrices whose product with a vector is the cross product with `v` (..., 3)."""
-    x, y, z = np.moveaxis(v, -1, 0)
-    none = np.zeros_like(x)
-    return np.stack([none, -z, y, z, none, -x, -y, x, none], -1).reshape(*v.shape, 3)
+@njit(cache=True, nogil=True)
+def _cross(v, out):
+    """The matrix whose product with a vector is the cross product with v (3,)."""
+    out[0, 0], out[0, 1], out[0, 2] = 0.0, -v[2], v[1]
+    out[1, 0], out[1, 1], out[1, 2] = v[2], 0.0, -v[0]
+    out[2, 0], out[2, 1], out[2, 2] = -v[1], v[0], 0.0
+
+
+@njit(cache=True, nogil=True)
+def _rotations(vectors, R, dR):
+    cross, part, moved = np.zeros((3, 3)), np.zeros((3, 3)), np.zeros(3)
+    for b in range(len(vectors)):
+        v = vectors[b]
+        angle2 = v[0] ** 2 + v[1] ** 2 + v[2] ** 2
+        small = angle2 < SMALL**2
+        angle = np.sqrt(angle2)
+        sine = 1.0 if small else np.sin(angle) / angle
+        cosine = 0.5 if small else (1 - np.cos(angle)) / angle2
+        _cross(v, cross)
+        for i in range(3):
+            for j in range(3):
+                squared = cross[i, 0] * cross[0, j] + cross[i, 1] * cross[1, j] + cross[i, 2] * cross[2, j]
+                R[b, i, j] = (1.0 if i == j else 0.0) + sine * cross[i, j] + cosine * squared
+        for k in range(3):
+            if small:
+                moved[:] = 0.0
+                moved[k] = 1.0
+                _cross(moved, dR[b, k])
+                continue
+            x, y, z = -R[b, 0, k], -R[b, 1, k], -R[b, 2, k]  # (I - R) e_k
+            x, y, z = x + (k == 0), y + (k == 1), z + (k == 2)
+            moved[0], moved[1], moved[2] = v[1] * z - v[2] * y, v[2] * x - v[0] * z, v[0] * y - v[1] * x
+            _cross(moved, part)
+            for i in range(3):
+                for j in range(3):
+                    part[i, j] = (part[i, j] + v[k] * cross[i, j]) / angle2
+            for i in range(3):
+                for j in range(3):
+                    dR[b, k, i, j] = part[i, 0] * R[b, 0, j] + part[i, 1] * R[b, 1, j] + part[i, 2] * R[b, 2, j]
 
 
 @njit(cache=True, nogil=True, boundscheck=False, fastmath=True)
@@ -203,3 +227,58 @@ def project(
         B,
     )  # fmt: skip
     return pixels, Jg, Jq
+
+
+def solve_step(J: np.ndarray, r: np.ndarray, diagonal: np.ndarray, gradient: np.ndarray, damping: float) -> np.ndarray:
+    """The step x (P,) with (J'J + diag(diagonal), its diagonal damped) x = J'r + gradient.
+
+    In compiled loops: for so small a system the threads of BLAS cost more than they save.
+
+    Args:
+        J: (m, P) float32. r: (m,) float32.
+    """
+    x = np.empty(J.shape[1])
+    _solve(J, r, diagonal, gradient, damping, x)
+    return x
+
+
+@njit(cache=True, nogil=True, boundscheck=False, fastmath=True)
+def _solve(J, r, diagonal, gradient, damping, x):
+    m, P = J.shape
+    A32, b32 = np.zeros((P, P), np.float32), np.zeros(P, np.float32)
+    A, b = np.zeros((P, P)), gradient.copy()
+    for i in range(m):
+        for a in range(P):
+            value = J[i, a]
+            b32[a] += value * r[i]
+            for c in range(a + 1):
+                A32[a, c] += value * J[i, c]
+        if i % 128 == 127 or i == m - 1:  # float32 sums of many terms lose digits
+            for a in range(P):
+                b[a] += b32[a]
+                b32[a] = 0.0
+                for c in range(a + 1):
+                    A[a, c] += A32[a, c]
+                    A32[a, c] = 0.0
+    for a in range(P):
+        A[a, a] += diagonal[a] + damping * A[a, a]
+    for a in range(P):  # Cholesky, A = L L'
+        for c in range(a):
+            total = A[a, c]
+            for k in range(c):
+                total -= A[a, k] * A[c, k]
+            A[a, c] = total / A[c, c]
+        total = A[a, a]
+        for k in range(a):
+            total -= A[a, k] * A[a, k]
+        A[a, a] = np.sqrt(max(total, 1e-12))
+    for a in range(P):
+        total = b[a]
+        for k in range(a):
+            total -= A[a, k] * x[k]
+        x[a] = total / A[a, a]
+    for a in range(P - 1, -1, -1):
+        total = x[a]
+        for k in range(a + 1, P):
+            total -= A[k, a] * x[k]
+        x[a] = total / A[a, a]

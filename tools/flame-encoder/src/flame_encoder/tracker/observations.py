@@ -1,6 +1,6 @@
 """What a tracker sees: landmarks and iris centres of the frames of a clip, with their sizes and names."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -73,6 +73,20 @@ class Observations:
     def iris_valid(self) -> np.ndarray:
         answer: np.ndarray = np.isfinite(self.irises).all(-1)
         return answer
+
+
+def every(seen: Observations, step: int) -> Observations:
+    """Only every `step`-th frame that has landmarks."""
+    rows = np.flatnonzero(seen.valid)[::step]
+    return replace(
+        seen,
+        names=seen.names[rows],
+        landmarks=seen.landmarks[rows],
+        valid=seen.valid[rows],
+        irises=seen.irises[rows],
+        fps=seen.fps / step,
+        dense=None if seen.dense is None else seen.dense[rows],
+    )
 
 
 def read(frames: Path, landmarks: Path, fps: float | None = None, person: int = 0) -> Observations:

@@ -129,16 +129,9 @@ class Rig:
         self.columns = Columns(
             min(n_shape, head.n_shape), min(n_expression, head.n_expression), head.eyelids is not None
         )
-        contour_faces, contour_bary = contour.candidates(head)
         assert head.landmark_faces is not None and head.landmark_bary is not None
-        self.n_candidates = contour_faces.shape[1]
-        skin = self.points(
-            torch.cat([contour_faces.reshape(-1), head.landmark_faces[17:]]),
-            torch.cat([contour_bary.reshape(-1, 3), head.landmark_bary[17:]]),
-        )
-        self.growth = skin.growth(self.columns.n_shape)
+        self.growth = self.points(head.landmark_faces, head.landmark_bary).growth(self.columns.n_shape)
         self.eye_distance = outer_eyes(head)
-        self.landmarks = skin.with_irises(head)  # 17 rows of contour candidates, 51 landmarks, 2 irises
         self.dense: Points | None = None  # MediaPipe's points, 2 irises
         if head.dense is not None:
             faces, bary = head.dense.faces, head.dense.bary
@@ -146,6 +139,17 @@ class Rig:
             normals = vertex_normals(head.v_template[None], head.faces)[0]
             mixed = (normals[head.faces[faces]] * bary[..., None]).sum(1)
             self.dense_normals = torch.nn.functional.normalize(mixed, dim=1)
+
+    @cached_property
+    def landmarks(self) -> Points:
+        """17 rows of contour candidates, 51 landmarks, 2 irises."""
+        head = self.head
+        assert head.landmark_faces is not None and head.landmark_bary is not None
+        faces, bary = contour.candidates(head)
+        return self.points(
+            torch.cat([faces.reshape(-1), head.landmark_faces[17:]]),
+            torch.cat([bary.reshape(-1, 3), head.landmark_bary[17:]]),
+        ).with_irises(head)
 
     def points(self, faces: Tensor, bary: Tensor) -> Points:
         """Points (n,) on faces of the model."""
@@ -162,10 +166,10 @@ class Rig:
 
     def outline(self, g: Tensor, q: Tensor, centre: Tensor) -> Tensor:
         """Which of the landmarks' candidates are the 68 landmarks in each frame (N, 68): the outline slides."""
-        candidates = torch.arange(17 * self.n_candidates).expand(len(q), -1)
+        candidates = torch.arange(17 * contour.CANDIDATES).expand(len(q), -1)
         points = self.project(g, q, self.landmarks, centre, candidates)
-        rows = torch.arange(17) * self.n_candidates + contour.visible(points.view(-1, 17, self.n_candidates, 2))
-        return torch.cat([rows, 17 * self.n_candidates + torch.arange(51).expand(len(q), -1)], 1)
+        rows = torch.arange(17) * contour.CANDIDATES + contour.visible(points.view(-1, 17, contour.CANDIDATES, 2))
+        return torch.cat([rows, 17 * contour.CANDIDATES + torch.arange(51).expand(len(q), -1)], 1)
 
     def seen_from(self, g: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """How the dense points are seen: (N, n) cosines of the angles between the mean head's normals and the way to

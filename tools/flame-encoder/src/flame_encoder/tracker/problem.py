@@ -79,6 +79,7 @@ class Options:
         iterations: Levenberg-Marquardt steps at most.
         landmark_sigma: of a landmark. contour_sigma: of one of the jaw line, which slides.
         dense_sigma: of a dense point, beside the deviation of its place on the head.
+        key_frames: how many frames, evenly spread, identity and focal length come from; the others follow.
         dense_evidence: how many dense points of a frame count as independent; neighbours err alike.
         gap_sigma: of the distance between two lids or lips.
         gaze_sigma: of an iris centre.
@@ -102,6 +103,7 @@ class Options:
     contour_sigma: float = 0.05
     dense_sigma: float = 0.008
     dense_evidence: float = 80.0
+    key_frames: int = 64
     gap_sigma: float = 0.01
     gaze_sigma: float = 0.02
     independent_frames: float = 5.0
@@ -128,6 +130,12 @@ class Options:
         return self.iterations + photometric * self.photometric_iterations * len(self.photometric_levels)
 
 
+def share_of(cosine: np.ndarray) -> np.ndarray:
+    """How much a dense point counts whose normal has this cosine with the way to the camera."""
+    answer: np.ndarray = np.clip((cosine + 0.1) / 0.4, 0.05, 1)
+    return answer
+
+
 class Problem:
     """The least-squares problem: data, residuals, normal equations. Unknowns: g (S + 1,) shared, q (N, P) per frame."""
 
@@ -146,6 +154,7 @@ class Problem:
         known = torch.cat([known[:, :-2], known[:, gaps].all(-1), irises], 1)
         sigma = torch.cat([sigma, torch.full((len(gaps),), options.gap_sigma), torch.full((2,), options.gaze_sigma)])
         unit = torch.from_numpy(np.where(seen.valid, seen.unit, 1.0)).float()
+        self.sigma = sigma
         self.weight = known / (sigma * unit[:, None])  # (N, points + gaps + irises), 1/px
         self.surface: Points | None = None
         self.matches: Matches | None = None
@@ -256,7 +265,7 @@ class Problem:
             cosine, beside = self.rig.seen_from(g, q)
             still = torch.zeros(self.n, 2, 2)
             self.target = self.observed - self.compared.of(torch.cat([beside, still], 1))
-            share = ((cosine + 0.1) / 0.4).clamp(0.05, 1)
+            share = torch.from_numpy(share_of(cosine.numpy()))
             gaps = share[:, self.compared.gaps].amin(-1)
             irises = torch.stack([share[:, eye].mean(1) for eye in self.compared.eyes], 1)
             self.towards = torch.cat([share, gaps, irises], 1)
@@ -314,10 +323,11 @@ class Problem:
         """Frame blocks (N, P, P), border (N, P, G), shared block (G, G), gradients (N, P) and (G,).
 
         Args:
-            shared: whether the shared unknowns move; what is theirs stays zero otherwise.
+            shared: whether the shared unknowns move; otherwise the border is empty, and what else is theirs zero.
         """
         G, P = len(g), self.rig.columns.size
-        A, B = torch.zeros(self.n, P, P, dtype=torch.float64), torch.zeros(self.n, P, G, dtype=torch.float64)
+        A = torch.zeros(self.n, P, P, dtype=torch.float64)
+        B = torch.zeros(self.n if shared else 0, P, G, dtype=torch.float64)
         C = torch.zeros(G, G, dtype=torch.float64)
         a, c = torch.zeros(self.n, P, dtype=torch.float64), torch.zeros(G, dtype=torch.float64)
         for part in self._chunks():

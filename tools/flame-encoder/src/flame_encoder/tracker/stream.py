@@ -18,7 +18,7 @@ from recon4d.images import SUFFIXES, natural_key
 from torch import Tensor
 
 from flame_encoder.frames import check_landmarks, frame_paths, frame_rate, read_on
-from flame_encoder.tracker import run
+from flame_encoder.tracker import live, run
 from flame_encoder.tracker.initial import confirmed_frame
 from flame_encoder.tracker.observations import FrameFaces, check_faces, follow_people, nearest, of_one, read_frame
 from flame_encoder.tracker.points import Rig
@@ -196,9 +196,12 @@ def fit(
     for i in range(len(first)):
         yield found.take([i]), errors[i]
 
+    face = seen.landmarks[seen.valid][-1]
+    if problem.dense:
+        yield from _live(problem, g, q, source, face, fps)
+        return
     options = replace(options, focal=float(g[-1].exp()))
     window, rows, q = first[-WINDOW:], people[person][-WINDOW:].tolist(), q[-WINDOW:]
-    face = seen.landmarks[seen.valid][-1]
     for shown in source:
         row = nearest(shown.faces, face)
         face = shown.faces[row] if row >= 0 else face
@@ -213,6 +216,29 @@ def fit(
         if max(rows) >= 0:
             _, q, _ = problem.solve(g, q, STEPS, hold=True)
         yield problem.as_track(g, q).take([-1]), _errors(problem, g, q)[-1]
+
+
+def _live(
+    problem: Problem, g: Tensor, q: Tensor, source: Iterator[FrameFaces], face: np.ndarray, fps: float
+) -> Iterator[tuple[Track, float]]:
+    """The frames after the first ones, by dense landmarks."""
+    solver, who = live.Solver.of(problem), live.person(problem.rig, g)
+    last, before = q[-1].numpy(), q[-2 if len(q) > 1 else -1].numpy()
+    follows = bool(problem.seen.valid[-1])
+    for shown in source:
+        row = nearest(shown.faces, face)
+        one = Problem(problem.rig, of_one([shown], np.array([row]), fps), problem.options)
+        error = float("nan")
+        if row >= 0 and one.dense:
+            face, expected = shown.faces[row], last + live.GOES_ON * (last - before)
+            seen = np.concatenate([one.seen.dense[0, solver.indices], one.seen.irises[0]])
+            begin, steps = (expected, live.STEPS) if follows else (one.start()[1][0].numpy(), live.FIRST_STEPS)
+            found, error = live.solve(
+                solver, who, seen, float(one.seen.unit[0]), begin, expected if follows else None, steps
+            )
+            before, last = (last, found) if follows else (found, found)
+        follows = row >= 0
+        yield one.as_track(torch.from_numpy(who.g), torch.from_numpy(last)[None]), error
 
 
 def _errors(problem: Problem, g: Tensor, q: Tensor) -> np.ndarray:
