@@ -146,7 +146,7 @@ def test_carried_by_head_and_flow():
     blob[40:80, 50:90] = 1
     anchors = rng.random((9, 2)) * 100
     there = View(texture, np.eye(2, 3), anchors)
-    here = View(np.roll(texture, 9, 1), np.eye(2, 3), anchors + [6, 0])
+    here = View(np.roll(texture, 9, 1), np.eye(2, 3), anchors + np.array([6, 0]))
     moved, sure = carried(blob, there, here)
     inside = np.s_[20:100, 30:130]
     assert sure[inside].mean() > 0.9
@@ -168,7 +168,7 @@ def moving(portrait: np.ndarray, points: np.ndarray, folder, count: int) -> list
     for i in range(count):
         path = folder / f"{i}.png"
         images.write(path, cv2.resize(np.roll(portrait, 2 * i, axis=1), (150, 150), interpolation=cv2.INTER_AREA))
-        half = shape_from_landmarks((points + [2 * i, 0]) / 2, (150, 150))
+        half = shape_from_landmarks((points + np.array([2 * i, 0])) / 2, (150, 150))
         frames.append(Frame(ImageFile(path, path.name, path.stem), half, folder / f"out/{i}.png", True))
     return frames
 

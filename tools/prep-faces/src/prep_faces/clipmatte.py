@@ -179,7 +179,7 @@ def _picture(
     shape = shape.fitted(*image.shape[:2])
     if not shape.visible(*image.shape[:2]):
         raise InputError(f"{name}: the head lies outside of the image; check that the points belong to it")
-    to_small, height, width = reduced_frame(shape, *image.shape[:2], detail=detail, whole=keep == "portrait")
+    to_small, height, width = reduced_frame(shape, image.shape[0], image.shape[1], detail, whole=keep == "portrait")
     return shape, to_small, warp(image, to_small, height, width)
 
 

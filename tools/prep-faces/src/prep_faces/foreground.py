@@ -25,12 +25,13 @@ def foreground(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         max(int(ys.min()) - margin, 0) : ys.max() + margin + 1, max(int(xs.min()) - margin, 0) : xs.max() + margin + 1
     ]
     whole, cover = image[part].astype(np.float32), np.clip(alpha[part], 0, 1).astype(np.float32)
-    levels = [(whole, cover)]
+    levels: list[tuple[np.ndarray, np.ndarray]] = [(whole, cover)]
     while max(levels[-1][1].shape) > 1:
         h, w = (-(-length // 2) for length in levels[-1][1].shape)
         color, share = (cv2.resize(array, (w, h), interpolation=cv2.INTER_AREA) for array in levels[-1])
         levels.append((color.reshape(h, w, 3), share.reshape(h, w)))
-    front = back = levels[-1][0]
+    front: np.ndarray = levels[-1][0]
+    back: np.ndarray = front
     for color, share in reversed(levels):
         h, w = share.shape
         front = cv2.resize(front, (w, h), interpolation=cv2.INTER_NEAREST).reshape(h, w, 3)

@@ -36,8 +36,8 @@ def reduced_frame(
     outline = np.concatenate(shape.polygons)
     reach = (HAIR + BORDER) * shape.width
     beside, below = (2.5 * shape.width, float(height)) if whole else (reach, reach)
-    low = np.floor(np.clip(outline.min(0) - [beside, reach], 0, [width - 1, height - 1]))
-    high = np.ceil(np.clip(outline.max(0) + [beside, below], low + 1, [width, height]))
+    low = np.floor(np.clip(outline.min(0) - np.array([beside, reach]), 0, [width - 1, height - 1]))
+    high = np.ceil(np.clip(outline.max(0) + np.array([beside, below]), low + 1, [width, height]))
     scale = min(1.0, detail * FACE_PIXELS / shape.width, detail * LARGEST / float(max(high - low)))
     small_width, small_height = np.maximum(1, np.rint((high - low) * scale)).astype(int)
     scales = np.array([small_width, small_height]) / (high - low)

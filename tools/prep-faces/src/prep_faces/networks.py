@@ -19,6 +19,7 @@ SHA256 = {
     SALIENT: "309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8",
     PERSON: "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
 }
+MEAN, DEVIATION = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 SALIENT_SIDE, PERSON_SIDE = 320, 256  # pixels that they see
 
 
@@ -26,7 +27,7 @@ def salient(image: np.ndarray) -> np.ndarray:
     """How salient each pixel of RGB uint8 (H, W, 3) is, in [0, 1]: (320, 320) float32, by U2NETP on this thread."""
     small = cv2.resize(image, (SALIENT_SIDE, SALIENT_SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     small /= max(float(small.max()), 1.0)  # as its makers do
-    normal = (small - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    normal = (small - MEAN) / DEVIATION
     network, given, answer = _onnx()
     values = network.run([answer], {given: np.ascontiguousarray(normal.transpose(2, 0, 1)[None])})[0][0, 0]
     low, high = float(values.min()), float(values.max())
@@ -48,8 +49,8 @@ def person(image: np.ndarray) -> np.ndarray:
 def person_around(picture: np.ndarray, middle: np.ndarray, reach: float, both: bool) -> np.ndarray:
     """`person` at the size of RGB uint8 (h, w, 3): the mean of looks whose errors differ, (h, w) float32.
 
-    At the whole, and closer, mirrored, at `reach` pixels around `middle` (2,); with `both` also at the whole mirrored and
-    at the close part as it is.
+    At the whole, and closer, mirrored, at `reach` pixels around `middle` (2,); with `both` also at the whole mirrored
+    and at the close part as it is.
     """
     height, width = picture.shape[:2]
     total, looks = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)

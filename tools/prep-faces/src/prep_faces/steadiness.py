@@ -37,9 +37,10 @@ def carried(values: np.ndarray, there: View, here: View) -> tuple[np.ndarray, np
     scale = min(1.0, FLOW_SIDE / max(height, width))
     size = (max(16, round(width * scale)), max(16, round(height * scale)))
     small = [cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in (here.grey, grey)]
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST).calc(small[0], small[1], None)
+    finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    flow = finder.calc(small[0], small[1], None)  # type: ignore[call-overload] # OpenCV makes one where there is none
     flow = cv2.resize(flow, (width, height), interpolation=cv2.INTER_LINEAR)
-    flow = flow * np.float32([width / size[0], height / size[1]])
+    flow = flow * np.array([width / size[0], height / size[1]], np.float32)
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     x, y = x + flow[..., 0], y + flow[..., 1]
     moved = cv2.remap(moved, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
