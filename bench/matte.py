@@ -201,12 +201,12 @@ def main() -> None:
             "# Mattes",
             "",
             f"Measured by `python bench/matte.py` on {platform.machine()}, {os.cpu_count()} cores, {options.frames} "
-            "frames a clip. Drawn: the open head with 2,500 drawn hairs, which turns and then stands still. Other names "
-            "are of green-screen clips, keyed by colour, before another background. Settings were chosen on other "
+            "frames a clip. Drawn: the open head with 2,500 drawn hairs, which turns and then stands still. Others "
+            "are green-screen clips, keyed by colour, before another background. Settings were chosen on other "
             "backgrounds (`--chosen`). Errors in a band of 0.08 face widths on each side of the outline, above the "
             "chin: sum of absolute differences (thousands a frame), mean squared error, gradient error (thousands a "
-            "frame), and flicker: the mean change of alpha from frame to frame after optical flow is taken out, beyond the "
-            "truth's own (x 1000).",
+            "frame), and flicker: the mean change of alpha from frame to frame after optical flow is taken out, "
+            "beyond the truth's own (x 1000).",
             "",
             "| clip | method | SAD | MSE | gradient | flicker |",
             "| --- | --- | ---: | ---: | ---: | ---: |",
