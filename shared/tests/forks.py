@@ -1,11 +1,13 @@
 """Commands in forks of a process that has imported torch: they start in milliseconds, not in seconds.
 
     done = forks.run("flux4d", "eval", "--help")          as subprocess.run: returncode, stdout, stderr
+    done = forks.run("python", "-c", code, ...)           the same with a program given as text
     process = forks.start("flux4d", "overfit", ...)       to be killed: poll(), kill(), communicate()
     forks.programs()                                      a folder for a shell's PATH: programs that do the same
 
 Each is a process of its own with its own arguments, folder and environment; what it does not do anew is to import. Of
-variables that are read at an import it sees those of the tests. Only Linux forks safely; elsewhere, real processes.
+variables that are read at an import it sees those of the tests. A tool's own modules are imported anew, but for its
+cli. Only Linux forks safely; elsewhere programs are started as usual.
 """
 
 import atexit
@@ -51,7 +53,7 @@ def start(*words: object) -> "subprocess.Popen | Forked":
     """A command of a tool, its output kept."""
     name, *rest = map(str, words)
     if not FORKS:
-        command = [Path(sys.executable).with_name(name), *rest]
+        command = [sys.executable if name == "python" else Path(sys.executable).with_name(name), *rest]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return Forked([name, *rest])
 
@@ -178,10 +180,14 @@ def _keep(link: socket.socket, scripts: dict[str, metadata.EntryPoint]) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
-    sys.argv = words
     code: object = 1
     try:
-        code = scripts[words[0]].load()()
+        if words[:2] == ["python", "-c"]:
+            sys.argv = ["-c", *words[3:]]
+            code = exec(compile(words[2], "-c", "exec"), {"__name__": "__main__"})
+        else:
+            sys.argv = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
+            code = scripts[words[0]].load()()
     except SystemExit as stop:
         code = stop.code
     except BaseException:

@@ -2,10 +2,9 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
+import time
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -139,17 +138,26 @@ with runs.claim(out, "tool train", force="force" in sys.argv) as claimed:
         files.write_text(out / "a.txt", "begun")
         if "keep" in sys.argv:
             claimed.keep()
-        print("ready", flush=True)
+        Path(sys.argv[2]).touch()
         time.sleep(60)
 """
 
 
+def begun(out, *words):
+    """A process in the middle of its work."""
+    ready = out.parent / "ready"
+    ready.unlink(missing_ok=True)
+    process = forks.start("python", "-c", KILLED, out, ready, *words)
+    while not ready.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    return process
+
+
 def killed(out, *words):
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(out), *words], stdout=subprocess.PIPE)
-    process.stdout.readline()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    process = begun(out, *words)
+    process.kill()
+    process.communicate()
 
 
 def test_a_killed_run_is_cleared_by_the_next_or_resumed(tmp_path):
@@ -171,15 +179,13 @@ def test_a_killed_run_is_cleared_by_the_next_or_resumed(tmp_path):
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
     out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(out)], stdout=subprocess.PIPE)
-    process.stdout.readline()
+    process = begun(out)
     before = tree(tmp_path)
     with pytest.raises(InputError, match="tool train is writing into"):
         run(out, force=True)
     assert tree(tmp_path) == before
     process.kill()
-    process.wait()
-    process.stdout.close()
+    process.communicate()
     run(out)
 
 

@@ -1,16 +1,15 @@
 """Which backend runs, what each refuses, threads, forks, the compile cache, and CUDA against the CPU."""
 
 import inspect
-import os
-import subprocess
 import sys
 import threading
 
+import forks
 import gsplat
 import numpy as np
 import pytest
 import torch
-from recon4d import splat
+from recon4d import splat, threads
 from recon4d.splat import simd
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -202,22 +201,46 @@ render()
 """
 
 
-def run_fresh(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+SMALL = """
+import numba
+@numba.njit(cache=True, nogil=True)
+def kernel(counter, out):
+    counter[0] += 1
+    out[0] = 7
+"""
+USES_SMALL = """
+import sys
+import numpy as np
+from recon4d import threads
+sys.path.insert(0, sys.argv[1])
+import small
+out = np.zeros(1)
+for _ in range(2):
+    threads.run(small.kernel, 1, out)
+assert out[0] == 7 and threads.is_cached(small.kernel)
+"""
 
 
-def test_compiles_once_says_so_and_is_warm_in_the_next_process(tmp_path):
-    runs = [run_fresh(FRESH, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
+def test_a_kernel_compiles_once_says_so_and_is_warm_in_the_next_process(tmp_path):
+    (tmp_path / "small.py").write_text(SMALL)
+    runs = [forks.run("python", "-c", USES_SMALL, tmp_path) for _ in range(2)]
     assert [r.returncode for r in runs] == [0, 0], runs[0].stderr
     assert runs[0].stderr.count("compiling the CPU rasterizer") == 1
     assert len(runs[0].stderr.strip().splitlines()) == 1
-    assert runs[1].stderr == runs[0].stdout == ""
+    assert runs[1].stderr == runs[0].stdout == runs[1].stdout == ""
+
+
+def test_the_rasterizer_does_so_too(monkeypatch, capfd):
+    """Said once where nothing is cached; and what was compiled here, another process has."""
+    gradients(small_scene())
+    done = forks.run("python", "-c", FRESH + "render().sum().backward()")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    monkeypatch.setattr(threads, "is_cached", lambda kernel: False)
+    monkeypatch.setattr(threads, "_announced", set())
+    capfd.readouterr()
+    gradients(small_scene())
+    said = capfd.readouterr()
+    assert said.err.count("compiling the CPU rasterizer") == said.err.count("\n") == 1 and said.out == ""
 
 
 def test_a_forked_child_renders_too():
@@ -228,7 +251,7 @@ def test_a_forked_child_renders_too():
         "    os._exit(7)\n"
         "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7\n"
     )
-    done = run_fresh(code)
+    done = forks.run("python", "-c", code)
     assert done.returncode == 0, done.stderr
 
 
