@@ -58,17 +58,9 @@ def start(*words: object) -> "subprocess.Popen | Forked":
     return Forked([name, *rest])
 
 
-@cache
 def programs() -> Path:
     """A folder with a program for each tool, to be put before the others in PATH."""
-    if not FORKS:
-        return Path(sys.executable).parent
-    address = _server()
-    for name in TOOLS:
-        program = Path(address).with_name(name)
-        program.write_text(PROGRAM.format(python=sys.executable, address=address, name=name))
-        program.chmod(0o755)
-    return Path(address).parent
+    return Path(_server()).parent if FORKS else Path(sys.executable).parent
 
 
 class Forked:
@@ -143,6 +135,10 @@ def _serve(address: str) -> None:
     for name in (*HEAVY, *(f"{tool.replace('-', '_')}.cli" for tool in TOOLS)):
         with contextlib.suppress(ImportError):  # the tests of one tool run without the others' packages
             __import__(name)
+    for name in TOOLS:
+        program = Path(address).with_name(name)
+        program.write_text(PROGRAM.format(python=sys.executable, address=address, name=name))
+        program.chmod(0o755)
     scripts = {script.name: script for script in metadata.entry_points(group="console_scripts")}
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -155,11 +151,11 @@ def _serve(address: str) -> None:
         link, _ = door.accept()
         if os.fork() == 0:
             door.close()
-            _keep(link, scripts)
+            _keep(link, scripts, Path(address).parent)
         link.close()
 
 
-def _keep(link: socket.socket, scripts: dict[str, metadata.EntryPoint]) -> None:
+def _keep(link: socket.socket, scripts: dict[str, metadata.EntryPoint], programs: Path) -> None:
     """Start the command that was asked for, say its number, and how it ended."""
     size, streams, _, _ = socket.recv_fds(link, 4, 3)
     request = b""
@@ -186,7 +182,8 @@ def _keep(link: socket.socket, scripts: dict[str, metadata.EntryPoint]) -> None:
             sys.argv = ["-c", *words[3:]]
             code = exec(compile(words[2], "-c", "exec"), {"__name__": "__main__"})
         else:
-            sys.argv = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
+            # Lightning starts this again for the other processes of a training: they are forks as well.
+            sys.argv = [str(programs / words[0]), *words[1:]]
             code = scripts[words[0]].load()()
     except SystemExit as stop:
         code = stop.code

@@ -1,11 +1,9 @@
 """The commands as a user runs them, and what they say to wrong input. The demo's test runs the rest."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
+import forks
 import numpy as np
 import pytest
 import torch
@@ -21,9 +19,8 @@ SMALL = [word for setting in (*TINY, "model.refinements=0") for word in ("--set"
 
 
 def run(*arguments):
-    """A subprocess of the installed command; its JSON result."""
-    command = Path(sys.executable).parent / "flux4d"
-    done = subprocess.run([command, *map(str, arguments)], capture_output=True, text=True)
+    """A process of the installed command; its JSON result."""
+    done = forks.run("flux4d", *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

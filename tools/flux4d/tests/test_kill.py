@@ -1,13 +1,11 @@
 """A training that is killed at any moment goes on with --resume to what an undisturbed one makes."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from click.testing import CliRunner
@@ -38,12 +36,7 @@ def run(*words):
 
 def killed(reached, *words):
     """Run a command and kill it as soon as something holds."""
-    process = subprocess.Popen(
-        [Path(sys.executable).with_name("flux4d"), *map(str, words)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    process = forks.start("flux4d", *words)
     while process.poll() is None and not reached():
         time.sleep(0.001)
     process.kill()
