@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recon4d.files import InputError, read_npz, write_npz
-
-if TYPE_CHECKING:
-    from recon4d.head.model import HeadModel
 
 UNSAID = 0.002  # metres: the deviation of points whose file gives none
 FLAMES_OWN = "mediapipe_landmark_embedding.npz"
@@ -22,8 +18,9 @@ class DensePoints:
     """Points of MediaPipe's face mesh on a head model.
 
     indices: (n,) int64 which of the 468. faces: (n,) int64. bary: (n, 3). sigma: (n,) metres, how far a detected point
-    lies from its place. bias: (n, 2, 8) where a detector puts a point beside its place, for a head that is seen from
-    the side: times `view_terms`, right and down of the upright face, in distances between the outer eye corners.
+    lies from its place. bias: (n + 2, 2, 8), where it puts a point (last the left and the right iris) beside its place
+    when the head is seen from the side: times `view_terms`, right and down of the upright face, in distances between
+    the outer eye corners.
     """
 
     indices: Tensor
@@ -61,12 +58,6 @@ def upright_of(to_camera: np.ndarray) -> np.ndarray:
     return np.stack([np.stack([y, -x], -1), np.stack([x, y], -1)], -2)
 
 
-def outer_eyes(head: "HeadModel") -> float:
-    """Distance, metres, between the outer eye corners of the mean head."""
-    corners = head.landmarks(head.v_template[None])[0, [36, 45]]
-    return float((corners[0] - corners[1]).norm())
-
-
 def beside(model: Path) -> Path:
     """The file in which the points of a head model of one's own are kept."""
     return model.with_name(f"{model.stem}_dense.npz")
@@ -86,13 +77,13 @@ def read_dense(path: str | Path, n_faces: int) -> DensePoints:
     indices, faces, bary = (data[name] for name in names)
     n = len(indices) if indices.ndim == 1 else 0
     sigma = data.get("sigma", np.full(n, UNSAID))
-    bias = data.get("bias", np.zeros((n, 2, 8)))
+    bias = data.get("bias", np.zeros((n + 2, 2, 8)))
     sound = (
         n > 0
         and faces.shape == sigma.shape == (n,)
         and bary.shape == (n, 3)
         and all(a.dtype.kind in "iu" for a in (indices, faces))
-        and bias.shape == (n, 2, 8)
+        and bias.shape == (n + 2, 2, 8)
         and all(a.dtype.kind == "f" and np.isfinite(a).all() for a in (bary, sigma, bias))
         and indices.min() >= 0
         and indices.max() < 468

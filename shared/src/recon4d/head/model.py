@@ -192,6 +192,12 @@ class HeadModel:
         return (self.landmark_bary[:, :, None] * corners).sum(2)
 
 
+def outer_eyes(head: HeadModel) -> float:
+    """Distance, metres, between the outer eye corners of the mean head."""
+    corners = head.landmarks(head.v_template[None])[0, [36, 45]]
+    return float((corners[0] - corners[1]).norm())
+
+
 def _blend(basis: Tensor | None, coefficients: Tensor, what: str, model: str) -> Tensor:
     n = coefficients.shape[-1]
     if basis is None:

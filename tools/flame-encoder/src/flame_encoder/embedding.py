@@ -12,12 +12,15 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import roma
 import torch
 import trimesh
 from recon4d import cameras, landmarker, mesh
 from recon4d.files import InputError
+from recon4d.formats.landmarks import IRISES
 from recon4d.head import HeadModel, with_uv
-from recon4d.head.dense import DensePoints, outer_eyes, upright, view_terms
+from recon4d.head.dense import DensePoints, upright, view_terms
+from recon4d.head.model import outer_eyes
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from torch import Tensor
@@ -26,6 +29,7 @@ from flame_encoder.encoder import rendering, synthetic
 from flame_encoder.encoder.crop import FACING, CropView
 from flame_encoder.encoder.synthetic import Scene
 from flame_encoder.encoder.vector import Layout
+from flame_encoder.tracker.points import eye_radius
 
 N_SURFACE = 468
 SIZE = 320  # pixels of a picture
@@ -60,11 +64,12 @@ def embed(
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """A drawn person. vertices: (V, 3) in the camera. rotation: (3, 3) head to camera. pixels: (468, 2) the points
-    found. places: (468, 3) they are carried back to, on the mean head, NaN where unknown.
+    """A drawn person. vertices: (V, 3) in the camera. irises: (2, 3) likewise, left first. rotation: (3, 3) head to
+    camera. pixels: (470, 2) the points and irises found. places: (468, 3) they are carried back to, on the mean head, NaN where unknown.
     """
 
     vertices: Tensor
+    irises: Tensor
     rotation: Tensor
     K: Tensor
     pixels: np.ndarray
@@ -94,7 +99,8 @@ def _drawn(scene: Scene, rng: np.random.Generator, turned: bool) -> Drawing | No
     faces = landmarker.find((np.clip(image, 0, 1) * 255).astype(np.uint8))
     if not faces or faces[0].presence < 0.9:
         return None
-    pixels = faces[0].points[:N_SURFACE, :2]
+    found = faces[0].points[:, :2]
+    pixels = found[:N_SURFACE]
     column, row = (pixels - 0.5).round().astype(int).clip(0, SIZE - 1).T
     triangle = rast.tri_id[0, row, column].long()
     corners, weights = head.faces[triangle.clamp_min(0)], rast.bary[0, row, column][..., None]
@@ -104,7 +110,8 @@ def _drawn(scene: Scene, rng: np.random.Generator, turned: bool) -> Drawing | No
     known = (triangle >= 0) & (-(normals * sight).sum(1) > STEEP)
     places = torch.where(known[:, None], (head.v_template[corners] * weights).sum(1), torch.nan)
     to_camera = torch.diag(torch.tensor(FACING)) @ torch.from_numpy(turn).float()
-    return Drawing(stands, to_camera, K, pixels, places.numpy())
+    found = np.concatenate([pixels, found[list(IRISES)]])
+    return Drawing(stands, _irises(head, stands), to_camera, K, found, places.numpy())
 
 
 def _places(scene: Scene, places: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -120,27 +127,39 @@ def _places(scene: Scene, places: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def _biases(head: HeadModel, drawings: list[Drawing], faces: Tensor, bary: Tensor) -> tuple[Tensor, Tensor]:
-    """Deviations (468,), metres, that the view does not explain, and how far beside their places points are found."""
-    stand = torch.stack([drawing.vertices[head.faces[faces]].mul(bary[..., None]).sum(1) for drawing in drawings])
+    """Deviations (468,), metres, that the view does not explain, and how far beside their places points and irises are found."""
+    skin = torch.stack([drawing.vertices[head.faces[faces]].mul(bary[..., None]).sum(1) for drawing in drawings])
+    stand = torch.cat([skin, torch.stack([drawing.irises for drawing in drawings])], 1)
     K = torch.stack([drawing.K for drawing in drawings])
     points = stand @ K.mT
     off = torch.from_numpy(np.stack([drawing.pixels for drawing in drawings])) - points[..., :2] / points[..., 2:]
-    centres, rotations = stand.mean(1), torch.stack([drawing.rotation for drawing in drawings])
+    centres, rotations = skin.mean(1), torch.stack([drawing.rotation for drawing in drawings])
     unit = outer_eyes(head) * K[:, 0, 0] / centres[:, 2]
-    error = (off @ upright(rotations).mT / unit[:, None, None]).double().numpy()  # (B, 468, 2) right and down
+    error = (off @ upright(rotations).mT / unit[:, None, None]).double().numpy()  # (B, 470, 2) right and down
     terms = view_terms(rotations, centres).double().numpy()
     weight = np.ones(error.shape[:2])
-    bias = np.zeros((N_SURFACE, 2, terms.shape[1]))
+    bias = np.zeros((error.shape[1], 2, terms.shape[1]))
     for _ in range(5):  # Huber's weights: few drawings are wild
-        for i in range(N_SURFACE):
+        for i in range(len(bias)):
             weighed = terms * weight[:, i, None]
             normal = weighed.T @ terms + RIDGE * np.eye(terms.shape[1])
             bias[i] = np.linalg.solve(normal, weighed.T @ error[:, i]).T
         left = np.linalg.norm(error - np.einsum("bk,ick->bic", terms, bias), axis=2)
         spread = np.median(left, axis=0) / 1.18  # of a normal distribution in the plane
         weight = np.minimum(1, 2 * spread / np.maximum(left, 1e-9))
-    sigma = np.maximum(spread * outer_eyes(head), SHARPEST)
+    sigma = np.maximum(spread[:N_SURFACE] * outer_eyes(head), SHARPEST)
     return torch.from_numpy(sigma).float(), torch.from_numpy(bias).float()
+
+
+def _irises(head: HeadModel, vertices: Tensor) -> Tensor:
+    """(2, 3) where the irises of a posed head are: before the eyeballs, as far as in the mean head."""
+    places = []
+    for joint in (3, 4):
+        ball = head.weights[:, joint] > 0.99
+        still = head.v_template[ball]
+        R, t = roma.rigid_points_registration(still, vertices[ball])
+        places.append(R @ (head.joint_basis[0][joint] + torch.tensor([0.0, 0.0, eye_radius(head)])) + t)
+    return torch.stack(places)
 
 
 def _eyeballs(head: HeadModel) -> np.ndarray:

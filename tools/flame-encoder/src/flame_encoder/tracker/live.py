@@ -121,7 +121,7 @@ def solve(
     for _ in range(steps):
         pixels, J = _projected(solver, who, q)
         share, beside = _seen_from(solver, who, q)
-        target = observed - solver.compared(np.concatenate([beside, np.zeros((2, 2))]))
+        target = observed - solver.compared(beside)
         r = (solver.compared(pixels) - target) * (weight * share)[:, None]
         robust = np.sqrt(solver.evidence) * 9 / (9 + (r**2).sum(-1))
         scale = (weight * share * robust).astype(np.float32)
@@ -136,7 +136,7 @@ def solve(
     q = np.clip(q, solver.lower, solver.upper)
     pixels, _ = _projected(solver, who, q, derive=False)
     share, beside = _seen_from(solver, who, q)
-    error = np.linalg.norm(pixels[:n] + beside - observed[:n], axis=1)
+    error = np.linalg.norm(pixels[:n] + beside[:n] - observed[:n], axis=1)
     trusted = (share[:n] > 0.5) & known[:n]
     return q, float(error[trusted].mean()) if trusted.any() else float("nan")
 
@@ -169,7 +169,7 @@ def _projected(solver: Solver, who: Person, q: np.ndarray, derive: bool = True) 
 
 
 def _seen_from(solver: Solver, who: Person, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `Rig.seen_from`, of one frame: weights (n + gaps + 2,) and (n, 2) pixels beside their places."""
+    """As `Rig.seen_from`, of one frame: weights (n + gaps + 2,) and (n + 2, 2) pixels beside their places."""
     R = jacobians.rotations(q[None, :3])[0][0] @ FACING.double().numpy()
     centre = np.array([q[3], q[4], 1.0]) * np.exp(q[5]) + R @ who.middle
     towards = -R.T @ (centre / np.linalg.norm(centre))

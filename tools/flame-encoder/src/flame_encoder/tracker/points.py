@@ -7,7 +7,8 @@ import numpy as np
 import roma
 import torch
 from recon4d.head import HeadModel
-from recon4d.head.dense import outer_eyes, upright, view_terms
+from recon4d.head.dense import upright, view_terms
+from recon4d.head.model import outer_eyes
 from recon4d.mesh import vertex_normals
 from torch import Tensor
 
@@ -173,7 +174,7 @@ class Rig:
 
     def seen_from(self, g: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """How the dense points are seen: (N, n) cosines of the angles between the mean head's normals and the way to
-        the camera, and (N, n, 2) how far beside their places a landmarker puts them, pixels.
+        the camera, and (N, n + 2, 2) how far beside their places a landmarker puts them and irises.
         """
         assert self.head.dense is not None and self.dense is not None
         parts = self.columns.split(q.float())

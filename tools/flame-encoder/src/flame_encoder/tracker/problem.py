@@ -263,8 +263,7 @@ class Problem:
         """
         if self.dense:
             cosine, beside = self.rig.seen_from(g, q)
-            still = torch.zeros(self.n, 2, 2)
-            self.target = self.observed - self.compared.of(torch.cat([beside, still], 1))
+            self.target = self.observed - self.compared.of(beside)
             share = torch.from_numpy(share_of(cosine.numpy()))
             gaps = share[:, self.compared.gaps].amin(-1)
             irises = torch.stack([share[:, eye].mean(1) for eye in self.compared.eyes], 1)
