@@ -341,6 +341,6 @@ def upsampled(image: np.ndarray, picture: np.ndarray, cover: np.ndarray) -> np.n
     # In the band alpha follows the image's own colours, as it does those of the picture.
     slope, offset = linear_model(picture.astype(np.float32) / 255, cover.astype(np.float32), 2, 1e-4)
     both = cv2.resize(np.dstack([slope, offset]), size, interpolation=cv2.INTER_LINEAR)
-    sharp = (both[..., :3] * (image.astype(np.float32) / 255)).sum(-1) + both[..., 3]
+    sharp = np.einsum("hwc,hwc->hw", both[..., :3], image.astype(np.float32) / 255) + both[..., 3]
     mixed = (smooth > 0.004) & (smooth < 0.996)
     return np.where(mixed, np.clip(sharp, 0, 1), smooth)

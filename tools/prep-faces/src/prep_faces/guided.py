@@ -10,7 +10,7 @@ def guided_filter(guide: np.ndarray, values: np.ndarray, radius: int, eps: float
     He, Sun and Tang 2013, Guided image filtering, equations 14-16 (colour guide); windows of 2 radius + 1.
     """
     slope, offset = linear_model(guide, values, radius, eps)
-    smooth: np.ndarray = np.clip((slope * guide).sum(-1) + offset, 0, 1)
+    smooth: np.ndarray = np.clip(np.einsum("hwc,hwc->hw", slope, guide) + offset, 0, 1)
     return smooth
 
 
@@ -38,5 +38,5 @@ def linear_model(guide: np.ndarray, values: np.ndarray, radius: int, eps: float)
     determinant = rr * c00 + rg * c01 + rb * c02
     rows = ((c00, c01, c02), (c01, c11, c12), (c02, c12, c22))
     slope = np.stack([sum(c * v for c, v in zip(row, covariance)) / determinant for row in rows], axis=-1)
-    offset = mean_values - (slope * mean_guide).sum(-1)
+    offset = mean_values - np.einsum("hwc,hwc->hw", slope, mean_guide)
     return mean(slope), mean(offset)
