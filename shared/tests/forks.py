@@ -2,7 +2,7 @@
 
     done = forks.run("flux4d", "eval", "--help")          as subprocess.run: returncode, stdout, stderr
     done = forks.run("python", "-c", code, ...)           the same with a program given as text
-    process = forks.start("flux4d", "overfit", ...)       to be killed: poll(), kill(), communicate()
+    process = forks.start("flux4d", "overfit", ...)       to be killed: poll(), said(), kill(), communicate()
     forks.programs()                                      a folder for a shell's PATH: programs that do the same
 
 Each is a process of its own with its own arguments, folder and environment; what it does not do anew is to import. Of
@@ -29,6 +29,7 @@ from pathlib import Path
 HEAVY = ("recon4d.head", "recon4d.mesh", "recon4d.metrics", "recon4d.splat", "pandas", "scipy.spatial", "timm")
 TOOLS = ("prep-faces", "feat-extract", "flame-encoder", "gaussian-avatar", "eyeball-relight", "flux4d")
 FORKS = sys.platform == "linux"
+STREAMS = ("stdin", "stdout", "stderr")
 # The program behind a tool's name: it hands its words and streams over, and ends as the command ends.
 PROGRAM = """#!{python} -IS
 import json, os, socket, sys
@@ -42,20 +43,19 @@ os._exit(int(link.makefile().readlines()[-1]) & 255)
 """
 
 
-def run(*words: object) -> subprocess.CompletedProcess:
-    """A command of a tool to its end."""
-    process = start(*words)
+def run(*words: object, given: str = "") -> subprocess.CompletedProcess:
+    """A command of a tool to its end, with a text for its stdin."""
+    process = start(*words, given=given)
     out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def start(*words: object) -> "subprocess.Popen | Forked":
+def start(*words: object, given: str = "") -> "Process":
     """A command of a tool, its output kept."""
-    name, *rest = map(str, words)
-    if not FORKS:
-        command = [sys.executable if name == "python" else Path(sys.executable).with_name(name), *rest]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return Forked([name, *rest])
+    streams = [tempfile.TemporaryFile() for _ in range(3)]  # noqa: SIM115
+    streams[0].write(given.encode())
+    streams[0].seek(0)
+    return (Forked if FORKS else Started)(list(map(str, words)), streams)
 
 
 def programs() -> Path:
@@ -63,40 +63,68 @@ def programs() -> Path:
     return Path(_server()).parent if FORKS else Path(sys.executable).parent
 
 
-class Forked:
+class Process:
     """What of `subprocess.Popen` the tests use."""
 
-    def __init__(self, words: list[str]):
-        self.args, self.returncode = words, None
-        self._output = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
-        self._link = socket.socket(socket.AF_UNIX)
-        self._link.connect(_server())
-        with open(os.devnull) as nothing:
-            _ask(self._link, words, [nothing.fileno(), *(file.fileno() for file in self._output)])
-        self.pid = self._number()
+    def __init__(self, words: list[str], streams: list):
+        self.args, self.returncode, self.streams = words, None, streams
+        self.begin()
 
-    def poll(self) -> int | None:
-        if self.returncode is None and select.select([self._link], [], [], 0)[0]:
-            self.returncode = self._number()
-        return self.returncode
+    def said(self) -> tuple[str, str]:
+        """Its output so far."""
+        return tuple(os.pread(file.fileno(), 1 << 30, 0).decode("utf-8", "replace") for file in self.streams[1:])
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        return self.said()
+
+
+class Started(Process):
+    """A process of its own from the beginning."""
+
+    def begin(self) -> None:
+        program = sys.executable if self.args[0] == "python" else Path(sys.executable).with_name(self.args[0])
+        self._process = subprocess.Popen([program, *self.args[1:]], **dict(zip(STREAMS, self.streams)))
+
+    def poll(self) -> int | None:
+        self.returncode = self._process.poll()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.returncode = self._process.wait(timeout)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+
+class Forked(Process):
+    def begin(self) -> None:
+        self._link = socket.socket(socket.AF_UNIX)
+        self._link.connect(_server())
+        request = json.dumps([self.args, os.getcwd(), dict(os.environ)]).encode()
+        size = len(request).to_bytes(4, "little")
+        socket.send_fds(self._link, [size], [file.fileno() for file in self.streams])
+        self._link.sendall(request)
+        self.pid = self._number()
+
+    def poll(self, timeout: float | None = 0) -> int | None:
+        if self.returncode is None and select.select([self._link], [], [], timeout)[0]:
+            self.returncode = self._number()
+            self._link.close()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.poll(timeout) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
-
-    def communicate(self) -> tuple[str, str]:
-        if self.returncode is None:
-            self.returncode = self._number()
-        texts = []
-        for file in self._output:
-            file.seek(0)
-            texts.append(file.read().decode("utf-8", "replace"))
-            file.close()
-        self._link.close()
-        return texts[0], texts[1]
 
     def _number(self) -> int:
         """A line of the link: first the process's number, in the end its exit code."""
@@ -106,12 +134,6 @@ class Forked:
             assert byte, "the process that forks is gone"
             line += byte
         return int(line)
-
-
-def _ask(link: socket.socket, words: list[str], streams: list[int]) -> None:
-    request = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
-    socket.send_fds(link, [len(request).to_bytes(4, "little")], streams)
-    link.sendall(request)
 
 
 @cache

@@ -2,16 +2,14 @@
 
 import contextlib
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import browser
+import forks
 import msgspec
 import numpy as np
 import pytest
@@ -104,24 +102,17 @@ def settled(page, wanted) -> float:
 @pytest.fixture(scope="module")
 def served(folder):
     """The command as a subprocess: the page's address. Ctrl-C ends it at the end, without a traceback."""
-    command = Path(sys.executable).parent / "flux4d"
-    with open(folder / "stderr", "w") as errors:
-        server = subprocess.Popen(
-            [command, "view", str(folder), "--port", "0"],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )
+    server = forks.start("flux4d", "view", folder, "--port", "0")
     try:
-        lines = ""
-        while not lines.endswith("}\n"):
-            lines += server.stdout.readline().decode()
-        yield json.loads(lines)["page"]
+        while not server.said()[0].endswith("}\n"):
+            assert server.poll() is None, server.said()
+            time.sleep(0.01)
+        yield json.loads(server.said()[0])["page"]
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 0
     finally:
         server.kill()
-    errors = (folder / "stderr").read_text()
+    errors = server.said()[1]
     assert "stopped" in errors and "flux4d/viewer.py" not in errors, errors
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import cv2
+import forks
 import numpy as np
 import pytest
 import yaml
@@ -34,16 +35,16 @@ QUICK = ["--preset", "cpu-quick"] + [
 ]
 
 
-def command(*args):
-    code = "import sys; from gaussian_avatar.cli import main; main(sys.argv[1:])"
-    return [sys.executable, "-c", code, *map(str, args)]
-
-
-def run(*args):
-    """A subprocess; its JSON result and stderr."""
-    done = subprocess.run(command(*args), capture_output=True, text=True)
+def run(*args, start=forks.run):
+    """A process of its own; its JSON result and stderr."""
+    done = start("gaussian-avatar", *args)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
+
+
+def start_anew(name, *args):
+    """As a shell does, torch imported again."""
+    return subprocess.run([Path(sys.executable).with_name(name), *map(str, args)], capture_output=True, text=True)
 
 
 def refused(capfd, *args):
@@ -61,7 +62,9 @@ def refused(capfd, *args):
 def trained(tmp_path_factory):
     """synth and train-offline as subprocesses; the folder they ran in and both results."""
     folder = tmp_path_factory.mktemp("cli")
-    synth, _ = run("synth", folder / "data", "--subject", "me", "--frames", 14, "--size", 64, "--seed", 2)
+    synth, _ = run(
+        "synth", folder / "data", "--subject", "me", "--frames", 14, "--size", 64, "--seed", 2, start=start_anew
+    )
     paths = ["--data_dir", folder / "data", "--output_dir", folder / "output"]  # RGBAvatar's spelling
     train, log = run("train-offline", "--subject", "me", "--work_name", "w", *paths, *QUICK, "--log")
     assert "the clip has 14 frames: its last 2 (15%) are held out" in log
@@ -204,8 +207,8 @@ for moment in map(int, sys.argv[1].split(",")):
 
 def killed(moments, *words):
     """A command that is killed when it has learned from so many images, once for each moment, as its work name."""
-    args = [sys.executable, "-c", KILLED, ",".join(map(str, moments)), *map(str, words)]
-    subprocess.run(args, check=True, capture_output=True)
+    done = forks.run("python", "-c", KILLED, ",".join(map(str, moments)), *words)
+    assert done.returncode == 0, done.stderr
 
 
 def test_killed_offline(trained, tmp_path):

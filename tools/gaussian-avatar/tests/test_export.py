@@ -1,10 +1,9 @@
 """Exports: static files that other programs read, and the compact avatar."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
+import forks
 import gsply
 import numpy as np
 import pytest
@@ -145,10 +144,7 @@ def command(capfd, *args):
 
 def test_commands(folder, tmp_path, capfd):
     where = ["--subject", "one", "--work-name", "w", "--output-dir", str(folder.parents[1])]
-    code = "import sys; from gaussian_avatar.cli import main; main(sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "export", *where, "--format", "safetensors"], capture_output=True, text=True
-    )
+    done = forks.run("gaussian-avatar", "export", *where, "--format", "safetensors")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["psnr_to_original"] > 35
     code, out, _ = command(capfd, "export", *where, "--frames", "all")

@@ -2,10 +2,9 @@
 
 import itertools
 import shutil
-import subprocess
-import sys
 
 import cv2
+import forks
 import numpy as np
 import pytest
 import torch
@@ -160,11 +159,10 @@ def test_a_tracker_s_pipe(data_dir, tmp_path, words, capfd):
         cv2.imwrite(str(tmp_path / "images" / str(name)), image[..., :3])
         cv2.imwrite(str(tmp_path / "masks" / str(name)), image[..., 3])
     text = "\n".join([track_stream.header_line(track), *track_stream.frame_lines(track)])
-    code = "import sys; from gaussian_avatar.cli import main; main(sys.argv[1:])"
     where = ["--subject", "me", "--work-name", "w", "--output-dir", str(tmp_path)]
     args = ["train-online", *where, "--stream", "-", "--preset", "cpu-online", "--post-steps", "60", *words]
     args += ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks"), "--log"]
-    done = subprocess.run([sys.executable, "-c", code, *args], input=text, capture_output=True, text=True)
+    done = forks.run("gaussian-avatar", *args, given=text)
     assert done.returncode == 0, done.stderr
     assert '"frames": 24' in done.stdout and '"post_images": 300' in done.stdout
     assert list((tmp_path / "me/w").glob("events.out.tfevents.*"))

@@ -2,12 +2,9 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -17,6 +14,7 @@ from pathlib import Path
 import av
 import browser
 import cv2
+import forks
 import msgspec
 import numpy as np
 import pytest
@@ -252,25 +250,22 @@ def served(folder):
     opener = folder / "opener"
     opener.write_text(f"#!/bin/sh\necho $1 > {folder}/opened\n")
     opener.chmod(0o755)
-    code = "import sys; from gaussian_avatar.cli import main; main(sys.argv[1:])"
-    options = ["--subject", "one", "--work-name", "w", "--output-dir", str(folder), "--port", "0", "--open"]
-    with open(folder / "stderr", "w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, "view", *options, "--track", str(folder / "backwards.npz")],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=os.environ | {"BROWSER": f"{opener} %s"},
-        )
+    options = ["--subject", "one", "--work-name", "w", "--output-dir", folder, "--port", "0", "--open"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BROWSER", f"{opener} %s")
+        process = forks.start("gaussian-avatar", "view", *options, "--track", folder / "backwards.npz")
     try:
-        printed = "".join(iter(process.stdout.readline, "}\n")) + "}"
+        while not process.said()[0].endswith("}\n"):
+            assert process.poll() is None, process.said()
+            time.sleep(0.01)
+        printed = process.said()[0]
         yield json.loads(printed)["page"], folder / "one/w"
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=120) == 0
-        assert process.stdout.read() == ""  # the result is all there is on stdout
+        assert process.said()[0] == printed  # the result is all there is on stdout
     finally:
         process.kill()
-    errors = (folder / "stderr").read_text()
+    errors = process.said()[1]
     assert "stopped" in errors and "Traceback" not in errors and "Warning" not in errors
 
 
