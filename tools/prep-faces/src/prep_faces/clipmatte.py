@@ -6,12 +6,11 @@ divided or where a run was interrupted.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -33,7 +32,7 @@ from prep_faces.trimap import below_the_head, draw_trimap
 
 KEY = 12  # frames from one that U2NETP sees to the next
 REACH = 2  # frames before and after that have a say in a frame
-STRETCH = 54  # frames that a process does at a time, at most
+STRETCH = 28  # frames that a process does at a time, at most
 DETAIL = 1.2  # of the picture that is matted: the face has up to so many times grabcut.FACE_PIXELS,
 PHOTO_DETAIL = 2.0  # in a clip and in a photo
 CLOSE = 1.05  # face widths around the eyes that the person network looks at closely
@@ -88,34 +87,24 @@ def matte_clip(frames: Sequence[Frame], way: Way, workers: int) -> Iterator[Reco
     count = max(1, workers * -(-len(wanted) // (workers * STRETCH)))
     size = max(1, -(-len(wanted) // count))
     stretches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
-    if workers < 2:
-        yield from _in_order(frames, way, stretches, lambda function, *given: _Done(function(*given)), 1)
+    if workers > 1:
+        with ProcessPoolExecutor(workers, get_context("spawn"), start_worker) as pool:
+            yield from _in_order(frames, way, stretches, pool, workers)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker) as pool:
-        yield from _in_order(frames, way, stretches, pool.submit, workers)
-
-
-@dataclass(frozen=True, eq=False)
-class _Done:
-    """A future that has come, for work in this process."""
-
-    value: Any
-
-    def result(self) -> Any:
-        return self.value
+    keys: dict[int, Key | None] = {}
+    for stretch in stretches:
+        needed = _keys_of(frames, way, stretch)
+        keys = {i: keys[i] if i in keys else look_at_key(frames[i].file, frames[i].shape, way.keep) for i in needed}
+        yield from stretch_records(*_around(frames, way, stretch), keys, way)
 
 
 def _in_order(
-    frames: Sequence[Frame],
-    way: Way,
-    stretches: list[list[int]],
-    submit: Callable[..., Future[Any] | _Done],
-    workers: int,
+    frames: Sequence[Frame], way: Way, stretches: list[list[int]], pool: ProcessPoolExecutor, workers: int
 ) -> Iterator[Record]:
     """Records of all stretches; the key frames of those to come are looked at while others are worked on."""
-    keys: dict[int, Future[Any] | _Done] = {}
+    keys: dict[int, Future[Key | None]] = {}
     ready: deque[tuple[list[int], list[int]]] = deque()
-    running: deque[Future[Any] | _Done] = deque()
+    running: deque[Future[list[Record]]] = deque()
     coming = iter(stretches)
 
     def prepare() -> None:
@@ -123,9 +112,9 @@ def _in_order(
         if stretch is None:
             return
         needed = _keys_of(frames, way, stretch)
-        for slot in needed:
-            if slot not in keys:
-                keys[slot] = submit(look_at_key, frames[slot].file, frames[slot].shape, way.keep)
+        for i in needed:
+            if i not in keys:
+                keys[i] = pool.submit(look_at_key, frames[i].file, frames[i].shape, way.keep)
         ready.append((stretch, needed))
 
     for _ in range(workers):
@@ -133,15 +122,19 @@ def _in_order(
     while ready or running:
         while ready and len(running) < workers:
             stretch, needed = ready.popleft()
-            found = {slot: keys[slot].result() for slot in needed}
-            for slot in [slot for slot in keys if slot < min(needed, default=0)]:
-                del keys[slot]
-            low, high = max(0, stretch[0] - 2 * way.reach), min(len(frames), stretch[-1] + 2 * way.reach + 1)
-            chosen = set(stretch)
-            around = [replace(frames[i], wanted=i in chosen) for i in range(low, high)]
-            running.append(submit(matte_stretch, around, low, found, way))
+            found = {i: keys[i].result() for i in needed}
+            for old in [i for i in keys if i < min(needed, default=0)]:
+                del keys[old]
+            running.append(pool.submit(matte_stretch, *_around(frames, way, stretch), found, way))
             prepare()
         yield from running.popleft().result()
+
+
+def _around(frames: Sequence[Frame], way: Way, stretch: list[int]) -> tuple[list[Frame], int]:
+    """A stretch with the frames that have a say in it, which it does not write itself; the number of the first."""
+    low, high = max(0, stretch[0] - 2 * way.reach), min(len(frames), stretch[-1] + 2 * way.reach + 1)
+    chosen = set(stretch)
+    return [replace(frames[i], wanted=i in chosen) for i in range(low, high)], low
 
 
 def _keys_of(frames: Sequence[Frame], way: Way, stretch: list[int]) -> list[int]:
@@ -157,9 +150,11 @@ def _keys_of(frames: Sequence[Frame], way: Way, stretch: list[int]) -> list[int]
     return slots
 
 
-def look_at_key(file: ImageFile, shape: HeadShape, keep: str) -> Key | None:
+def look_at_key(file: ImageFile, shape: HeadShape | InputError, keep: str) -> Key | None:
     """What U2NETP sees in a frame; None where it cannot be read."""
     try:
+        if isinstance(shape, InputError):
+            raise shape
         shape, to_small, picture = _picture(images.read(file.path), shape, DETAIL, keep, file.file)
     except InputError:
         return None  # its own record will say so
@@ -184,7 +179,12 @@ def _picture(
 
 
 def matte_stretch(frames: list[Frame], start: int, keys: dict[int, Key | None], way: Way) -> list[Record]:
-    """Records of the wanted ones of `frames`, which are those from the clip's frame `start` on."""
+    """`stretch_records`, all at once, for another process."""
+    return list(stretch_records(frames, start, keys, way))
+
+
+def stretch_records(frames: list[Frame], start: int, keys: dict[int, Key | None], way: Way) -> Iterator[Record]:
+    """Matte and write the wanted ones of `frames`, those from the clip's frame `start` on; the record of each."""
     looks: dict[int, Look | InputError] = {}
     alphas: dict[int, np.ndarray] = {}
     seen = {slot: key for slot, key in keys.items() if key is not None}
@@ -211,7 +211,6 @@ def matte_stretch(frames: list[Frame], start: int, keys: dict[int, Key | None], 
             alphas[i] = _matted(here, agreed(here.person, persons), _salience(here, i, seen), way.keep)
         return alphas[i]
 
-    records: list[Record] = []
     for i, frame in enumerate(frames, start):
         if not frame.wanted:
             continue
@@ -225,15 +224,14 @@ def matte_stretch(frames: list[Frame], start: int, keys: dict[int, Key | None], 
             else:
                 others = [carried(alpha(j), looks[j].view, here.view) for j in around(i, way.reach)]  # type: ignore[union-attr]
                 cover = agreed(alpha(i), others)
-            records.append(_finish(here, cover, frame.target, way))
+            yield _finish(here, cover, frame.target, way)
         except InputError as error:
             if isinstance(frame.shape, HeadShape):
                 frame.target.unlink(missing_ok=True)  # of an earlier run
-            records.append({"error": str(error)})
+            yield {"error": str(error)}
         for old in [j for j in looks if j < i - 2 * way.reach]:
             looks.pop(old)
             alphas.pop(old, None)
-    return records
 
 
 def _look(frame: Frame, way: Way) -> Look | InputError:
