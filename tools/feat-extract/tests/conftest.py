@@ -1,5 +1,6 @@
 """Data sets that the tests share: one of pictures, one of numbers."""
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -31,13 +32,21 @@ def write_config(folder: Path, **sections) -> Path:
 
 
 @pytest.fixture
-def numbers(tmp_path) -> Config:
-    """A data set of features without pictures: each class raises its own numbers for a while, over a person's level.
+def numbers(numbers_once, tmp_path) -> Config:
+    """A data set of features without pictures, of the test's own: it may write there."""
+    shutil.copytree(numbers_once, tmp_path, dirs_exist_ok=True)
+    return load_config(tmp_path / "exp.yaml")
+
+
+@pytest.fixture(scope="session")
+def numbers_once(tmp_path_factory) -> Path:
+    """Each class raises its own numbers for a while, over a person's level.
 
     20 people with 5 clips each, of 9 to 14 frames; the last 6 people are the split test.
     """
+    root = tmp_path_factory.mktemp("numbers")
     rng = np.random.default_rng(0)
-    dataset = tmp_path / "dataset"
+    dataset = root / "dataset"
     rows = []
     directions = {"feat2d": rng.normal(size=(5, 12)), "feat3d": rng.normal(size=(5, 171))}
     for person in range(20):
@@ -59,12 +68,12 @@ def numbers(tmp_path) -> Config:
             row = {"sequence": name, "split": "train" if person < 14 else "test", "identity": f"p{person}"}
             rows.append(row | dict(zip(CLASSES, labels.tolist())))
     write_table(dataset / "labels.csv", rows)
-    path = write_config(
-        tmp_path,
+    write_config(
+        root,
         dataset="dataset",
         checkpoint="checkpoint/best_scripted.pt",
         sequences={"length": 12},
         model={"streams": ["feat2d", "feat3d"], "width": 32, "layers": 1},
         train={"epochs": 20, "rate": 0.003, "stream_dropout": 0.1, "frame_dropout": 0.05},
     )
-    return load_config(path)
+    return root

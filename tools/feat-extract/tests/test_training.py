@@ -10,7 +10,7 @@ import pytest
 import torch
 from feat_extract import model_file, scores, submission, training
 from feat_extract.clips import load_clip, open_streams, stack
-from feat_extract.config import CLASSES
+from feat_extract.config import CLASSES, load_config
 from feat_extract.labels import write_table
 from recon4d import InputError
 from recon4d.files import sha256
@@ -22,9 +22,19 @@ def changed(config, section, **values):
     return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
 
 
+@pytest.fixture(scope="module")
+def trained_once(numbers_once, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(numbers_once, folder, dirs_exist_ok=True)
+    return folder, training.train(load_config(folder / "exp.yaml"), CPU)
+
+
 @pytest.fixture
-def trained(numbers):
-    return numbers, training.train(numbers, CPU)
+def trained(trained_once, tmp_path):
+    """The data set and what was trained on it, of the test's own, and the training's figures."""
+    folder, result = trained_once
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return load_config(tmp_path / "exp.yaml"), result
 
 
 def test_held_out_people_are_recognised(trained):
