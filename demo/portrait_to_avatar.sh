@@ -5,7 +5,7 @@
 #
 # Without VIDEO it films a synthetic head first. Everything goes under $OUT (default out/portrait), which must not
 # exist yet. $PRESET (default cpu-quick) is the training preset; $TRAIN_OPTIONS, $SYNTH_OPTIONS and $TRACK_OPTIONS
-# (default --photometric --init encoder) are added to the commands train-offline, synth and track as they are.
+# (default --photometric) are added to the commands train-offline, synth and track as they are.
 set -euo pipefail
 
 out=${OUT:-out/portrait}
@@ -27,7 +27,7 @@ data=$out/data
 step frames    prep-faces frames "$video" --out "$out/clip"
 step landmarks prep-faces landmarks "$out/clip/frames" --out "$out/clip"
 step track     flame-encoder track "$out/clip/frames" --landmarks "$out/clip/landmarks" --out "$data/head" \
-                 ${TRACK_OPTIONS---photometric --init encoder}
+                 ${TRACK_OPTIONS---photometric}
 step matte     prep-faces matte "$out/clip/frames" --track "$data/head/track.npz" --out "$data/head/images"
 step train     gaussian-avatar train-offline --data-dir "$data" --subject head --work-name demo \
                  --output-dir "$out/avatar" --preset "$preset" ${TRAIN_OPTIONS:-}

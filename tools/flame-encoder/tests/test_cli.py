@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import av
 import cv2
+import forks
 import numpy as np
 import pytest
 import torch
@@ -19,12 +18,11 @@ from recon4d import head
 from recon4d.formats import insta, track, track_stream
 
 
-def run(*arguments, code=0):
-    """Run a command in a process of its own; wrong input in this one, which saves importing torch again."""
+def run(*arguments, code=0, start=forks.run):
+    """Run a command in a process of its own; wrong input in this one."""
     arguments = [str(a) for a in arguments]
     if code == 0:
-        command = [sys.executable, "-c", "from flame_encoder.cli import main; main()", *arguments]
-        result = subprocess.run(command, capture_output=True, text=True)
+        result = start("flame-encoder", *arguments)
         assert result.returncode == 0, result.stderr
         return result
     result = CliRunner().invoke(main, arguments)

@@ -1,10 +1,9 @@
 """mean-face, encode and mesh, with an untrained encoder and with the one that ships."""
 
 import json
-import subprocess
-import sys
 
 import cv2
+import forks
 import numpy as np
 import pytest
 import torch
@@ -28,8 +27,7 @@ def run(*arguments, code=0):
 
 
 def shell(*arguments):
-    command = [sys.executable, "-c", "from flame_encoder.cli import main; main()", *[str(a) for a in arguments]]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = forks.run("flame-encoder", *arguments)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 

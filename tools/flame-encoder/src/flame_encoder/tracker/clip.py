@@ -81,7 +81,7 @@ def track(
             if wrong:
                 log(f"the encoder contradicts the landmarks of {wrong} frames; its own take their place there")
             start, replaced = partial(initial.encoded, encoder=network, frames=paths), {"replaced": wrong}
-        with progress("track", options.steps(photometric)) as report:
+        with progress("track", options.steps(photometric, seen.dense is not None)) as report:
             found = fit(head, seen, options, paths if photometric else None, start, report)
         found = found._replace(figures=found.figures | replaced)
         run.write(out, found.track, found.figures)
@@ -163,8 +163,9 @@ def _refine(
     found = problem.as_track(g, q)
     windows, done = photometric.cut(frames, found, found.vertices(head)), 0
     figures: dict[str, Any] = {"photometric_error": [], "found": []}
-    coarsest = max(options.photometric_levels)
-    for levels in options.photometric_levels:
+    rounds = options.levels(problem.dense)
+    coarsest = max(rounds)
+    for levels in rounds:
         if levels > coarsest:
             continue
         found = problem.as_track(g, q)
@@ -178,7 +179,7 @@ def _refine(
         g, q, steps = problem.solve(g, q, options.photometric_iterations, after(report, done))
         done += steps
         if settled:  # coarse rounds go on only while they help
-            coarsest = min(options.photometric_levels)
+            coarsest = min(rounds)
     found = problem.as_track(g, q)
     measured = gaze.measure(head, windows, found, found.vertices(head), options.gaze_prior_sigma)
     problem.rig.columns.split(q)["gaze"][:] = problem.smooth_gaze(*measured)

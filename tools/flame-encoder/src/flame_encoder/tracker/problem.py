@@ -92,6 +92,7 @@ class Options:
         smooth_rotation: radians. smooth_translation: of direction (radians) and of log distance, which are free of the
             unknown size. smooth_expression, smooth_eyelids: of coefficients. smooth_jaw, smooth_gaze: radians.
         photometric_levels: of each photometric round at most, pyramid levels above the first; coarse to fine.
+        dense_levels: the same after dense landmarks, which are nearer to the end.
         photometric_iterations: steps in each round.
         photometric_evidence: how many matched points of a frame count as independent; neighbours err alike.
         landmark_share: of the landmarks' weights that is left in the photometric stage.
@@ -121,13 +122,19 @@ class Options:
     smooth_eyelids: float = 0.3
     smooth_gaze: float = 0.1
     photometric_levels: tuple[int, ...] = (*[2] * 8, 1, 1)
+    dense_levels: tuple[int, ...] = (2, 1)
     photometric_iterations: int = 4
     photometric_evidence: float = 100.0
     landmark_share: float = 0.1
 
-    def steps(self, photometric: bool) -> int:
+    def levels(self, dense: bool) -> tuple[int, ...]:
+        """Those of the photometric rounds."""
+        return self.dense_levels if dense else self.photometric_levels
+
+    def steps(self, photometric: bool, dense: bool) -> int:
         """Solver steps at most."""
-        return self.iterations + photometric * self.photometric_iterations * len(self.photometric_levels)
+        more = self.iterations if dense else 0  # all frames after the key frames
+        return self.iterations + more + photometric * self.photometric_iterations * len(self.levels(dense))
 
 
 def share_of(cosine: np.ndarray) -> np.ndarray:
@@ -152,13 +159,14 @@ class Problem:
         gaps, (left, right) = self.compared.gaps, self.compared.eyes
         irises = torch.stack([known[:, -2] & known[:, left].all(1), known[:, -1] & known[:, right].all(1)], 1)
         known = torch.cat([known[:, :-2], known[:, gaps].all(-1), irises], 1)
-        sigma = torch.cat([sigma, torch.full((len(gaps),), options.gap_sigma), torch.full((2,), options.gaze_sigma)])
+        self.evidence = options.dense_evidence / len(sigma) if self.dense else 1.0
+        own = torch.tensor([options.gap_sigma] * len(gaps) + [options.gaze_sigma] * 2)
+        sigma = torch.cat([sigma, own * self.evidence**0.5])  # these are few, and each counts
         unit = torch.from_numpy(np.where(seen.valid, seen.unit, 1.0)).float()
         self.sigma = sigma
         self.weight = known / (sigma * unit[:, None])  # (N, points + gaps + irises), 1/px
         self.surface: Points | None = None
         self.matches: Matches | None = None
-        self.evidence = options.dense_evidence / len(sigma) if self.dense else 1.0
         self.shares = (self.evidence, 1.0)  # weights of the landmarks and of what the images say
         self.towards = torch.ones_like(self.weight)  # less for what faces away
         self.target = self.observed  # where the points should be, freed of what a landmarker does to turned heads
