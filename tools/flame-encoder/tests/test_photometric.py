@@ -171,7 +171,7 @@ def test_the_images_steady_a_noisy_track(clip):
     fine, figures = fit(clip.model, seen, options, clip.frames, report=lambda step, text: steps.append(step))
     assert error(fine) < 0.5 * error(rough)
     assert figures["photometric_error"][-1] < figures["photometric_error"][0] and figures["found"][-1] > 0.5
-    assert steps == sorted(set(steps)) and steps[-1] <= options.steps(photometric=True)
+    assert steps == sorted(set(steps)) and steps[-1] <= options.steps(photometric=True, dense=False)
 
 
 def test_landmarks_that_the_encoder_contradicts_are_replaced(clip):
