@@ -2,6 +2,7 @@
 
     done = forks.run("flux4d", "eval", "--help")          as subprocess.run: returncode, stdout, stderr
     done = forks.run("python", "-c", code, ...)           the same with a program given as text
+    done = forks.anew("flux4d", "eval", "--help")         without a fork, for what is read at an import
     process = forks.start("flux4d", "overfit", ...)       to be killed: poll(), said(), kill(), communicate()
     forks.programs()                                      a folder for a shell's PATH: programs that do the same
 
@@ -50,12 +51,16 @@ def run(*words: object, given: str = "") -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def anew(*words: object) -> subprocess.CompletedProcess:
+    """The same as a shell does it, torch imported again: one command of each tool is tested so."""
+    process = Started(words)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
 def start(*words: object, given: str = "") -> "Process":
     """A command of a tool, its output kept."""
-    streams = [tempfile.TemporaryFile() for _ in range(3)]  # noqa: SIM115
-    streams[0].write(given.encode())
-    streams[0].seek(0)
-    return (Forked if FORKS else Started)(list(map(str, words)), streams)
+    return (Forked if FORKS else Started)(words, given)
 
 
 def programs() -> Path:
@@ -66,8 +71,11 @@ def programs() -> Path:
 class Process:
     """What of `subprocess.Popen` the tests use."""
 
-    def __init__(self, words: list[str], streams: list):
-        self.args, self.returncode, self.streams = words, None, streams
+    def __init__(self, words: tuple, given: str = ""):
+        self.args, self.returncode = list(map(str, words)), None
+        self.streams = [tempfile.TemporaryFile() for _ in range(3)]  # noqa: SIM115
+        self.streams[0].write(given.encode())
+        self.streams[0].seek(0)
         self.begin()
 
     def said(self) -> tuple[str, str]:

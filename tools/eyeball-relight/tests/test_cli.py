@@ -5,11 +5,10 @@ The demo's test runs the same commands as subprocesses; here they run in this pr
 
 import json
 import shutil
-import subprocess
-import sys
 
 import av
 import cv2
+import forks
 import numpy as np
 import pytest
 from eyeball_relight.cli import main
@@ -102,10 +101,9 @@ def test_marks_and_painted_masks(exported, data, capfd, tmp_path):
 
 
 def test_import_as_a_subprocess(data, tmp_path):
-    code = "import sys; from eyeball_relight.cli import main; main(sys.argv[1:])"
     arguments = ["import", data / "transforms.json", "--images", data / "image", "--masks", data / "mask"]
     arguments += ["--out", tmp_path / "out"]
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    done = forks.anew("eyeball-relight", *arguments)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["frames"] == 11 and len(list((tmp_path / "out" / "mask").iterdir())) == 11
     ours, theirs = (read_picture(p / "image" / "0004.png", 3) for p in (tmp_path / "out", data))

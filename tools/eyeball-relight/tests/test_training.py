@@ -2,9 +2,8 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -275,7 +274,8 @@ def test_a_killed_run_goes_on(data, tmp_path, tiny):
     settings += ["train.grid=16", "train.mesh_resolution=32"]
     for setting in [*settings, "train.checkpoint_every=5"]:
         words += ["--set", setting]
-    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "2,6,15", *words], check=True, capture_output=True)
+    done = forks.run("python", "-c", KILLED, tmp_path, "2,6,15", *words)
+    assert done.returncode == 0, done.stderr
     whole = run("train", "--workspace", tmp_path / "whole", *words)
     assert whole.exit_code == 0, whole.output
     fields = {}

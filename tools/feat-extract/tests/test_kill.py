@@ -1,13 +1,11 @@
 """A process killed at a random moment leaves what the same command completes to what an undisturbed run makes."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -18,16 +16,9 @@ from feat_extract.cli import main
 from feat_extract.config import load_config
 from feat_extract.synth import DATASET
 
-PROGRAM = str(Path(sys.executable).with_name("feat-extract"))
-
 
 def kill_when(path_count, *arguments) -> None:
-    process = subprocess.Popen(
-        [PROGRAM, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    process = forks.start("feat-extract", *arguments)
     while process.poll() is None and not path_count():
         time.sleep(0.001)
     time.sleep(np.random.default_rng().uniform(0, 0.02))

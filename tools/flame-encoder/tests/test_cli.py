@@ -182,7 +182,7 @@ def test_bad_input_says_what_is_wrong_and_writes_nothing(frames, tmp_path, case,
 
 
 def test_check_model(tmp_path):
-    found = json.loads(run("check-model", "--render", tmp_path / "head.png").stdout)
+    found = json.loads(run("check-model", "--render", tmp_path / "head.png", start=forks.anew).stdout)
     assert found["name"] == "open-head" and found["landmarks"] == 68 and found["skinning_error"] < 1e-4
     image = cv2.imread(str(tmp_path / "head.png"))
     assert image.shape == (512, 512, 3) and (image[..., 2].astype(int) - image[..., 1] > 150).sum() > 300  # red dots

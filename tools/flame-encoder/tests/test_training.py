@@ -1,15 +1,14 @@
 """Training: on one process and two, killed and resumed, from files and synthetic people; and wrong input."""
 
 import json
-import multiprocessing
 import signal
 import time
+from pathlib import Path
 
 import cv2
 import forks
 import numpy as np
 import pytest
-import stopped_run
 import torch
 import yaml
 from click.testing import CliRunner
@@ -129,15 +128,12 @@ def test_killed_and_started_again(finished, tmp_path, steps, resume):
     folder, _ = finished
     out, flag = tmp_path / "out", tmp_path / "flag"
     run = ["--config", str(folder / "c.yaml"), "--out", str(out), "--cache", str(folder / "cache")]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["flame_encoder.encoder.training"])
-    process = context.Process(target=stopped_run.train, args=(run, steps, flag))
-    process.start()
-    while not flag.exists() and process.is_alive():
+    code = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import stopped_run; stopped_run.main()"
+    process = forks.start("python", "-c", code, steps, flag, *run)
+    while not flag.exists() and process.poll() is None:
         time.sleep(0.01)
     process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL and (out / "checkpoint.pth").exists() == (steps > 3)
+    assert process.wait() == -signal.SIGKILL and (out / "checkpoint.pth").exists() == (steps > 3)
     if steps > 3:
         assert "--resume" in train(*run, code=2)
     assert train(*run, *(["--resume"] if resume else []))["steps"] == 8

@@ -18,9 +18,9 @@ TINY = ("lift.max_gaussians=1500", "lift.sky_points=8000", "model.channels=[8,12
 SMALL = [word for setting in (*TINY, "model.refinements=0") for word in ("--set", setting)]
 
 
-def run(*arguments):
+def run(*arguments, start=forks.run):
     """A process of the installed command; its JSON result."""
-    done = forks.run("flux4d", *arguments)
+    done = start("flux4d", *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -62,7 +62,9 @@ def test_two_processes_do_what_one_does(work):
 
 
 def test_voxels(work):
-    found = run("inspect-voxels", "--index-path", work / "clips.json", "--num_sky_points", 5000, *SMALL)
+    found = run(
+        "inspect-voxels", "--index-path", work / "clips.json", "--num_sky_points", 5000, *SMALL, start=forks.anew
+    )
     assert found["inside"] <= found["gaussians"] - found["sky"] and found["voxels"][0] > found["voxels"][1] > 50
     assert found["points_per_voxel_mean"] * found["voxels"][0] == pytest.approx(found["inside"])
     assert found["time_from"] + 0.1 >= 0 and 1.0 < found["time_to"] < 1.1

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -42,11 +40,6 @@ def run(*args, start=forks.run):
     return json.loads(done.stdout), done.stderr
 
 
-def start_anew(name, *args):
-    """As a shell does, torch imported again."""
-    return subprocess.run([Path(sys.executable).with_name(name), *map(str, args)], capture_output=True, text=True)
-
-
 def refused(capfd, *args):
     """The one sentence with which a command refuses its input, exit code 2."""
     with pytest.raises(SystemExit) as stop:
@@ -63,7 +56,7 @@ def trained(tmp_path_factory):
     """synth and train-offline as subprocesses; the folder they ran in and both results."""
     folder = tmp_path_factory.mktemp("cli")
     synth, _ = run(
-        "synth", folder / "data", "--subject", "me", "--frames", 14, "--size", 64, "--seed", 2, start=start_anew
+        "synth", folder / "data", "--subject", "me", "--frames", 14, "--size", 64, "--seed", 2, start=forks.anew
     )
     paths = ["--data_dir", folder / "data", "--output_dir", folder / "output"]  # RGBAvatar's spelling
     train, log = run("train-offline", "--subject", "me", "--work_name", "w", *paths, *QUICK, "--log")

@@ -1,12 +1,11 @@
 """Pictures, clips and runs of the command that the tests share."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
+import forks
 import numpy as np
 import pytest
 import roma
@@ -22,8 +21,7 @@ def run() -> Callable[..., subprocess.CompletedProcess]:
     """Run prep-faces as a user does: `run("frames", video, "--out", folder)`."""
 
     def start(*arguments: object) -> subprocess.CompletedProcess:
-        command = [str(Path(sys.executable).with_name("prep-faces")), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+        return forks.run("prep-faces", *arguments)
 
     return start
 

@@ -5,6 +5,7 @@ import json
 import sys
 
 import datasets
+import forks
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -100,9 +101,9 @@ def test_a_dataset_without_images(tmp_path):
         next(read_hub(str(tmp_path), "train"))
 
 
-def test_without_network_or_package(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    done = run("ffhq", "some/faces", "--out", tmp_path / "x")
+def test_without_network_or_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # read at an import
+    done = forks.anew("prep-faces", "ffhq", "some/faces", "--out", tmp_path / "x")
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
     assert "some/faces cannot be read" in done.stderr and "or give local files" in done.stderr
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -2,13 +2,11 @@
 
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import av
 import cv2
+import forks
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -66,10 +64,7 @@ def test_kill_and_resume(source, tmp_path, command):
     chance = random.Random(command)
     table = {"crop": "crops", "detect": "faces"}.get(command, command)
     lines, pause = chance.randint(1, 4), chance.uniform(0, 0.01)
-    program = str(Path(sys.executable).with_name("prep-faces"))
-    process = subprocess.Popen(
-        [program, *arguments(command, source, killed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = forks.start("prep-faces", *arguments(command, source, killed))
     path = killed / f"{table}.jsonl"
     while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < lines):
         time.sleep(0.001)

@@ -24,7 +24,10 @@ def folder(portrait, tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def end_ray():
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray's workers stand back (nice 15): beside other tests on few cores they would wait for minutes.
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
     import ray  # not before the engine has set up its environment
 
     ray.shutdown()
