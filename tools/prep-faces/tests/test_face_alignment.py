@@ -68,6 +68,9 @@ def look_in(folder: Path, monkeypatch) -> None:
 @pytest.fixture(autouse=True)
 def here(weights, monkeypatch):
     look_in(weights.parent, monkeypatch)
+    for name, value in list(vars(face_alignment.utils).items()):
+        if hasattr(value, "py_func"):  # compiling what finds the peaks takes ten seconds, running it as Python none
+            monkeypatch.setattr(face_alignment.utils, name, value.py_func)
     load_aligner.cache_clear()
     yield
     load_aligner.cache_clear()
