@@ -29,7 +29,7 @@ from recon4d.color import linear_from_srgb
 from recon4d.images import write_png
 
 ROOT = Path(__file__).resolve().parent.parent
-COLORS = {"mtcnn": (255, 60, 60), "dlib": (60, 255, 60), "face-alignment": (80, 120, 255)}
+COLORS = {"mtcnn": (255, 60, 60), "dlib": (60, 255, 60), "mediapipe": (255, 220, 0), "face-alignment": (80, 120, 255)}
 
 
 def drawn_clip(count: int, size: int = 360) -> tuple[list[np.ndarray], np.ndarray]:
