@@ -90,6 +90,14 @@ def test_wild_points_and_missing_ones(model):
     assert turn_error(found, truth) < 2.5 and (~found.valid).nonzero()[0].tolist() == [11, 12]
 
 
+def test_landmarks_that_no_head_explains_are_bridged(model):
+    truth, seen = dense_clip(model)
+    seen.dense[20:22] = seen.dense[20:22] + 40 * np.random.default_rng(0).standard_normal((2, 478, 2))
+    found, figures = fit(model, seen, Options(focal=FOCAL))
+    assert figures["doubted"] == 2 and (~found.valid).nonzero()[0].tolist() == [20, 21]
+    assert turn_error(found, truth) < 2.5
+
+
 def test_a_stream_follows_the_clip(model):
     truth, seen = dense_clip(model, n=60)
 

@@ -1,6 +1,7 @@
 """Tracking a whole clip: from its landmarks and, where asked, from its images."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from flame_encoder.tracker.photometric import Surface
 from flame_encoder.tracker.points import Rig
 from flame_encoder.tracker.problem import CHUNK, Options, Problem
 
+DOUBTFUL = 0.06  # median error of a frame's landmarks, share of the distance between the eyes
 Start = Callable[[Problem], tuple[Tensor, Tensor]]  # shared and per-frame unknowns to start from
 
 
@@ -85,6 +87,8 @@ def track(
             found = fit(head, seen, options, paths if photometric else None, start, report)
         found = found._replace(figures=found.figures | replaced)
         run.write(out, found.track, found.figures)
+        if found.figures["doubted"]:
+            log(f"{found.figures['doubted']} frames have landmarks that no head explains; they are bridged and marked")
         if preview:
             run.draw(out, head, found.track, frames, seen.landmarks)
     return found
@@ -110,7 +114,8 @@ def fit(
     Returns:
         The track, and a dictionary of figures: `mean_px`, `p95_px` (mean and 95th percentile over landmarks and valid
         frames of the reprojection error), `mean_iod` (the mean in % of the distance between the outer eye corners),
-        `focal`, `interpolated` (frames without landmarks), `jitter_mm` (mean second difference of the face's vertices),
+        `focal`, `interpolated` (frames without landmarks, or with doubted ones), `doubted` (frames whose dense
+        landmarks no head explains: bridged, and marked), `jitter_mm` (mean second difference of the face's vertices),
         `steps`; with `frames` also `photometric_error` (mean absolute difference, of 1, between the drawn head and
         the frames) and `found` (share of the drawn points in sight that were found), before each round.
 
@@ -133,6 +138,12 @@ def fit(
         steps = done + more
     else:
         g, q, steps = problem.solve(g, q, options.iterations, report)
+    doubted = _doubted(problem, g, q) if problem.dense else np.zeros(len(q), bool)
+    if doubted.any():
+        seen = replace(seen, valid=seen.valid & ~doubted)
+        problem = Problem(rig, seen, options)
+        q, more = problem.solve(g, q, options.iterations, after(report, steps), hold=True)[1:]
+        steps += more
     figures: dict[str, Any] = {}
     if frames is not None:
         g, q, more, figures = _refine(problem, g, q, frames, after(report, steps))
@@ -145,10 +156,19 @@ def fit(
         "mean_iod": float(100 * np.nanmean(errors / seen.unit[seen.valid][:, None])),
         "focal": float(np.exp(g[-1])),
         "interpolated": int((~seen.valid).sum()),
+        "doubted": int(doubted.sum()),
         "jitter_mm": _jitter(head, found),
         "steps": steps,
     } | figures
     return Tracked(found, figures)
+
+
+def _doubted(problem: Problem, g: Tensor, q: Tensor) -> np.ndarray:
+    """(N,) frames whose landmarks fit no head; none where that would leave less than half of them."""
+    share = np.nanmedian(problem.errors(g, q), 1) / problem.seen.unit[problem.seen.valid]
+    found = np.zeros(problem.n, bool)
+    found[problem.seen.valid] = share > DOUBTFUL
+    return found if found.sum() <= 0.5 * problem.seen.valid.sum() else np.zeros(problem.n, bool)
 
 
 def _refine(
