@@ -11,7 +11,8 @@ import torch
 from recon4d import InputError, mesh
 from recon4d.cameras import Camera
 from recon4d.cli import progress
-from recon4d.files import parse_json, read_npy, read_npz
+from recon4d.files import parse_json, read_npz
+from recon4d.formats.landmarks import read_landmarks, to_ibug
 from recon4d.runs import claim
 from scipy.interpolate import CubicSpline
 from scipy.optimize import least_squares
@@ -139,10 +140,10 @@ def triangulate(pixels: np.ndarray, seen: np.ndarray, camera: Camera) -> tuple[n
 
 
 def outlines(capture: Capture, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Outlines (6, 3) of both eyes in space from 68 landmarks per picture, and how well they fit.
+    """Outlines (6, 3) of both eyes in space from landmarks per picture, and how well they fit.
 
     Args:
-        folder: `<stem>.npy` (68, 2) in pixels, as prep-faces landmarks writes them; pictures without are skipped.
+        folder: `<stem>.npy` as prep-faces landmarks writes them; pictures without are skipped.
             `landmarks.jsonl` beside the folder says which size the pictures had.
     """
     pixels = np.zeros((len(capture), 68, 2))
@@ -153,11 +154,11 @@ def outlines(capture: Capture, folder: Path) -> tuple[dict[str, np.ndarray], dic
         path = folder / f"{name}.npy"
         if not path.is_file():
             continue
-        points = read_npy(path)
-        if points.shape != (68, 2) or points.dtype.kind not in "iuf" or not (np.abs(points) < 1e6).all():
-            raise InputError(f"{path} does not hold 68 landmarks in pixels; find the landmarks again")
+        faces = to_ibug(read_landmarks(path))
+        if len(faces) != 1 or not np.isfinite(faces[0, 36:48]).all():
+            raise InputError(f"{path} does not hold the landmarks of one face, with its eyes; find the landmarks again")
         width, height = sizes.get(name, (capture.camera.width, capture.camera.height))
-        pixels[i] = points * [capture.camera.width / width, capture.camera.height / height]
+        pixels[i] = faces[0] * [capture.camera.width / width, capture.camera.height / height]
         seen[i] = True
     if seen.sum() < 3:
         raise InputError(
