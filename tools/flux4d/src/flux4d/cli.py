@@ -116,6 +116,25 @@ def synth(**options: Any) -> None:
     print_result(write_scenes(**options))
 
 
+@main.command("import", cls=Command)
+@click.argument("layout", type=click.Choice(["kitti", "folder"]))
+@click.argument("source", type=PathType)
+@click.argument("out", type=PathType)
+@click.option("--poses", help="A file, 12 numbers a sweep; oxts; or kiss-icp.  [default: those of the log]")
+@click.option(
+    "--rate", type=Real(0.1, 1000), default=10.0, show_default=True, help="Sweeps a second where no times are given."
+)
+@click.option(
+    "--no-deskew", "deskew", flag_value=False, default=True, help="Points are where they were at the sweep's own time."
+)
+@force_option
+def import_(**options: Any) -> None:
+    """Bring a log, SOURCE, into PandaSet's layout as the scene OUT. LAYOUT: kitti (a drive of KITTI raw), folder."""
+    from flux4d.imports import import_log
+
+    print_result(import_log(**options, log=log))
+
+
 @main.command(cls=Command)
 @click.option("--data-root", required=True, type=PathType, help="The folder of scenes.")
 @click.option("--out-full", required=True, type=PathType, help="Index of all scenes (JSON).")
