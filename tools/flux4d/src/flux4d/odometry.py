@@ -9,6 +9,8 @@ from recon4d.cli import progress
 from flux4d.logs import Log, poses_in_sweep
 
 REACH = 100.0  # metres, KISS-ICP's own default
+NEAR = 3.0  # metres; the car itself is seen nearer than that, and stands still
+VOXEL = 0.5  # metres; with its default, a hundredth of the reach, slow traffic comes out 8 cm a frame unsteady
 
 
 def kiss_icp_poses(log: Log, deskew: bool = True) -> np.ndarray:
@@ -26,8 +28,8 @@ def kiss_icp_poses(log: Log, deskew: bool = True) -> np.ndarray:
         raise InputError(
             "--poses kiss-icp needs the package kiss-icp; install flux4d[odometry], or give a file of poses"
         ) from error
-    config.data.max_range = REACH
-    config.mapping.voxel_size = REACH / 100
+    config.data.max_range, config.data.min_range = REACH, NEAR
+    config.mapping.voxel_size = VOXEL
     config.registration.max_num_threads = 1  # sums in one order: the same poses on every machine
 
     # Its own deskewing takes the motion of the sweep before, which at the start is none: the first sweeps stay skewed,
