@@ -7,17 +7,30 @@ SRC/poses.txt                        12 numbers a sweep, LiDAR to world; not nee
 SRC/sweeps/timestamps.txt            seconds, one a sweep; as well beside the pictures
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from recon4d import InputError, images
 from recon4d.files import read_json
 
 from flux4d import point_files
 from flux4d.kitti import AXES
 from flux4d.logs import Log, LogCamera, Sweep, files_in, growing, numbers, read_poses, rigid
+
+
+def _name(name: str) -> str:
+    if PurePosixPath(name).name != name or name[:1] in ("", ".") or not set(name).isdisjoint("\0\\"):
+        raise ValueError("must be the name of a folder")
+    return name
+
+
+def _rows(rows: list[list[float]]) -> list[list[float]]:
+    if rows[3:] not in ([], [[0, 0, 0, 1]]):
+        raise ValueError("must end in 0 0 0 1")
+    return rows[:3]
+
 
 Row = Annotated[list[float], Field(min_length=4, max_length=4)]
 
@@ -31,12 +44,12 @@ class _Camera(_Part):
     fy: float = Field(gt=0)
     cx: float
     cy: float
-    lidar_to_camera: list[Row] = Field(min_length=3, max_length=4)
+    lidar_to_camera: Annotated[list[Row], Field(min_length=3, max_length=4), AfterValidator(_rows)]
 
 
 class _Calibration(_Part):
     lidar_axes: Literal["forward-left-up", "right-forward-up"] = "forward-left-up"
-    cameras: dict[str, _Camera] = Field(min_length=1)
+    cameras: dict[Annotated[str, AfterValidator(_name)], _Camera] = Field(min_length=1)
 
 
 def open_log(source: Path, rate: float, poses: str | None) -> Log:
@@ -79,7 +92,7 @@ def open_log(source: Path, rate: float, poses: str | None) -> Log:
     for name, camera in calibration.cameras.items():
         place, files = pictures[name]
         K = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]])
-        cameras[name] = LogCamera(files, times[place], K, rigid(np.array(camera.lidar_to_camera[:3]), path), path)
+        cameras[name] = LogCamera(files, times[place], K, rigid(np.array(camera.lidar_to_camera), path), path)
     moments = times[source / "sweeps"]
     track = Path(poses) if poses not in (None, "kiss-icp") else source / "poses.txt"
     known = None

@@ -58,7 +58,7 @@ def numbers(path: Path, width: int) -> np.ndarray:
     rows = []
     for number, line in enumerate(lines(path), 1):
         try:
-            row = [float(word) for word in line.replace(",", " ").split()]
+            row = [float(word.replace("_", "x")) for word in line.replace(",", " ").split()]  # 1_0 is no number
         except ValueError as error:
             raise InputError(f"{path}: line {number} is not numbers; copy it again") from error
         if row and (len(row) != width or not np.isfinite(row).all()):
@@ -141,7 +141,8 @@ def files_in(folder: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
     """The files of a kind in a folder in natural order, hidden ones left out. InputError where there are none."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; it should hold the log's {what}")
-    found = [path for path in folder.iterdir() if path.name.lower().endswith(suffixes) and path.name[0] != "."]
+    there = [path for path in folder.iterdir() if path.name.lower().endswith(suffixes) and path.name[0] != "."]
+    found = [path for path in there if path.is_file()]
     if not found:
         raise InputError(f"{folder} holds no {what} ({', '.join(suffixes)}); check that the log is complete")
     return sorted(found, key=lambda path: images.natural_key(path.name))
