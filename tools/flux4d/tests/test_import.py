@@ -199,7 +199,11 @@ def test_a_drive_with_missing_sweeps_and_no_clock(drive, tmp_path):
     times = brought("kitti", source, tmp_path / "a")[0].lidar.times  # a line of timestamps.txt a number
     np.testing.assert_allclose(times - EPOCH, [0, 0.1, 0.2, 0.4, 0.5], atol=1e-6)
     (source / "image_02" / "timestamps.txt").unlink()
-    scene = brought("kitti", source, tmp_path / "b", rate=5.0)[0]
+    (source / "tracklet_labels.xml").write_text("<boost_serialization/>")
+    said = []
+    imports.import_log("kitti", source, tmp_path / "b", rate=5.0, log=said.append)
+    assert "tracklets are not read" in said[0] and "1 of 6 pictures have no sweep beside them" in said[1], said
+    scene = pandaset.open_scene(tmp_path / "b")
     np.testing.assert_allclose(scene.lidar.times, [0, 0.2, 0.4, 0.8, 1.0])
     np.testing.assert_allclose(scene.cameras["front_camera"].times, 0.2 * np.arange(6))
 

@@ -48,6 +48,8 @@ def import_log(
     given = poses if poses not in (None, "oxts", "kiss-icp") else None
     with runs.claim(out, "flux4d import", force=force, inputs=[source, given]) as claimed:
         found = LAYOUTS[layout](source, rate, poses)
+        if (source / "tracklet_labels.xml").exists():
+            log(f"{source / 'tracklet_labels.xml'}: KITTI's tracklets are not read; the scene has no cuboids")
         known = found.poses
         if known is None and poses is None:
             raise InputError(f"{source} has no poses; give a file of them with --poses, or --poses kiss-icp")
