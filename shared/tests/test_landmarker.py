@@ -57,6 +57,10 @@ def test_several_faces(astronaut):
     assert landmarker.find(pair, every=True)
 
 
+def test_a_face_is_found_once_in_whole_and_parts(astronaut):
+    assert len(landmarker.find(astronaut, every=True)) == 1
+
+
 def test_a_face_is_followed_and_found_again(astronaut, face):
     shifted = np.roll(astronaut, 6, axis=1)
     found = landmarker.follow(shifted, face.next_square())

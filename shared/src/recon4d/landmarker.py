@@ -38,6 +38,7 @@ SURE = 0.5  # score of a detection
 PRESENT = 0.5  # probability that there is a face in the square
 MARGIN = 1.5  # of the square over what was found
 SMALL = 128  # pixels that the detector sees
+LEAST = 96  # pixels of a part that it is worth looking at
 PARTS = (0.6, 0.36, 0.22)  # of the longer side, where the detector looks for small faces
 RETRY = 5  # of so many pictures without a face one is looked at in all parts
 CROP = 256  # pixels that the landmark network sees
@@ -270,18 +271,26 @@ def find(
     """
     found, scores = _detected(image, threshold, threads)
     for share in parts:
-        if len(found) and not every:
+        if (len(found) and not every) or share * max(image.shape[:2]) < LEAST:
             break
         smaller = [
             _detected(image, threshold, threads, window) for window in _windows(image.shape[0], image.shape[1], share)
         ]
         found, scores = _merged(*map(np.concatenate, zip((found, scores), *smaller)))  # type: ignore[arg-type]
-    faces = []
+    faces: list[DenseFace] = []
     for box, six in zip(found[:, :4], found[:, 4:].reshape(-1, 6, 2)):
         face = landmarks(image, square_of(box.reshape(2, 2), six[:2]), threads)
         if face.presence >= PRESENT:
-            faces.append(landmarks(image, face.next_square(), threads))
+            face = landmarks(image, face.next_square(), threads)
+            if not any(_same(face, other) for other in faces):  # seen in the whole and in a part
+                faces.append(face)
     return faces
+
+
+def _same(face: DenseFace, other: DenseFace) -> bool:
+    """Whether two are one: their middles are nearer than a third of the larger one's side."""
+    size = max(face.next_square().side, other.next_square().side) / MARGIN
+    return math.dist(face.next_square().centre, other.next_square().centre) < size / 3
 
 
 def _detected(
