@@ -16,9 +16,8 @@ DEMO = ROOT / "demo" / "portrait_to_avatar.sh"
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "portrait é"
-    result = run_demo(
-        DEMO, out, SYNTH_OPTIONS="--frames 40 --size 192", TRAIN_OPTIONS="--set train.iterations=900", TRACK_OPTIONS=""
-    )
+    train = "--set train.iterations=350 --set model.tex_size=64"
+    result = run_demo(DEMO, out, SYNTH_OPTIONS="--frames 16 --size 144", TRAIN_OPTIONS=train, TRACK_OPTIONS="")
     assert result.returncode == 0, result.stderr
     return out, result
 
@@ -49,7 +48,7 @@ def test_demo_pictures(demo):
     assert all(f.max() > 60 for f in frames)  # the head stays in the picture
     images = sorted((out / "data" / "head" / "images").glob("*.png"))
     frames = sorted((out / "data" / "head" / "checkpoint").glob("*.frame"))
-    assert [p.stem for p in images] == [p.stem for p in frames] and len(images) == 40
+    assert [p.stem for p in images] == [p.stem for p in frames] and len(images) == 16
 
 
 def test_demo_refuses_wrong_input(tmp_path, demo):
