@@ -110,7 +110,7 @@ def test_two_hundred_files_of_which_forty_are_broken(face, tmp_path):
     assert len(BROKEN_KINDS) == 12
     good = write(tmp_path / "f", GOOD_KINDS, GOOD, face)
     broken = write(tmp_path / "f" / "b", BROKEN_KINDS, BROKEN, face)
-    arguments = ("detect", tmp_path / "f", "--out", tmp_path / "o", "--detector", "dlib", "--workers", 1)
+    arguments = ("detect", tmp_path / "f", "--out", tmp_path / "o", "--device", "cpu")
     done = call(*arguments)
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
