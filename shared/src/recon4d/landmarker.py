@@ -13,26 +13,21 @@ Three networks in one file, `face_landmarker.task` (Google, Apache-2.0), which s
 The points of one frame give the square of the next, so that a face that is followed costs step 3 alone.
 """
 
-import contextlib
 import functools
-import hashlib
 import io
 import math
-import os
-import sys
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import cv2
 import numpy as np
 
-from recon4d.files import InputError
+from recon4d import shipped
 
 ASSET = "face_landmarker.task"
 SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
+INSTEAD = "another detector (--detector dlib)"
 N_POINTS = 478  # 468 of the surface, then five of each iris: centre, right, up, left, down
 SURE = 0.5  # score of a detection
 PRESENT = 0.5  # probability that there is a face in the square
@@ -131,44 +126,10 @@ def square_of(points: np.ndarray, eyes: np.ndarray) -> Square:
 @functools.cache
 def _networks(threads: int) -> dict[str, Any]:
     """The three networks by name. Raises InputError for a missing asset, another file, or a missing runtime."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except Exception as error:  # not installed, or its library does not load on this machine
-        raise InputError(
-            f"the face landmarker needs ai-edge-litert, which does not load here ({error}); "
-            "install it, or use another detector (--detector dlib)"
-        ) from error
-    try:
-        data = resources.files("recon4d").joinpath("assets", ASSET).read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{ASSET} of the face landmarker is missing from recon4d/assets; put it there, or use --detector dlib"
-        ) from error
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise InputError(
-            f"recon4d/assets/{ASSET} is another file than the one that belongs there; install recon4d again"
-        )
-    networks = {}
-    with zipfile.ZipFile(io.BytesIO(data)) as archive, _unsaid():
-        for name in ("face_detector", "face_landmarks_detector", "face_blendshapes"):
-            network = Interpreter(model_content=archive.read(f"{name}.tflite"), num_threads=threads)
-            network.allocate_tensors()
-            networks[name] = network
-    return networks
-
-
-@contextlib.contextmanager
-def _unsaid() -> Iterator[None]:
-    """The runtime writes a line about itself to the process's stderr, whatever Python's is: not while this lasts."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    data = shipped.read("recon4d", ASSET, SHA256, INSTEAD)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = ("face_detector", "face_landmarks_detector", "face_blendshapes")
+        return {name: shipped.tflite(archive.read(f"{name}.tflite"), INSTEAD, threads) for name in names}
 
 
 def _run(name: str, given: np.ndarray, threads: int) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from prep_faces.headshape import HeadShape, shape_from_landmarks, shape_mask
 from prep_faces.image_files import ImageFile
 from prep_faces.steadiness import View, agreed, carried
 from prep_faces.trimap import below_the_head, draw_trimap
-from recon4d import InputError, images, landmarker
+from recon4d import InputError, images, landmarker, shipped
 from recon4d.formats.landmarks import to_ibug
 
 
@@ -34,11 +34,11 @@ def test_the_files_of_the_networks_are_their_publishers(monkeypatch):
     networks.check("matting")
     monkeypatch.setitem(networks.SHA256, networks.SALIENT, "0" * 64)
     networks._onnx.cache_clear()
-    with pytest.raises(InputError, match="is not the file that belongs there"):
+    with pytest.raises(InputError, match="is another file than the one that belongs there"):
         networks.check("matting")
     networks.check("live")
     with pytest.raises(InputError, match="is missing"):
-        networks._asset("none.onnx")
+        shipped.read("prep_faces", "none.onnx", "", "--method grabcut")
     networks._onnx.cache_clear()
 
 

@@ -15,7 +15,7 @@ LAST = "ckpt_last.pt"
 
 
 def save(output: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, config: Config) -> None:
-    """`ckpt_step_XXXXXX.pt` and its copy `ckpt_last.pt`, atomically. Frames and clips are functions of the step, so no
+    """`ckpt_step_<step>.pt` and its copy `ckpt_last.pt`, atomically. Frames and clips are functions of the step, so no
     random state is in it."""
     state = {
         "step": step,

@@ -5,16 +5,15 @@ segmentation knows people, but coarsely, and takes a hundredth of the time.
 """
 
 import functools
-import hashlib
-from importlib import resources
 from typing import Any
 
 import cv2
 import numpy as np
-from recon4d import InputError
+from recon4d import InputError, shipped
 
 SALIENT = "u2netp.onnx"
 PERSON = "selfie_segmentation.tflite"
+INSTEAD = "--method grabcut"
 SHA256 = {
     SALIENT: "309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8",
     PERSON: "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
@@ -75,13 +74,7 @@ def check(method: str) -> None:
 
 
 def _asset(name: str) -> bytes:
-    try:
-        data = resources.files("prep_faces").joinpath("assets", name).read_bytes()
-    except OSError as error:
-        raise InputError(f"{name} is missing from prep_faces/assets; install again, or use --method grabcut") from error
-    if hashlib.sha256(data).hexdigest() != SHA256[name]:
-        raise InputError(f"{name} in prep_faces/assets is not the file that belongs there; install again")
-    return data
+    return shipped.read("prep_faces", name, SHA256[name], INSTEAD)
 
 
 @functools.cache
@@ -103,12 +96,5 @@ def _onnx() -> tuple[Any, str, str]:
 @functools.cache
 def _tflite() -> tuple[Any, int, int]:
     """Selfie segmentation, and the numbers of its input and answer."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except Exception as error:
-        raise InputError(
-            f"this method needs ai-edge-litert, which does not load here ({error}); install it, or use --method grabcut"
-        ) from error
-    network = Interpreter(model_content=_asset(PERSON), num_threads=1)
-    network.allocate_tensors()
+    network = shipped.tflite(_asset(PERSON), INSTEAD)
     return network, network.get_input_details()[0]["index"], network.get_output_details()[0]["index"]
