@@ -1,4 +1,4 @@
-"""Image metrics: PSNR, SSIM and LPIPS, whole or inside a mask. Thin over torchmetrics and the lpips package."""
+"""Image metrics: PSNR, SSIM and LPIPS (by the lpips package), whole or inside a mask."""
 
 import os
 from contextlib import redirect_stdout
@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-import torchmetrics.functional.image as tm
+import torch.nn.functional as F
 from torch import Tensor
 
 from recon4d.files import InputError
@@ -43,12 +43,24 @@ def ssim(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tens
     """
     if min(prediction.shape[-2:]) < 11:
         raise InputError(f"SSIM needs images of at least 11 by 11 pixels, not {tuple(prediction.shape[-2:])}")
-    _, full = tm.structural_similarity_index_measure(
-        prediction, target, data_range=1.0, reduction="none", return_full_image=True
-    )
+    full = _ssim_map(prediction, target)
     if mask is None:
         return full.mean((1, 2, 3))
     return (full.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
+
+
+def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM of each pixel and channel, (B, C, H, W); borders mirrored."""
+    channels = a.shape[1]
+    x = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
+    window = torch.softmax(-x.square() / (2 * 1.5**2), 0).expand(channels, 1, 1, 11)
+    padded = F.pad(torch.cat([a, b, a * a, b * b, a * b]), (5, 5, 5, 5), mode="reflect")
+    means = F.conv2d(F.conv2d(padded, window, groups=channels), window.mT, groups=channels)
+    mean_a, mean_b, square_a, square_b, product = means.chunk(5)
+    variances = (square_a - mean_a.square()).clamp_min(0) + (square_b - mean_b.square()).clamp_min(0)
+    covariance = product - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a.square() + mean_b.square() + 0.01**2)
+    return luminance * (2 * covariance + 0.03**2) / (variances + 0.03**2)
 
 
 @lru_cache(maxsize=3)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from plyfile import PlyData, PlyElement, PlyParseError
+from plyfile import PlyData, PlyElement
 from torch import Tensor
 
 from recon4d.files import InputError, atomic_path
+from recon4d.formats import ply
 from recon4d.splat import compressed_ply
 from recon4d.splat.gaussians import Gaussians
 
@@ -29,19 +30,13 @@ def read_ply(path: str | Path) -> Gaussians:
     Normals are kept in `extra` when one is not zero. Raises InputError when the file is missing, broken, or not 3DGS.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist or is not a file")
-    try:
-        # read whole: nothing may point into the file when someone writes it anew
-        whole = PlyData.read(path, mmap=False)
-        vertices = whole["vertex"].data
-    except KeyError as error:
-        raise InputError(f"{path} has no vertex element; give a 3DGS PLY file") from error
-    except (PlyParseError, ValueError, OSError, OverflowError, MemoryError, IndexError) as error:
-        raise InputError(f"{path} is not a readable PLY file ({error}); export it again") from error
+    content = ply.read(path)
+    if "vertex" not in content:
+        raise InputError(f"{path} has no vertex element; give a 3DGS PLY file")
+    vertices = content["vertex"].data
     names = vertices.dtype.names or ()
     if "packed_position" in names:
-        return compressed_ply.unpack({element.name: element.data for element in whole.elements}, path)
+        return compressed_ply.unpack({element.name: element.data for element in content}, path)
     missing = [name for name in (*_GEOMETRY, *_DC, *_OTHERS) if name not in names]
     if missing:
         raise InputError(f"{path} has no property {missing[0]}; give a 3DGS PLY file")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from recon4d import InputError
+from recon4d import InputError, metrics
 from torch import Tensor
 from torch.nn.functional import max_pool2d, normalize
 
@@ -117,8 +117,6 @@ def surface_terms(
 
 def usable_lpips_weight(weight: float, log: Callable[[str], None]) -> float:
     """The weight of LPIPS: as it is set, or 0 where the network's own weights are missing, which `log` says."""
-    from recon4d import metrics  # torchmetrics takes seconds to import
-
     if weight:
         try:
             metrics.lpips_network()
@@ -130,8 +128,6 @@ def usable_lpips_weight(weight: float, log: Callable[[str], None]) -> float:
 
 def perceptual(capture: Capture, view: SurfaceView, rendered: Tensor) -> Tensor:
     """LPIPS between a whole picture and the same with the view's pixels `rendered` (N, 3)."""
-    from recon4d import metrics
-
     size = (capture.camera.height, capture.camera.width, 3)
     truth = capture.image[view.view].float() / 255
     start = view.view * size[0] * size[1]

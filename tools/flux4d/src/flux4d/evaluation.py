@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from recon4d import InputError, images, runs
+from recon4d import InputError, images, metrics, runs
 from recon4d.cli import pick_device, progress
 from recon4d.files import write_text
 from scipy.spatial import cKDTree
@@ -33,8 +33,6 @@ def image_measures(
     mask: np.ndarray | None,
 ) -> dict[str, float | None]:
     """PSNR, SSIM and depth RMSE of an image (H, W, 3), whole and inside a mask (H, W); None where there is nothing."""
-    from recon4d import metrics  # see reconstruction.frame_loss
-
     image, target = (x.permute(2, 0, 1)[None].clamp(0, 1) for x in (colour, truth))
     pixels, distance = samples
     error = (depth.flatten()[pixels] - distance).square()

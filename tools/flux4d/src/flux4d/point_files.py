@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from plyfile import PlyData, PlyParseError
 from recon4d import InputError
 from recon4d.files import read_npy
+from recon4d.formats import ply
 
 SUFFIXES = (".bin", ".npy", ".ply", ".pcd")
 INTENSITIES = ("intensity", "i", "reflectance", "reflectivity", "scalar_intensity")
@@ -62,15 +62,11 @@ def _npy(path: Path) -> dict[str, np.ndarray]:
 
 
 def _ply(path: Path) -> dict[str, np.ndarray]:
-    try:
-        vertices = PlyData.read(path, mmap=False)["vertex"].data
-        return _named(
-            {name: vertices[name] for name in vertices.dtype.names if not vertices.dtype[name].hasobject}, path
-        )
-    except InputError:
-        raise
-    except (PlyParseError, KeyError, ValueError, OverflowError, MemoryError, IndexError, EOFError) as error:
-        raise InputError(f"{path} is not a readable PLY file ({str(error)[:120]}); export it again") from error
+    content = ply.read(path)
+    if "vertex" not in content:
+        raise InputError(f"{path} has no vertex element; export it again")
+    vertices = content["vertex"].data
+    return _named({name: vertices[name] for name in vertices.dtype.names if not vertices.dtype[name].hasobject}, path)
 
 
 def _pcd(path: Path) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from recon4d import metrics
 from torch import Tensor
 
 from flux4d.config import Config, Losses
@@ -22,8 +23,6 @@ def frame_loss(
     counts 1 + |v_r|, v_r the rendered image-plane motion (Flux4D, equations 5 to 7 and appendix A.1). within: as in
     `render`.
     """
-    from recon4d import metrics  # torchmetrics takes seconds to load, and not every command has losses
-
     images = sample.images[frames]
     shown = render(gaussians, sample.cameras[frames], flow=losses.reweight, within=within)
     difference = (shown.colour - images).abs()

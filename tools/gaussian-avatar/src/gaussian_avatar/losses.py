@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from recon4d import metrics
 from torch import Tensor
 
 from gaussian_avatar import box_means
@@ -28,8 +29,6 @@ def loss_terms(
     if losses.ssim:
         terms["ssim"] = losses.ssim * (1 - ssim(image, target))
     if losses.lpips and images >= losses.lpips_start:
-        from recon4d import metrics  # torchmetrics takes seconds to import
-
         terms["lpips"] = losses.lpips * metrics.lpips(image.permute(0, 3, 1, 2), target.permute(0, 3, 1, 2)).mean()
     if losses.alpha:
         terms["alpha"] = losses.alpha * (alpha - mask).abs().mean()

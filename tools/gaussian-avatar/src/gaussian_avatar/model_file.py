@@ -1,13 +1,13 @@
 """An avatar on disk: `model.ply` in RGBAvatar's layout, and a compact safetensors file."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
-from plyfile import PlyData, PlyElement, PlyParseError
+from plyfile import PlyData, PlyElement
 from recon4d import InputError
 from recon4d.files import atomic_path, write_bytes
+from recon4d.formats import ply
 from recon4d.head import HeadModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -73,12 +73,10 @@ def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; train the avatar first with gaussian-avatar train-offline")
-    try:
-        _check_size(path)
-        data = PlyData.read(path, mmap=False)
-        table = data["vertex"].data
-    except (PlyParseError, KeyError, ValueError, OSError, EOFError, IndexError, MemoryError) as error:
-        raise InputError(f"{path} is not a readable PLY file ({error})") from error
+    content = ply.read(path)
+    if "vertex" not in content:
+        raise InputError(f"{path} has no vertex element; it must be an avatar of gaussian-avatar or RGBAvatar")
+    table = content["vertex"].data
     names = table.dtype.names or ()
 
     def get(*wanted: str) -> Tensor:
@@ -108,21 +106,12 @@ def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
         opacity_logits=opacity,
         quats=get("rot_0", "rot_1", "rot_2", "rot_3"),
         sh0=get("f_dc_0", "f_dc_1", "f_dc_2"),
-        mlp=_read_mlp(torch.cat(flat), n_inputs, basis, data.comments, path),
+        mlp=_read_mlp(torch.cat(flat), n_inputs, basis, content.comments, path),
         seen=opacity > UNSEEN_OPACITY / 2,
         **bases,
     )
     _check_values(avatar, path)
     return avatar
-
-
-def _check_size(path: Path) -> None:
-    """Raise ValueError for a PLY file whose header declares more than the file holds."""
-    with open(path, "rb") as file:
-        header = file.read(1 << 20).split(b"end_header")[0].decode("ascii", "replace")
-    counts = [int(count) for count in re.findall(r"^element\s+\S+\s+(\d{1,18})\s", header, re.MULTILINE)]
-    if sum(counts) > path.stat().st_size:
-        raise ValueError(f"it says that it holds {sum(counts)} elements")
 
 
 def _check_values(avatar: Avatar, path: Path) -> None:
