@@ -313,6 +313,26 @@ def tree(root: Path) -> dict[str, tuple]:
     return found
 
 
+def put_back(root: Path, good: Path) -> None:
+    """Make `root`, a copy of `good` in which a case changed something, its copy again."""
+    before, after = tree(good), tree(root)
+    for name in sorted(after, reverse=True):
+        path = root / name
+        if after[name] == before.get(name) or not os.path.lexists(path):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for name in sorted(before):
+        if os.path.lexists(root / name):
+            continue
+        if (good / name).is_dir():
+            (root / name).mkdir(mode=before[name][0] & 0o777, parents=True)
+        else:
+            shutil.copy2(good / name, root / name, follow_symlinks=False)
+
+
 def _memory(key: str) -> int:
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith(key))

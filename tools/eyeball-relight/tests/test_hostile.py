@@ -199,14 +199,21 @@ def good(tmp_path_factory, head):
     return folder
 
 
+@pytest.fixture(scope="module")
+def copied(good, tmp_path_factory):
+    """A copy of it; the run remembers where its capture is."""
+    folder = tmp_path_factory.mktemp("copied") / "root"
+    path = good / "run/config.yaml"
+    path.write_text(path.read_text().replace(str(good), str(folder)))
+    return shutil.copytree(good, folder)
+
+
 @pytest.fixture
-def root(good, tmp_path, monkeypatch):
-    """A copy of it that a case may break; the run remembers where its capture is."""
-    shutil.copytree(good, tmp_path / "root")
+def root(good, copied, monkeypatch):
+    """The copy, which a case may break."""
     monkeypatch.setattr("eyeball_relight.evaluation.DENSE", 2000)
-    path = tmp_path / "root/run/config.yaml"
-    path.write_text(path.read_text().replace(str(good), str(tmp_path / "root")))
-    return tmp_path / "root"
+    yield copied
+    hostile.put_back(copied, good)
 
 
 @functools.cache
@@ -268,13 +275,13 @@ OUT = {"synth": 1, "import": "--out", "train": "--workspace", "export": "--save-
 
 @pytest.mark.parametrize("command", OUT)
 @pytest.mark.parametrize("case", ["below a file", "a long name", "a link to itself", "no place for files"])
-def test_outputs(root, tmp_path, command, case):
-    (tmp_path / "places").mkdir()
-    out = hostile.outputs(tmp_path / "places")[case]
+def test_outputs(root, command, case):
+    (root / "places").mkdir()
+    out = hostile.outputs(root / "places")[case]
     words = WORDS[command].format(root=root).split()
     place = OUT[command]
     words[place if isinstance(place, int) else words.index(place) + 1] = str(out)
-    hostile.check(main, words, tmp_path, [str(out)[:60], out.parent.name, out.name[:60]])
+    hostile.check(main, words, root, [str(out)[:60], out.parent.name, out.name[:60]])
 
 
 FRAME = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]]
@@ -406,7 +413,7 @@ def test_points_that_are_none(root):
 @pytest.mark.parametrize("command", ["import", "train", "export", "metrics", "relight"])
 def test_names_that_are_not_utf_8(root, tmp_path, command):
     odd = tmp_path / os.fsdecode(b"\xff")
-    root.rename(odd)
+    shutil.copytree(root, odd)
     path = odd / "run/config.yaml"
     path.write_text(path.read_text().replace(str(root), "."))
     hostile.check(main, WORDS[command].format(root=odd).split(), odd, fine=True)

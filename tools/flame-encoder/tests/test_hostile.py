@@ -153,10 +153,16 @@ def good(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def copied(good, tmp_path_factory):
+    return shutil.copytree(good, tmp_path_factory.mktemp("copied") / "root")
+
+
 @pytest.fixture
-def root(good, tmp_path):
-    shutil.copytree(good, tmp_path / "root")
-    return tmp_path / "root"
+def root(good, copied):
+    """A copy of it, which a case may break."""
+    yield copied
+    hostile.put_back(copied, good)
 
 
 CASES = [(door, case) for door, d in DOORS.items() for case in hostile.CONTENTS[d.contents]]
@@ -186,14 +192,14 @@ def test_boxes(root, numbers):
 
 @pytest.mark.parametrize("command", WORDS)
 @pytest.mark.parametrize("case", ["below a file", "a long name", "a link to itself", "no place for files"])
-def test_outputs(root, tmp_path, command, case):
-    (tmp_path / "places").mkdir()
+def test_outputs(root, command, case):
+    (root / "places").mkdir()
     words = WORDS[command].format(root=root).split()
     option = {"check-model": "--render", "sheet": "--overlay"}.get(command, "--out")
     old = words[words.index(option) + 1]
-    out = hostile.outputs(tmp_path / "places", os.path.splitext(old)[1])[case]
+    out = hostile.outputs(root / "places", os.path.splitext(old)[1])[case]
     words[words.index(option) + 1] = str(out)
-    hostile.check(main, words, tmp_path, [str(out)[:60], out.parent.name, option])
+    hostile.check(main, words, root, [str(out)[:60], out.parent.name, option])
 
 
 FACE = '{"file": "00001.png", "width": 64, "faces": [{"box": [1, 2, 3, 4]}]}\n'

@@ -61,18 +61,8 @@ def copied(made, tmp_path_factory) -> Path:
 @pytest.fixture
 def given(made, copied):
     """All that, to be broken: what a test changes is put right after it."""
-    before = hostile.tree(copied)
     yield copied
-    for name, state in hostile.tree(copied).items():
-        path = copied / name
-        if name not in before and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif name not in before and os.path.lexists(path):
-            path.unlink()
-        elif name in before and state != before[name]:
-            shutil.copy2(made / name, path)
-    for name in set(before) - set(hostile.tree(copied)):
-        shutil.copy2(made / name, copied / name)
+    hostile.put_back(copied, made)
 
 
 def words(given: Path, door: str) -> list:

@@ -123,14 +123,21 @@ def good(tmp_path_factory, head):
     return folder
 
 
+@pytest.fixture(scope="module")
+def copied(good, tmp_path_factory):
+    """A copy of it; runs remember where their data is."""
+    folder = tmp_path_factory.mktemp("copied") / "root"
+    path = good / "output/one/w/config.yaml"
+    path.write_text(path.read_text().replace(str(good), str(folder)))
+    return shutil.copytree(good, folder)
+
+
 @pytest.fixture
-def root(good, tmp_path, monkeypatch):
-    """A copy of it that a case may break; runs remember where their data is."""
-    shutil.copytree(good, tmp_path / "root")
-    path = tmp_path / "root/output/one/w/config.yaml"
-    path.write_text(path.read_text().replace(str(good), str(tmp_path / "root")))
+def root(good, copied, monkeypatch):
+    """The copy, which a case may break."""
     monkeypatch.setattr("gaussian_avatar.viewer.serving", None)  # no case gets that far
-    return tmp_path / "root"
+    yield copied
+    hostile.put_back(copied, good)
 
 
 @functools.cache
@@ -191,15 +198,15 @@ def test_faces(root, face):
 
 @pytest.mark.parametrize("command", ["synth", "offline", "online"])
 @pytest.mark.parametrize("case", ["below a file", "a long name", "a link to itself", "no place for files"])
-def test_outputs(root, tmp_path, command, case):
-    (tmp_path / "places").mkdir()
-    out = hostile.outputs(tmp_path / "places")[case]
+def test_outputs(root, command, case):
+    (root / "places").mkdir()
+    out = hostile.outputs(root / "places")[case]
     words = WORDS[command].format(root=root).split()
     if command == "synth":
         words[1] = str(out)
     else:
         words[words.index("--output-dir") + 1] = str(out)
-    hostile.check(main, words, tmp_path, [str(out)[:60], out.parent.name, out.name[:60], "--out"])
+    hostile.check(main, words, root, [str(out)[:60], out.parent.name, out.name[:60], "--out"])
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../../evil", "/etc"])

@@ -109,10 +109,16 @@ def good(portrait, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def copied(good, tmp_path_factory):
+    return shutil.copytree(good, tmp_path_factory.mktemp("copied") / "root")
+
+
 @pytest.fixture
-def root(good, tmp_path):
-    shutil.copytree(good, tmp_path / "root")
-    return tmp_path / "root"
+def root(good, copied):
+    """A copy of it, which a case may break."""
+    yield copied
+    hostile.put_back(copied, good)
 
 
 CASES = [(door, case) for door, d in DOORS.items() for case in hostile.CONTENTS[d.contents]]
@@ -136,12 +142,12 @@ def test_numbers(root, option, number):
 
 @pytest.mark.parametrize("command", [c for c in MAIN_WORDS if c != "crop"])
 @pytest.mark.parametrize("case", ["below a file", "a long name", "a link to itself", "no place for files"])
-def test_outputs(root, tmp_path, command, case):
-    (tmp_path / "places").mkdir()
-    out = hostile.outputs(tmp_path / "places")[case]
+def test_outputs(root, command, case):
+    (root / "places").mkdir()
+    out = hostile.outputs(root / "places")[case]
     words = MAIN_WORDS[command].format(root=root).split()
     words[words.index("--out") + 1] = str(out)
-    hostile.check(main, words, tmp_path, [str(out)[:60], out.parent.name, "--out"])
+    hostile.check(main, words, root, [str(out)[:60], out.parent.name, "--out"])
 
 
 RECORDS = [(name, case) for name in ("faces.json", "faces.jsonl") for case in hostile.CONTENTS["json"]]

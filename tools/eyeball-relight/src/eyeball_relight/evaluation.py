@@ -1,6 +1,7 @@
 """How good an asset is: held-out pictures, and the truth of a synthetic capture."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from recon4d import InputError, mesh, metrics
-from recon4d.cameras import Camera
 from recon4d.cli import progress
 from recon4d.files import read_json, read_npz
 from recon4d.runs import claim
@@ -40,8 +40,10 @@ def evaluate(
     folder = Path(asset)
     found, lights = exports.read(folder)
     capture = captures.read(data_root, log)
+    truth_folder = capture.folder / "truth"
+    truth = read_truth(truth_folder, capture) if (truth_folder / "truth.json").is_file() else None
     with claim(folder, "eyeball-relight metrics", force=force, inputs=[data_root], names=("contact.png", "truth.png")):
-        return measure(found, lights, capture, folder)
+        return measure(found, lights, capture, truth, folder)
 
 
 def captured(asset: Asset, lights: Lights, capture: Capture, i: int) -> tuple[Tensor, Tensor]:
@@ -59,8 +61,8 @@ def captured(asset: Asset, lights: Lights, capture: Capture, i: int) -> tuple[Te
     return assets.picture(asset, capture.view(i), shade, 3)
 
 
-def measure(asset: Asset, lights: Lights, capture: Capture, out: Path | None) -> dict[str, Any]:
-    """Held-out PSNR in the mask and of whole pictures, SSIM; with `truth/` beside the capture also its errors.
+def measure(asset: Asset, lights: Lights, capture: Capture, truth: "Truth | None", out: Path | None) -> dict[str, Any]:
+    """Held-out PSNR in the mask and of whole pictures, SSIM; with the truth of the capture also its errors.
 
     Args:
         out: folder for `contact.png` (truth, render, error times 4), or None.
@@ -77,43 +79,89 @@ def measure(asset: Asset, lights: Lights, capture: Capture, out: Path | None) ->
     rows = []
     for i in progress(capture.held_out, "measuring"):
         picture, _ = captured(asset, lights, capture, i)
-        truth = capture.image[i].float() / 255
+        wanted = capture.image[i].float() / 255
         mask = (capture.mask[i] > 127).float()[None, None]
-        a, b = picture.permute(2, 0, 1)[None], truth.permute(2, 0, 1)[None]
+        a, b = picture.permute(2, 0, 1)[None], wanted.permute(2, 0, 1)[None]
         scores["psnr"].append(float(metrics.psnr(a, b, mask)))
         scores["full_psnr"].append(float(metrics.psnr(a, b)))
         scores["ssim"].append(float(metrics.ssim(a, b, mask)))
-        rows.append(torch.cat([truth, picture, (4 * (truth - picture)).abs()], 0))
+        rows.append(torch.cat([wanted, picture, (4 * (wanted - picture)).abs()], 0))
     result = {key: float(np.mean(values)) for key, values in scores.items()}
     if out is not None:
         write_picture(out / "contact.png", torch.cat(rows[:SHEET], 1).numpy())
-    truth_file = capture.folder / "truth" / "truth.json"
-    if truth_file.is_file():
-        result |= against_truth(asset, lights, capture, read_truth(truth_file), out)
+    if truth is not None:
+        result |= against_truth(asset, lights, capture, truth, out)
     return result
 
 
-def read_truth(path: Path) -> dict[str, Any]:
-    """What synth says of a capture: `relight`, lights (K, 3), and `eyes` with centres and radius.
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What synth knows of a capture, of its held-out views.
 
-    Raises InputError for a file that is not one of synth.
+    lights: (K, 3), metres. centres: (3,) of the eyeballs, by side; radius in metres. views: by number, `part`
+    (H, W), `normal` and `diffuse` (H, W, 3), linear. relit: by number, pictures (H, W, 3) under each of the lights.
+    vertices (V, 3) and faces (F, 3) of the surface that pictures see.
     """
+
+    lights: Tensor
+    centres: dict[str, Tensor]
+    radius: float
+    views: dict[int, dict[str, np.ndarray]]
+    relit: dict[int, list[Tensor]]
+    vertices: Tensor
+    faces: Tensor
+
+
+def read_truth(folder: Path, capture: Capture) -> Truth:
+    """The truth of a capture. Raises InputError for files that are not those that synth wrote beside it."""
+    path = folder / "truth.json"
     data = read_json(path)
     try:
-        lights = np.array(data["relight"], float).reshape(-1, 3)
-        eyes = {key: np.array(data["eyes"][f"{key}_centre"], float).reshape(3).tolist() for key in ("left", "right")}
+        lights = np.array(data["relight"], np.float32).reshape(-1, 3)
+        centres = {side: np.array(data["eyes"][f"{side}_centre"], np.float32).reshape(3) for side in ("left", "right")}
         radius = float(data["eyes"]["radius"])
-        fine = np.isfinite(lights).all() and np.isfinite([*eyes["left"], *eyes["right"], radius]).all()
+        fine = bool(np.isfinite(np.concatenate([lights.ravel(), *centres.values(), [radius]])).all())
     except (KeyError, TypeError, ValueError):
         fine = False
     if not fine:
         raise InputError(f"{path} is not the truth of a capture of eyeball-relight synth; make the capture again")
-    return {"relight": lights.tolist(), "eyes": eyes | {"radius": radius}}
+    size = (capture.camera.height, capture.camera.width)
+    views, relit = {}, {}
+    for i in capture.held_out:
+        views[i] = _truth_of(folder / "views" / f"{i:04d}.npz", size)
+        relit[i] = [_relit(folder / "views" / f"{i:04d}_relit{k}.png", size) for k in range(len(lights))]
+    surface = objfile.read(folder / "face.obj")
+    seen = read_npz(folder / "seen.npz").get("faces", np.zeros(0))
+    if seen.shape != surface["faces"].shape[:1] or seen.dtype != bool or not seen.any():
+        raise InputError(f"{folder / 'seen.npz'} is not of face.obj beside it; make the capture again")
+    return Truth(
+        torch.from_numpy(lights),
+        {side: torch.from_numpy(centre) for side, centre in centres.items()},
+        radius,
+        views,
+        relit,
+        surface["vertices"],
+        surface["faces"][torch.from_numpy(seen)],
+    )
 
 
-def against_truth(
-    asset: Asset, lights: Lights, capture: Capture, truth: dict[str, Any], out: Path | None
-) -> dict[str, Any]:
+def _truth_of(path: Path, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    arrays = read_npz(path)
+    for name, shape in (("part", ()), ("normal", (3,)), ("diffuse", (3,))):
+        values = arrays.get(name, np.zeros(0))
+        if values.shape != (*size, *shape) or values.dtype.kind not in "uf":
+            raise InputError(f"{path} is not the truth of a view of eyeball-relight synth; make the capture again")
+    return arrays
+
+
+def _relit(path: Path, size: tuple[int, int]) -> Tensor:
+    picture = read_picture(path, 3)
+    if picture.shape != (*size, 3):
+        raise InputError(f"{path} is not of the size of the capture's pictures; make the capture again")
+    return torch.from_numpy(picture)
+
+
+def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: Truth, out: Path | None) -> dict[str, Any]:
     """Errors against a synthetic capture's truth.
 
     normal_deg: median angle on skin in held-out views. albedo_error: mean absolute error of the diffuse albedo there,
@@ -122,8 +170,7 @@ def against_truth(
     """
     angles, albedo, relit, rows = [], [], [], []
     for i in capture.held_out:
-        stem, view = f"{i:04d}", capture.view(i)
-        arrays = _truth_of(capture.folder / "truth" / "views" / f"{stem}.npz", view)
+        view, arrays = capture.view(i), truth.views[i]
         pixels = assets.visible(asset, view)
         part = pixels.image(pixels.part[:, None] + 1.0)[..., 0]
         skin = torch.from_numpy(arrays["part"] == 1) & (part == 1) & (capture.hair[i] < 128)
@@ -133,7 +180,7 @@ def against_truth(
         difference = (pixels.image(pixels.diffuse) - torch.from_numpy(arrays["diffuse"]).float()).abs()
         albedo.append(difference[skin].mean(-1))
         mask = (capture.mask[i] > 127).float()[None, None]
-        for k, light in enumerate(truth["relight"]):
+        for light, wanted in zip(truth.lights, truth.relit[i]):
             picture, _ = assets.picture(
                 asset,
                 view,
@@ -141,15 +188,11 @@ def against_truth(
                     assets.lit_by_point,
                     asset=asset,
                     eye=view.center,
-                    light=torch.tensor(light),
+                    light=light,
                     intensity=lights.intensity,
                 ),
                 3,
             )
-            path = capture.folder / "truth" / "views" / f"{stem}_relit{k}.png"
-            wanted = torch.from_numpy(read_picture(path, 3))
-            if wanted.shape != picture.shape:
-                raise InputError(f"{path} is not of the size of the capture's pictures; make the capture again")
             relit.append(float(metrics.psnr(picture.permute(2, 0, 1)[None], wanted.permute(2, 0, 1)[None], mask)))
             rows.append(torch.cat([wanted, picture], 0))
         rows.append(torch.cat([(true_normal + 1) / 2, (normal + 1) / 2], 0))
@@ -163,17 +206,11 @@ def against_truth(
             )
         )
     if out is not None:
-        write_picture(out / "truth.png", torch.cat(rows[: 2 * (len(truth["relight"]) + 2)], 1).numpy())
+        write_picture(out / "truth.png", torch.cat(rows[: 2 * (len(truth.lights) + 2)], 1).numpy())
     face = asset["face"]
-    true = objfile.read(capture.folder / "truth" / "face.obj")
-    seen = read_npz(capture.folder / "truth" / "seen.npz").get("faces", np.zeros(0))
-    if seen.shape != true["faces"].shape[:1] or seen.dtype != bool or not seen.any():
-        raise InputError(
-            f"{capture.folder / 'truth' / 'seen.npz'} is not of face.obj beside it; make the capture again"
-        )
     # dense enough that the distance to the nearest point is that to the surface, to a quarter of a millimetre
     ours = surface_points(face.vertices, face.faces, 0, DENSE)
-    theirs = surface_points(true["vertices"], true["faces"][torch.from_numpy(seen)], 0, DENSE)
+    theirs = surface_points(truth.vertices, truth.faces, 0, DENSE)
     there, _ = cKDTree(ours).query(theirs[::20])
     back, _ = cKDTree(theirs).query(ours[::20])
     result = {
@@ -189,20 +226,11 @@ def against_truth(
             vertices = asset[side].vertices
             middle = (vertices.amin(0) + vertices.amax(0)) / 2
             radius = (vertices - middle).norm(dim=1).mean()
-            centres.append(1000 * float((middle - torch.tensor(truth["eyes"][side])).norm()))
-            radii.append(1000 * abs(float(radius) - truth["eyes"]["radius"]))
+            centres.append(1000 * float((middle - truth.centres[side]).norm()))
+            radii.append(1000 * abs(float(radius) - truth.radius))
     if centres:
         result |= {"eye_centre_mm": max(centres), "eye_radius_mm": max(radii)}
     return result
-
-
-def _truth_of(path: Path, view: Camera) -> dict[str, np.ndarray]:
-    arrays = read_npz(path)
-    for name, shape in (("part", ()), ("normal", (3,)), ("diffuse", (3,))):
-        values = arrays.get(name, np.zeros(0))
-        if values.shape != (view.height, view.width, *shape) or values.dtype.kind not in "uf":
-            raise InputError(f"{path} is not the truth of a view of eyeball-relight synth; make the capture again")
-    return arrays
 
 
 def surface_points(vertices: Tensor, faces: Tensor, seed: int, n: int) -> np.ndarray:

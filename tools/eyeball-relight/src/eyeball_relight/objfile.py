@@ -33,19 +33,22 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist; export an asset first")
-    rows: dict[str, list[list[str]]] = {"v": [], "vt": [], "vn": [], "f": []}
+    rows: dict[str, list[str]] = {"v": [], "vt": [], "vn": [], "f": []}
     for line in path.read_text(errors="replace").splitlines():
-        kind, *words = line.split() or [""]
-        if kind in rows:
-            rows[kind].append(words)
+        kind = line.split(maxsplit=1)[:1]
+        if kind and kind[0] in rows:
+            rows[kind[0]].append(line)
     try:
-        vertices = np.array(rows["v"], np.float32)[:, :3]
-        vt = np.array(rows["vt"], np.float32)[:, :2]
-        normals = np.array(rows["vn"], np.float32)
-        corners = np.array([[word.split("/")[:2] for word in words] for words in rows["f"]]).astype(np.int64) - 1
-        faces, ft = corners[..., 0], corners[..., 1]
-        fine = corners.shape[1:] == (3, 2) and corners.min() >= 0
-        fine = fine and faces.max() < len(vertices) and ft.max() < len(vt)
+        vertices = _table(rows["v"], range(1, 4), np.float32)
+        vt = _table(rows["vt"], range(1, 3), np.float32)
+        normals = _table(rows["vn"], range(1, 4), np.float32)
+        parts = rows["f"][0].split()[1].count("/") + 1  # of a corner: vertex, texture, and a normal or none
+        slashes = 3 * (parts - 1) * len(rows["f"])
+        corners = _table([row.replace("/", " ") for row in rows["f"]], range(1, 3 * parts + 1), np.int64) - 1
+        faces, ft = corners[:, 0::parts], corners[:, 1::parts]
+        fine = parts > 1 and "".join(rows["f"]).count("/") == slashes
+        fine = fine and all(len(row.split()) == 4 for row in rows["f"])
+        fine = fine and corners.min() >= 0 and faces.max() < len(vertices) and ft.max() < len(vt)
         fine = fine and all(np.isfinite(values).all() for values in (vertices, vt, normals))
     except (ValueError, IndexError, OverflowError):
         fine = False
@@ -56,3 +59,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     if normals.shape != vertices.shape:
         out["normals"] = mesh.vertex_normals(out["vertices"], out["faces"])
     return out
+
+
+def _table(rows: list[str], columns: range, kind: type) -> np.ndarray:
+    """Columns of lines of numbers, (N, C). Raises ValueError for anything else."""
+    return np.loadtxt(rows, kind, usecols=columns, ndmin=2) if rows else np.empty((0, len(columns)), kind)
