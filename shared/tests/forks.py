@@ -27,7 +27,25 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-HEAVY = ("recon4d.head", "recon4d.mesh", "recon4d.metrics", "recon4d.splat", "pandas", "scipy.spatial", "timm")
+HEAVY = (
+    "recon4d.head",
+    "recon4d.mesh",
+    "recon4d.metrics",
+    "recon4d.splat",
+    "pandas",
+    "scipy.spatial",
+    "timm",
+    "torch._dynamo",
+)
+    "recon4d.head",
+    "recon4d.mesh",
+    "recon4d.metrics",
+    "recon4d.splat",
+    "pandas",
+    "scipy.spatial",
+    "timm",
+    "torch._dynamo",
+)
 TOOLS = ("prep-faces", "feat-extract", "flame-encoder", "gaussian-avatar", "eyeball-relight", "flux4d")
 FORKS = sys.platform == "linux"
 STREAMS = ("stdin", "stdout", "stderr")

@@ -5,6 +5,7 @@ and holds it to the promise: exit 0 or 2, one `error:` line that names file or o
 no temporary, bounded memory.
 """
 
+import functools
 import gzip
 import io
 import json
@@ -299,6 +300,12 @@ def outputs(root: Path, suffix: str = "") -> dict[str, Path]:
         "a link to itself": root / "loop" / f"out{suffix}",
         "no place for files": Path("/proc") / f"out{suffix}",
     }
+
+
+@functools.cache
+def content(kind: str, case: str) -> bytes:
+    """What a file is replaced by; bombs take seconds to make."""
+    return CONTENTS[kind][case]()
 
 
 def tree(root: Path) -> dict[str, tuple]:

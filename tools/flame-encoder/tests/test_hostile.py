@@ -172,7 +172,7 @@ CASES = [(door, case) for door, d in DOORS.items() for case in hostile.CONTENTS[
 def test_contents(root, name, case):
     door = DOORS[name]
     path = root / door.file
-    path.write_bytes(hostile.CONTENTS[door.contents][case]())
+    path.write_bytes(hostile.content(door.contents, case))
     hostile.check(main, door.words.format(root=root).split(), root, [path.name, *door.named], fine=door.fine)
 
 

@@ -128,7 +128,7 @@ FILES += [(door, file, kind, name) for door, file, kind in OTHERS for name in li
 @pytest.mark.parametrize(("door", "file", "kind", "name"), FILES)
 def test_contents(given, door, file, kind, name):
     path = given / file
-    path.write_bytes(hostile.CONTENTS[kind][name]())
+    path.write_bytes(hostile.content(kind, name))
     fine = kind == "npy" and name == "another shape"
     hostile.check(main, words(given, door), given, path.name, fine=fine)
 

@@ -1,6 +1,5 @@
 """Broken and hostile input at every door of gaussian-avatar: refused in one line; nothing left, nothing lost."""
 
-import functools
 import json
 import os
 import shutil
@@ -140,12 +139,6 @@ def root(good, copied, monkeypatch):
     hostile.put_back(copied, good)
 
 
-@functools.cache
-def content(kind: str, case: str) -> bytes:
-    """What a file is replaced by; bombs take seconds to make."""
-    return hostile.CONTENTS[kind][case]()
-
-
 CASES = [(door, case) for door, d in DOORS.items() for case in hostile.CONTENTS[d.contents]]
 
 
@@ -153,7 +146,7 @@ CASES = [(door, case) for door, d in DOORS.items() for case in hostile.CONTENTS[
 def test_contents(root, name, case):
     door = DOORS[name]
     path = root / door.file
-    path.write_bytes(content(door.contents, case))
+    path.write_bytes(hostile.content(door.contents, case))
     hostile.check(main, door.words.format(root=root).split(), root, [path.name, *door.named])
 
 

@@ -128,7 +128,7 @@ CASES = [(door, case) for door, d in DOORS.items() for case in hostile.CONTENTS[
 def test_contents(root, name, case):
     door = DOORS[name]
     path = root / door.file
-    path.write_bytes(hostile.CONTENTS[door.contents][case]())
+    path.write_bytes(hostile.content(door.contents, case))
     hostile.check(main, door.words.format(root=root).split(), root, [path.name, *door.named], fine=door.fine)
 
 
@@ -157,7 +157,7 @@ RECORDS = [(name, case) for name in ("faces.json", "faces.jsonl") for case in ho
 def test_a_damaged_record_of_its_own(root, name, case):
     """It is refused, or done anew: what was lost is there again."""
     whole = (root / "done/faces.jsonl").read_bytes()
-    (root / "done" / name).write_bytes(hostile.CONTENTS["json"][case]())
+    (root / "done" / name).write_bytes(hostile.content("json", case))
     words = MAIN_WORDS["detect"].replace("/out", "/done").format(root=root).split()
     result = hostile.CliRunner().invoke(main, words)
     if result.exit_code == 0:
