@@ -37,15 +37,6 @@ HEAVY = (
     "timm",
     "torch._dynamo",
 )
-    "recon4d.head",
-    "recon4d.mesh",
-    "recon4d.metrics",
-    "recon4d.splat",
-    "pandas",
-    "scipy.spatial",
-    "timm",
-    "torch._dynamo",
-)
 TOOLS = ("prep-faces", "feat-extract", "flame-encoder", "gaussian-avatar", "eyeball-relight", "flux4d")
 FORKS = sys.platform == "linux"
 STREAMS = ("stdin", "stdout", "stderr")
