@@ -1,12 +1,13 @@
 """Pictures as people have them: kinds, turns, transparency, and the names of pictures and their masks."""
 
 import struct
+import sys
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from recon4d import InputError, images, picture_folders
+from recon4d import InputError, hdr, images, picture_folders
 
 RAMP = np.tile(np.linspace(0, 255, 16).astype(np.uint8), (12, 1))
 COLOUR = np.dstack([RAMP, RAMP[::-1], 255 - RAMP])
@@ -52,11 +53,78 @@ def test_heic(tmp_path):
 
 
 def test_heic_without_its_reader(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    for name in ("pi_heif", "pillow_heif"):
+        monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40))
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
-    with pytest.raises(InputError, match="install pillow-heif"):
+    with pytest.raises(InputError, match="install pi-heif"):
         images.read(tmp_path / "a.heic")
+
+
+def pq(light):
+    """PQ's signal of light in cd/m2 (BT.2100-2, table 4)."""
+    power = (light / 10_000) ** 0.1593017578125
+    return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
+
+
+def hlg(light):
+    """HLG's signal of light (..., 3) in cd/m2 on a display of 1,000 (BT.2100-2, table 5: inverse OOTF, OETF)."""
+    scene = light / 1000 * np.maximum(light @ [0.2627, 0.678, 0.0593] / 1000, 1e-9)[..., None] ** (1 / 1.2 - 1)
+    above = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
+    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), above)
+
+
+def as_hdr(picture, signal):
+    """The signal in BT.2020 of an sRGB picture whose white has the 203 cd/m2 of BT.2408."""
+    value = picture / 255
+    light = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    # BT.2087-0, M2.
+    wide = light @ np.array([[0.6274, 0.0691, 0.0164], [0.3293, 0.9195, 0.0880], [0.0433, 0.0114, 0.8956]])
+    return np.clip(signal(wide * 203), 0, 1)
+
+
+@pytest.mark.parametrize(("transfer", "signal"), [(hdr.PQ, pq), (hdr.HLG, hlg)])
+def test_hdr_is_what_it_was_in_sdr(transfer, signal):
+    picture = np.stack(np.meshgrid(*[np.arange(4, 225, 20)] * 3), -1).reshape(-1, 12, 3)
+    found = hdr.to_srgb(np.rint(as_hdr(picture, signal) * 65535).astype(np.uint16), transfer, 9)
+    assert np.abs(found.astype(int) - picture).max() <= 2
+    lights = np.repeat(np.linspace(0, 1000, 400)[:, None], 3, 1)[None]
+    greys = hdr.to_srgb(np.rint(signal(lights) * 65535).astype(np.uint16), transfer, 9).astype(int)[0]
+    assert (np.diff(greys, axis=0) >= 0).all() and greys.max() == 255 and np.ptp(greys, axis=1).max() <= 1
+    assert greys[400 * 203 // 1000, 0] == pytest.approx(243, abs=2)  # white on paper leaves room for what shines
+
+
+def test_wide_gamut_without_hdr():
+    red = np.uint16([[[0.918 * 65535, 0.2003 * 65535, 0.1386 * 65535]]])  # sRGB's red in P3
+    assert np.abs(hdr.to_srgb(red, 13, 12).astype(int) - [255, 0, 0]).max() <= 2
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".avif"])
+def test_hdr_photographs(suffix, tmp_path):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    picture = np.broadcast_to(np.uint8([200, 140, 110]), (64, 64, 3))
+    signal = np.rint(as_hdr(picture, pq) * 255).astype(np.uint8)
+    by_pillow(tmp_path / f"a{suffix}", signal, quality=95)
+    content = (tmp_path / f"a{suffix}").read_bytes()
+    place = content.index(b"colrnclx") + 8
+    for also in (b"", b"colrnclx" + struct.pack(">HHH", 1, 13, 1)):  # the latter: as with a gain map
+        changed = content[:place] + struct.pack(">HH", 9, hdr.PQ) + content[place + 4 :] + also
+        (tmp_path / f"a{suffix}").write_bytes(changed)
+        meant = signal if also else picture
+        # AVIF comes to 8 bits before: a step of PQ is four of sRGB. Untreated it would be 60 off.
+        assert np.abs(images.read(tmp_path / f"a{suffix}").astype(int) - meant).max() <= 10
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".heic", ".avif"])
+def test_turned_photographs_of_every_kind(suffix, tmp_path):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:32, :48] = [220, 160, 120]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the top of the scene is at the picture's right
+    by_pillow(tmp_path / f"a{suffix}", picture, quality=95, exif=exif.tobytes())
+    found = images.read(tmp_path / f"a{suffix}").astype(int)
+    assert found.shape == (96, 64, 3) and np.abs(found - np.rot90(picture, -1)).mean() < 8
 
 
 def test_radiance_is_linear_light(tmp_path):

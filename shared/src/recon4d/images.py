@@ -5,7 +5,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from recon4d import float_pictures
+from recon4d import float_pictures, hdr
 from recon4d.files import InputError, write_bytes
 
 SUFFIXES = {
@@ -59,8 +59,8 @@ def read(path: str | Path, mode: str = "RGB", *, data: bytes | None = None, upri
     """Any picture as uint8: (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) L, as `mode` says.
 
     16-bit and float values are scaled to 8 bits (those of Radiance files, which are linear, through sRGB's curve), grey
-    becomes RGB, transparency is opaque where there is none and is dropped by RGB (the colours under it are kept), of an
-    animation the first frame is taken.
+    becomes RGB, PQ and HLG of HEIC and AVIF become sRGB, transparency is opaque where there is none and is dropped by
+    RGB (the colours under it are kept), of an animation the first frame is taken.
 
     Args:
         data: the file's content where `path` is only its name.
@@ -78,6 +78,11 @@ def read(path: str | Path, mode: str = "RGB", *, data: bytes | None = None, upri
             return _of_grey(np.clip(grey * (255 if grey.max(initial=0) <= 1 else 1), 0, 255), mode)
         if image.mode == "P":
             image = image.convert("RGBA")
+        if opened.format in ("AVIF", "HEIF") and (kind := hdr.of_heif(_start(path, data))):
+            colour = Image.fromarray(hdr.to_srgb(np.asarray(image.convert("RGB")), *kind))
+            if "A" in image.mode:
+                colour.putalpha(image.getchannel("A"))
+            image = colour
         return np.array(image.convert(mode))
 
 
@@ -141,11 +146,19 @@ def _image(path: str | Path, data: bytes | None) -> Image.Image:
 
 
 def _heif(path: str | Path, content: bytes) -> Image.Image:
-    try:
-        importlib.import_module("pillow_heif").register_heif_opener()
-    except ImportError as error:
-        raise InputError(f"{path} is a HEIC picture; install pillow-heif to read it, or convert it to JPEG") from error
-    return Image.open(io.BytesIO(content))
+    for name in ("pi_heif", "pillow_heif"):  # the same reader; the second brings an encoder that is GPL
+        with suppress(ImportError):
+            importlib.import_module(name).register_heif_opener()
+            return Image.open(io.BytesIO(content))
+    raise InputError(f"{path} is a HEIC picture; install pi-heif to read it, or convert it to JPEG")
+
+
+def _start(path: str | Path, data: bytes | None) -> bytes:
+    """The first 64 KiB of a file, where HEIF says what its colours are."""
+    if data is not None:
+        return data[: 1 << 16]
+    with open(path, "rb") as file:
+        return file.read(1 << 16)
 
 
 def _check_size(image: Image.Image, path: str | Path) -> None:

@@ -73,8 +73,8 @@ def test_command_writes_every_frame(run, clip, tmp_path):
 def test_thin_size_and_limit(clip, tmp_path):
     result = extract_frames(clip, tmp_path, fps=4, size=48, max_frames=5)
     records = lines(tmp_path / "frames.jsonl")
-    # The first frame at or after each tick of a quarter of a second.
-    assert [record["time"] for record in records] == pytest.approx([0, 0.3, 0.5, 0.8, 1.0])
+    # What a player shows at each quarter of a second.
+    assert [record["time"] for record in records] == pytest.approx([0, 0.2, 0.5, 0.7, 1.0])
     assert (result["width"], result["height"], result["fps"]) == (48, 32, 4)
     assert read(tmp_path / "frames" / "00004.png").shape == (32, 48, 3)
     with pytest.raises(InputError, match="--fps 30 is more than the 10"):

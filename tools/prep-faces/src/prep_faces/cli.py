@@ -39,7 +39,7 @@ def main() -> None:
 @main.command()
 @click.argument("video", type=path_type)
 @out_option
-@click.option("--fps", type=Real(0, 1000, min_open=True), help="Frames per second to keep.  [default: all]")
+@click.option("--fps", type=Real(0, 1000, min_open=True), help="Frames per second, at a steady rate.  [default: all]")
 @click.option("--size", type=click.IntRange(1, 65535), help="Pixels of the longer side.  [default: as it is]")
 @click.option(
     "--sharpest",
@@ -66,6 +66,8 @@ def frames(
 
     options = {"fps": fps, "size": size, "sharpest": sharpest, "max_frames": max_frames, "force": force}
     result = _run("frames", extract_frames, video, out, **options)
+    for note in result["notes"]:
+        log(f"note: {note}")
     for problem in result["errors"]:
         log(f"warning: {problem}")
     print_result({**result, "out": str(out / "frames")})

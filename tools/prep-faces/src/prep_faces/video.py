@@ -12,23 +12,29 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-from av.sidedata.sidedata import Type as SideDataType
-from recon4d import InputError, images
+from recon4d import InputError, hdr, images
 
 from prep_faces.dlib_faces import find_boxes
 from prep_faces.image_files import scaled
 from prep_faces.records import Record, Watch, number, record, run, unwatched
+from prep_faces.upright import upright
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container says about its first video stream; sizes are upright, 0 stands for unknown."""
+    """What the container says about its first video stream; sizes are upright, 0 stands for unknown.
+
+    fps: in the mean; most_fps: where its frames are closest. frames: to be shown, without what an edit list hides.
+    hdr: PQ or HLG, else empty.
+    """
 
     fps: float
+    most_fps: float
     width: int
     height: int
     frames: int
     seconds: float
+    hdr: str
 
 
 @contextlib.contextmanager
@@ -57,34 +63,40 @@ def opened(path: str | Path) -> Iterator[tuple[Any, Any]]:
 def decode(path: str | Path) -> Iterator[tuple[float, np.ndarray] | InputError]:
     """Frames of a video in display order: (time in seconds from the first frame, (H, W, 3) uint8 RGB upright).
 
-    The display matrix (phone videos: rotation, mirror image) and the pixel aspect ratio are applied. Frames that
-    the decoder marks as damaged are left out; what goes wrong on the way comes as one InputError at the end.
+    The display matrix (phone videos: rotation, mirror image), the pixel aspect ratio and the edit list (a clip trimmed
+    in the phone keeps frames that are not shown) are applied; HDR is tone-mapped. Frames that the decoder marks as
+    damaged are left out; what goes wrong on the way comes as one InputError at the end.
     """
     with opened(path) as (container, stream):
         start: float | None = None
-        last = 0.0
-        good = corrupt = 0
+        last = end = 0.0
+        good = corrupt = packets = 0
         try:
-            for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    corrupt += 1
-                    continue
-                time = frame.time if frame.time is not None else last + _frame_seconds(stream)
-                start = time if start is None else start
-                last = time
-                good += 1
-                yield time - start, _upright(frame, stream)
+            for packet in container.demux(stream):
+                packets += packet.size > 0
+                for frame in packet.decode():
+                    if frame.is_corrupt:
+                        corrupt += 1
+                        continue
+                    time = frame.time if frame.time is not None else last + _frame_seconds(stream)
+                    start = time if start is None else start
+                    last, end = time, time + float((frame.duration or 0) * (frame.time_base or 0))
+                    good += 1
+                    yield time - start, upright(frame, stream)
         except (OSError, ValueError) as error:
             yield InputError(f"{path} stops being readable after {good} frames ({_reason(error)}); copy it again")
             return
+        seconds = _seconds(container, stream)
+        if container.format.name.startswith(("matroska", "avi")):  # their duration counts from zero
+            seconds -= start or 0.0
         if good + corrupt == 0:
             yield InputError(f"{path} holds no frame that can be decoded; copy or re-encode it")
         elif corrupt:
             yield InputError(f"{path} has {corrupt} damaged frames, which were left out; copy it again")
-        elif 0 < good < stream.frames:
-            yield InputError(f"{path} ends early, after {good} of {stream.frames} frames; copy it again")
-        elif _seconds(container, stream) > 1.05 * (last - (start or 0.0)) + 1.0:
-            seconds = _seconds(container, stream)
+        elif "mp4" in container.format.name and stream.frames:  # a table of all packets, shown or not
+            if packets < stream.frames:
+                yield InputError(f"{path} ends early, after {packets} of {stream.frames} frames; copy it again")
+        elif seconds > 1.05 * (end - (start or 0.0)) + 1.0:
             yield InputError(f"{path} ends early, {last:.1f} s into {seconds:.1f} s; copy it again")
 
 
@@ -97,9 +109,15 @@ def probe(path: str | Path) -> VideoInfo:
             raise InputError(f"{path} holds no readable frame ({_reason(error)}); copy or re-encode it") from error
         if first is None:
             raise InputError(f"{path} holds no frame that can be decoded; copy or re-encode it")
-        height, width = _upright(first, stream).shape[:2]
-        rate = stream.average_rate or stream.guessed_rate
-        return VideoInfo(float(rate or 0), width, height, stream.frames, _seconds(container, stream))
+        height, width = upright(first, stream).shape[:2]
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        # The rate that all timestamps fit; clocks of containers, such as 90,000 a second, are none.
+        fits = [float(other or 0) for other in (stream.guessed_rate, stream.base_rate)]
+        most = max([rate, *(other for other in fits if other <= 240)])
+        hidden = sum(entry.is_discard for entry in stream.index_entries)
+        seconds = _seconds(container, stream)
+        name = hdr.NAMES.get(int(first.color_trc), "")
+        return VideoInfo(rate, most, width, height, max(0, stream.frames - hidden), seconds, name)
 
 
 def _frame_seconds(stream: Any) -> float:
@@ -117,39 +135,27 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _upright(frame: Any, stream: Any) -> np.ndarray:
-    """The frame as RGB, squeezed to square pixels, rotated and mirrored as its display matrix says."""
-    # Swscale takes untagged video for BT.601; players take it for BT.709 from 720 lines up.
-    space = "itu709" if frame.colorspace == 2 and frame.height >= 720 else None
-    image: np.ndarray = frame.reformat(format="rgb24", src_colorspace=space).to_ndarray()
-    aspect = stream.sample_aspect_ratio
-    if aspect and aspect != 1:
-        image = images.resize(image, max(1, round(image.shape[1] * float(aspect))), image.shape[0])
-    with contextlib.suppress(KeyError):
-        # Nine 32-bit numbers, a b u c d v x y w: a pixel (p, q) goes to (a p + c q, b p + d q) (ISO 14496-12, 8.3.2).
-        matrix = np.frombuffer(bytes(frame.side_data[SideDataType.DISPLAYMATRIX]), "<i4")[:9]
-        (a, b), (c, d) = np.sign(np.rint(matrix[[[0, 1], [3, 4]]] / 65536)).astype(int)
-        if abs(a * d - b * c) != 1:  # not a quarter turn: nothing a grid of pixels can follow
-            return image
-        if a == 0:
-            image = image.transpose(1, 0, 2)
-            flip_x, flip_y = c < 0, b < 0
-        else:
-            flip_x, flip_y = a < 0, d < 0
-        image = image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
-    return np.ascontiguousarray(image)
-
-
 def choose_by_rate(frames: Iterator[Any], fps: float | None) -> Iterator[Any]:
-    """Thin `frames` (time first) to `fps`: for each tick k / fps the first frame at or after it (less 1 ms)."""
+    """Bring `frames` (time first) to a steady `fps`: for each tick k / fps what a player shows then.
+
+    That is the last frame before the tick (or 1 ms after it, as containers round), again where it stays for long.
+    """
+    if fps is None:
+        yield from frames
+        return
     tick = 0
+    shown: Any = None
     for item in frames:
-        if isinstance(item, InputError) or fps is None:
+        problem = isinstance(item, InputError)
+        until = (shown[0] + 2e-3 if shown else 0.0) if problem else item[0]
+        while shown is not None and tick / fps < until - 1e-3:
+            yield shown
+            tick += 1
+        shown = None if problem else item
+        if problem:
             yield item
-        elif item[0] >= tick / fps - 1e-3:
-            # A gap in a variable-rate video is not filled with copies.
-            tick = max(tick + 1, int((item[0] + 1e-3) * fps) + 1)
-            yield item
+    if shown is not None and tick / fps <= shown[0] + 1e-3:
+        yield shown
 
 
 def sharpness(image: np.ndarray) -> tuple[float, bool]:
@@ -182,7 +188,7 @@ def extract_frames(
     """Write the frames of `video` as out/frames/00000.png ... and out/frames.jsonl, out/frames.json.
 
     Args:
-        fps: thin to this rate (frames per second).
+        fps: bring to this rate (frames per second); a frame that stays for longer is repeated.
         size: scale so that the longer side has this many pixels.
         sharpest: of every N frames (after `fps`) keep the sharpest.
         max_frames: stop after this many are written.
@@ -194,8 +200,8 @@ def extract_frames(
     """
     out, video = Path(out), Path(video)
     info = probe(video)
-    if fps is not None and info.fps and fps > info.fps * 1.01:
-        raise InputError(f"--fps {fps:g} is more than the {info.fps:g} of {video}; give at most that")
+    if fps is not None and info.fps and fps > info.most_fps * 1.01:
+        raise InputError(f"--fps {fps:g} is more than the {info.most_fps:g} of {video}; give at most that")
     options = {
         "video": video.name,
         "bytes": video.stat().st_size,
@@ -256,6 +262,7 @@ def extract_frames(
             "frames": len(frames),
             "seconds": frames[-1]["time"],
             "errors": [item["error"] for item in records if "error" in item],
+            "notes": _notes(info, video.name, [item["time"] for item in frames], fps, sharpest),
         }
 
     def is_whole(item: Record) -> bool:
@@ -264,6 +271,19 @@ def extract_frames(
     total = _expected(info, fps, sharpest, max_frames)
     with run(out, "frames", options, ["frames"], inputs=[video], force=force) as claimed:
         return record(claimed, "frames", options, work, summary, key="index", whole=is_whole, total=total, watch=watch)
+
+
+def _notes(info: VideoInfo, name: str, times: list[float], fps: float | None, sharpest: int) -> list[str]:
+    """What was made of the video that its user may not expect."""
+    notes = [f"{name} is HDR ({info.hdr}); it is tone-mapped to sRGB"] if info.hdr else []
+    steps = np.diff(times)
+    repeated = int((steps <= 0).sum())
+    if repeated and fps is not None:
+        notes.append(f"{repeated} of {len(times)} frames repeat the one before: {name} has {info.fps:.4g} a second")
+    elif fps is None and sharpest == 1 and len(steps) and steps.max() > 1.5 * np.median(steps):
+        most = f"{info.most_fps:.4g}"
+        notes.append(f"frames of {name} are up to {steps.max():.3g} s apart; --fps {most} takes them at a steady rate")
+    return notes
 
 
 def _expected(info: VideoInfo, fps: float | None, sharpest: int, max_frames: int | None) -> int | None:
