@@ -16,11 +16,11 @@ WHITE = 203.0  # cd/m2 of what becomes white
 PEAK = 1000.0 / WHITE  # what becomes the brightest white; all above is the same
 KNEE = 0.8  # linear; below it, where skin is, nothing is compressed
 
-_TO_SRGB = {  # linear RGB of BT.2020 (BT.2087-0) and of P3 with D65 to that of sRGB
-    9: np.float32([[1.660491, -0.587641, -0.07285], [-0.12455, 1.1329, -0.008349], [-0.018151, -0.100579, 1.11873]]),
-    12: np.float32([[1.22494, -0.22494, 0.0], [-0.042057, 1.042057, 0.0], [-0.019638, -0.078636, 1.098274]]),
-}
-_LUMA = np.float32([[0.2627, 0.6780, 0.0593]])  # BT.2020's
+_2020 = [[1.660491, -0.587641, -0.07285], [-0.12455, 1.1329, -0.008349], [-0.018151, -0.100579, 1.11873]]
+_P3 = [[1.22494, -0.22494, 0.0], [-0.042057, 1.042057, 0.0], [-0.019638, -0.078636, 1.098274]]
+# Linear RGB of BT.2020 (BT.2087-0) and of P3 with D65 to that of sRGB.
+_TO_SRGB = {9: np.array(_2020, np.float32), 12: np.array(_P3, np.float32)}
+_LUMA = np.array([[0.2627, 0.6780, 0.0593]], np.float32)  # BT.2020's
 
 
 def needed(transfer: int, primaries: int) -> bool:
@@ -86,4 +86,5 @@ def _srgb() -> np.ndarray:
     """(16384,) uint8: sRGB of linear light (IEC 61966-2-1)."""
     light = np.arange(16384) / 16383
     values = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
-    return np.rint(values * 255).astype(np.uint8)
+    encoded: np.ndarray = np.rint(values * 255).astype(np.uint8)
+    return encoded

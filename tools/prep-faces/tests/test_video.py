@@ -59,11 +59,11 @@ def test_hdr(name, signal, transfer, run, portrait, tmp_path):
     # BT.2087-0, M2, and the 203 cd/m2 that BT.2408 gives white.
     wide = light @ np.array([[0.6274, 0.0691, 0.0164], [0.3293, 0.9195, 0.0880], [0.0433, 0.0114, 0.8956]])
     coded = np.rint(np.clip(signal(wide * 203), 0, 1) * 65535).astype(np.uint16)
-    tags = f"colorprim=bt2020:transfer={ {16: 'smpte2084', 18: 'arib-std-b67'}[transfer] }:colormatrix=bt2020nc"
     with av.open(str(tmp_path / "phone.mp4"), "w") as container:
-        stream = container.add_stream("libx265", rate=FPS)
-        stream.options = {"crf": "4", "x265-params": f"log-level=none:{tags}"}
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "4"})
         stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p10le"
+        colours = stream.codec_context
+        colours.colorspace, colours.color_trc, colours.color_primaries, colours.color_range = 9, transfer, 9, 1
         for _ in range(2):
             frame = av.VideoFrame.from_ndarray(coded, format="rgb48le")
             frame = frame.reformat(format="yuv420p10le", dst_colorspace=9, dst_color_range=1)

@@ -33,7 +33,7 @@ def upright(frame: Any, stream: Any) -> np.ndarray:
 def _rgb(frame: Any) -> np.ndarray:
     transfer, primaries = int(frame.color_trc), int(frame.color_primaries)
     # Swscale takes untagged video for BT.601; players take it for BT.709 from 720 lines up.
-    space = "itu709" if frame.colorspace == 2 and frame.height >= 720 else None
+    space: Any = "itu709" if frame.colorspace == 2 and frame.height >= 720 else None
     if not hdr.needed(transfer, primaries):
         plain: np.ndarray = frame.reformat(format="rgb24", src_colorspace=space).to_ndarray()
         return plain
