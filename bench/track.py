@@ -188,7 +188,8 @@ def photometric_error(model, frames: list[Path], found: Track, every: int = 6) -
     looks = photometric.looks(surface, windows, found, vertices)
     total = []
     for i in range(0, len(frames), every):
-        drawing, mask = photometric.draw(surface, looks, windows, found, vertices, i)
+        drawing, rast = photometric.draw(surface, looks, windows, found, vertices, i)
+        mask = rast.mask[0].numpy()
         points = model.landmarks(vertices[i : i + 1])[0] @ windows.K(found.K, i).T
         hull = cv2.convexHull((points[:, :2] / points[:, 2:]).round().int().numpy())
         face = cv2.fillConvexPoly(np.zeros(mask.shape, np.uint8), hull, 1).astype(bool) & mask

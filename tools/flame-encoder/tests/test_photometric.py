@@ -86,7 +86,8 @@ def test_the_head_is_drawn_as_it_looks(clip):
     assert windows.scale == 1 and windows.images.shape[1] < SIZE
     looks = photometric.looks(surface, windows, clip.truth, clip.vertices)
     for i in (0, 5):
-        drawing, mask = photometric.draw(surface, looks, windows, clip.truth, clip.vertices, i)
+        drawing, rast = photometric.draw(surface, looks, windows, clip.truth, clip.vertices, i)
+        mask = rast.mask[0].numpy()
         error = np.abs(drawing - windows.images[i] / 255.0).mean(-1)
         inner = cv2.erode(mask.astype(np.uint8), np.ones((5, 5)))
         assert mask.mean() > 0.3 and error[inner > 0].mean() < 0.02

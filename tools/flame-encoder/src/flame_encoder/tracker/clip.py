@@ -128,16 +128,7 @@ def fit(
     rig = Rig(head)
     problem = Problem(rig, seen, options)
     g, q = start(problem)
-    step = -(-int(seen.valid.sum()) // options.key_frames)
-    if step > 1 and problem.dense:
-        # Neighbouring frames say the same of identity and focal length, which are what costs time.
-        keys = Problem(rig, observations.every(seen, step), options)
-        rows = np.flatnonzero(seen.valid)[::step]
-        g, q[rows], done = keys.solve(g, q[rows], options.iterations, report)
-        q, more = problem.solve(g, between(q, rows), options.iterations, after(report, done), hold=True)[1:]
-        steps = done + more
-    else:
-        g, q, steps = problem.solve(g, q, options.iterations, report)
+    g, q, steps = _solve(problem, g, q, options.iterations, report)
     doubted = _doubted(problem, g, q) if problem.dense else np.zeros(len(q), bool)
     if doubted.any():
         seen = replace(seen, valid=seen.valid & ~doubted)
@@ -163,6 +154,33 @@ def fit(
     return Tracked(found, figures)
 
 
+def key_frames(problem: Problem) -> np.ndarray | None:
+    """Frames that identity and focal length are found from, or None where that is all: neighbours say the same."""
+    rows = np.flatnonzero(problem.seen.valid)
+    step = -(-len(rows) // problem.options.key_frames)
+    return rows[::step] if step > 1 and problem.dense else None
+
+
+def _solve(problem: Problem, g: Tensor, q: Tensor, most: int, report: Report) -> tuple[Tensor, Tensor, int]:
+    """Solve for all unknowns: in a long clip those of the key frames with the shared ones, then all other frames'."""
+    keys = key_frames(problem)
+    if keys is None:
+        return problem.solve(g, q, most, report)
+    g, q, done = _solve_some(problem.part(keys), keys, g, q, most, report)
+    q, more = problem.solve(g, q, most, after(report, done), hold=True)[1:]
+    return g, q, done + more
+
+
+def _solve_some(
+    part: Problem, rows: np.ndarray, g: Tensor, q: Tensor, most: int, report: Report
+) -> tuple[Tensor, Tensor, int]:
+    """Solve some frames with the shared unknowns; the frames between them change as their neighbours do."""
+    g, new, steps = part.solve(g, q[rows], most, report)
+    change = (new - q[rows]).numpy()
+    spread = [np.interp(np.arange(len(q)), rows, column) for column in change.T]
+    return g, q + torch.from_numpy(np.stack(spread, 1)), steps
+
+
 def _doubted(problem: Problem, g: Tensor, q: Tensor) -> np.ndarray:
     """(N,) frames whose landmarks fit no head; none where that would leave less than half of them."""
     share = np.nanmedian(problem.errors(g, q), 1) / problem.seen.unit[problem.seen.valid]
@@ -183,20 +201,26 @@ def _refine(
     found = problem.as_track(g, q)
     windows, done = photometric.cut(frames, found, found.vertices(head)), 0
     figures: dict[str, Any] = {"photometric_error": [], "found": []}
-    rounds = options.levels(problem.dense)
+    rounds, keys = options.levels(problem.dense), key_frames(problem)
     coarsest = max(rounds)
     for levels in rounds:
         if levels > coarsest:
             continue
-        found = problem.as_track(g, q)
+        few = keys if levels > min(rounds) else None  # coarse rounds look at the key frames
+        part, there = (problem, windows) if few is None else (problem.part(few), windows.some(few))
+        found = part.as_track(g, q if few is None else q[few])
         vertices = found.vertices(head)
-        looks = photometric.looks(surface, windows, found, vertices)
-        problem.matches = photometric.match(surface, looks, windows, found, vertices, iod, levels)
+        looks = photometric.looks(surface, there, found, vertices)
+        part.matches = photometric.match(surface, looks, there, found, vertices, iod, levels)
         errors = figures["photometric_error"]
-        settled = len(errors) > 0 and problem.matches.error > 0.95 * errors[-1]
-        errors.append(problem.matches.error)
-        figures["found"].append(float(problem.matches.found.mean()))
-        g, q, steps = problem.solve(g, q, options.photometric_iterations, after(report, done))
+        settled = len(errors) > 0 and part.matches.error > 0.95 * errors[-1]
+        errors.append(part.matches.error)
+        figures["found"].append(float(part.matches.found.mean()))
+        most, told = options.photometric_iterations, after(report, done)
+        if few is None:
+            g, q, steps = _solve(problem, g, q, most, told)
+        else:
+            g, q, steps = _solve_some(part, few, g, q, most, told)
         done += steps
         if settled:  # coarse rounds go on only while they help
             coarsest = min(rounds)
@@ -209,13 +233,6 @@ def _refine(
 def after(report: Report, done: int) -> Report:
     """Reports of a later stage, which began when `done` steps were made."""
     return lambda step, text: report(done + step, text)
-
-
-def between(q: Tensor, rows: np.ndarray) -> Tensor:
-    """Per-frame unknowns (N, P): those of `rows`, and between them their interpolation."""
-    known = q[rows].numpy()
-    columns = [np.interp(np.arange(len(q)), rows, column) for column in known.T]
-    return torch.from_numpy(np.stack(columns, 1))
 
 
 def _jitter(head: HeadModel, track: Track) -> float:

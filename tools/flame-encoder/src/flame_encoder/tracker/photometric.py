@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import recon4d.images
 import torch
-from recon4d import mesh
+from recon4d import mesh, threads
 from recon4d.cameras import Camera
 from recon4d.color import linear_from_srgb, srgb_from_linear
 from recon4d.formats.track import Track
@@ -43,6 +43,10 @@ class Windows:
     images: np.ndarray
     scale: float
     offset: np.ndarray
+
+    def some(self, rows: np.ndarray) -> "Windows":
+        """Only some frames."""
+        return Windows(self.images[rows], self.scale, self.offset[rows])
 
     def K(self, K: np.ndarray, i: int) -> Tensor:
         """(3, 3) intrinsics of window i."""
@@ -77,6 +81,10 @@ class Matches:
     whiten: Tensor
     error: float
     found: np.ndarray
+
+    def some(self, rows: np.ndarray) -> "Matches":
+        """Only some frames."""
+        return Matches(self.rows[rows], self.pixels[rows], self.whiten[rows], self.error, self.found[rows])
 
 
 class Surface:
@@ -176,7 +184,7 @@ def _texel_colours(
     normals = mesh.vertex_normals(vertices[i : i + 1], head.faces)
     normal = torch.nn.functional.normalize(surface.at(normals[0], surface.texel_faces, surface.texel_bary), dim=-1)
     K = windows.K(track.K, i)
-    pixels, visible = _in_sight(head, vertices[i], points, K, size)
+    pixels, visible = _in_sight(head, vertices[i], points, K, _drawn(head, vertices[i], K, size))
     visible = visible & windows.in_frame(pixels, i, track.image_size)
     slant = -(normal * torch.nn.functional.normalize(points, dim=-1)).sum(-1)
     image = linear_from_srgb(torch.from_numpy(windows.images[i]).float() / 255)
@@ -185,9 +193,16 @@ def _texel_colours(
     return colour, ((slant - 0.2) / 0.5).clamp(0, 1) * visible, normal
 
 
-def _in_sight(head: HeadModel, vertices: Tensor, points: Tensor, K: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _drawn(head: HeadModel, vertices: Tensor, K: Tensor, size: int) -> mesh.Rasterization:
+    """What of the head is seen at each pixel of a window."""
+    return mesh.rasterize(Camera(K, torch.eye(4), size, size).clip(vertices[None]), head.faces, (size, size))
+
+
+def _in_sight(
+    head: HeadModel, vertices: Tensor, points: Tensor, K: Tensor, rast: mesh.Rasterization
+) -> tuple[Tensor, Tensor]:
     """Window pixels (n, 2) of points (n, 3) in camera space, and whether nothing hides them."""
-    rast = mesh.rasterize(Camera(K, torch.eye(4), size, size).clip(vertices[None]), head.faces, (size, size))
+    size = rast.mask.shape[1]
     depth = mesh.interpolate(vertices[None, :, 2:].contiguous(), rast, head.faces)[0, ..., 0]
     depth[~rast.mask[0]] = 0
     pixels = points @ K.T
@@ -215,11 +230,10 @@ def _fit_light(basis: Tensor, albedo: Tensor, colour: Tensor, weight: Tensor, ne
 
 def draw(
     surface: Surface, looks: Looks, windows: Windows, track: Track, vertices: Tensor, i: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Frame i's window with the textured head over it (S, S, 3) float in [0, 1], and the head's mask (S, S)."""
+) -> tuple[np.ndarray, mesh.Rasterization]:
+    """Frame i's window with the textured head over it (S, S, 3) float in [0, 1], and where the head is seen."""
     head, size = surface.head, windows.images.shape[1]
-    camera = Camera(windows.K(track.K, i), torch.eye(4), size, size)
-    rast = mesh.rasterize(camera.clip(vertices[i : i + 1]), head.faces, (size, size))
+    rast = _drawn(head, vertices[i], windows.K(track.K, i), size)
     normals = mesh.interpolate(mesh.vertex_normals(vertices[i : i + 1], head.faces), rast, head.faces)
     uv = mesh.interpolate(surface.vt[None], rast, surface.ft)
     seen = rast.mask[0]
@@ -227,7 +241,7 @@ def draw(
     lit = mesh.shade(albedo, normals[0][seen][None, None], sh=looks.light[i])[0, 0].clamp(0, 1)
     image = torch.from_numpy(windows.images[i]).float() / 255
     image[seen] = srgb_from_linear(lit)
-    return image.numpy(), seen.numpy()
+    return image.numpy(), rast
 
 
 def match(
@@ -242,27 +256,27 @@ def match(
     n, size = len(vertices), windows.images.shape[1]
     rows = torch.zeros(n, POINTS, dtype=torch.long)
     target, whiten = torch.zeros(n, POINTS, 2), torch.zeros(n, POINTS, 2, 2)
-    found_share = np.zeros(n)
-    errors = []
-    rng = np.random.default_rng(0)
+    found_share, errors = np.zeros(n), np.zeros(n)
     unit = iod * windows.scale
     lk: dict[str, Any] = {"winSize": (PATCH, PATCH), "maxLevel": levels, "criteria": (3, 20, 0.01)}
-    for i in range(n):
-        drawing, mask = draw(surface, looks, windows, track, vertices, i)
+
+    def find(i: int) -> None:
+        drawing, rast = draw(surface, looks, windows, track, vertices, i)
+        mask = rast.mask[0].numpy()
         frame = windows.images[i].astype(np.float32) / 255
-        errors.append(np.abs(drawing - frame)[mask].mean())
+        errors[i] = np.abs(drawing - frame)[mask].mean()
         a, b = _normalised(drawing, unit), _normalised(frame, unit)
         points = surface.at(vertices[i], surface.faces, surface.bary)
-        pixels, visible = _in_sight(surface.head, vertices[i], points, windows.K(track.K, i), size)
+        pixels, visible = _in_sight(surface.head, vertices[i], points, windows.K(track.K, i), rast)
         # A patch that holds background would be held by it: the background is the frame's own.
         inner = cv2.erode(mask.astype(np.uint8), np.ones((PATCH, PATCH), np.uint8), borderValue=0)
         column, row = pixels.floor().long().clamp(0, size - 1).unbind(1)
         visible &= torch.from_numpy(inner[row, column] > 0) & windows.in_frame(pixels, i, track.image_size)
         chosen = visible.nonzero()[:, 0].numpy()
         if len(chosen) > POINTS:
-            chosen = np.sort(rng.choice(chosen, POINTS, replace=False))
+            chosen = np.sort(np.random.default_rng(i).choice(chosen, POINTS, replace=False))
         if not len(chosen):
-            continue
+            return
         start = pixels[chosen].numpy().astype(np.float32) - 0.5
         there, ok, _ = cv2.calcOpticalFlowPyrLK(a, b, start[:, None], np.empty_like(start[:, None]), **lk)
         back, ok_back, _ = cv2.calcOpticalFlowPyrLK(b, a, there, np.empty_like(there), **lk)
@@ -275,7 +289,9 @@ def match(
         rows[i, :k] = torch.from_numpy(chosen)
         target[i, :k] = (pixels[chosen] + torch.from_numpy(step) - torch.from_numpy(windows.offset[i])) / windows.scale
         whiten[i, :k] = torch.from_numpy((root * windows.scale).astype(np.float32))
-    return Matches(rows, target, whiten, float(np.mean(errors)), found_share)
+
+    threads.share(find, n)
+    return Matches(rows, target, whiten, float(errors.mean()), found_share)
 
 
 def _certainty(image: np.ndarray, points: np.ndarray, unit: float) -> np.ndarray:
@@ -296,7 +312,17 @@ def _normalised(image: np.ndarray, unit: float) -> np.ndarray:
     """Brightness (S, S, 3) freed of slow changes of light: 128 + 40 (I - mean) / deviation."""
     grey = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2GRAY)
     wide = 0.15 * unit
-    grey = grey - cv2.GaussianBlur(grey, (0, 0), wide)
-    deviation = cv2.GaussianBlur(np.abs(grey), (0, 0), 2 * wide)
+    grey = grey - _blurred(grey, wide)
+    deviation = _blurred(np.abs(grey), 2 * wide)
     answer: np.ndarray = np.clip(128 + 40 * grey / (deviation + 0.008), 0, 255).astype(np.uint8)
     return answer
+
+
+def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
+    """A picture (S, S) under a Gaussian of that many pixels; a wide one is taken at a smaller size, which is faster."""
+    size = image.shape[::-1]
+    factor = max(1, int(sigma // 3))
+    if factor > 1:
+        image = cv2.resize(image, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
+    blurred: np.ndarray = cv2.GaussianBlur(image, (0, 0), sigma / factor)
+    return cv2.resize(blurred, size, interpolation=cv2.INTER_LINEAR) if factor > 1 else blurred

@@ -18,7 +18,7 @@ from recon4d.formats.track import Track
 from torch import Tensor
 
 from flame_encoder.report import Report, unreported
-from flame_encoder.tracker import chain
+from flame_encoder.tracker import chain, observations
 from flame_encoder.tracker.observations import Observations
 from flame_encoder.tracker.photometric import Matches
 from flame_encoder.tracker.points import FACING, Points, Rig, eye_rotation
@@ -133,8 +133,8 @@ class Options:
 
     def steps(self, photometric: bool, dense: bool) -> int:
         """Solver steps at most."""
-        more = self.iterations if dense else 0  # all frames after the key frames
-        return self.iterations + more + photometric * self.photometric_iterations * len(self.levels(dense))
+        each = 2 if dense else 1  # all frames after the key frames
+        return each * (self.iterations + photometric * self.photometric_iterations * len(self.levels(dense)))
 
 
 def share_of(cosine: np.ndarray) -> np.ndarray:
@@ -222,6 +222,13 @@ class Problem:
         self.lower, self.upper = torch.cat(list(lower.values())), torch.cat(list(upper.values()))
         self.bound_weight = 0.05**-2
         self.n = n
+
+    def part(self, rows: np.ndarray) -> "Problem":
+        """The problem of some frames alone, which are spread evenly over the clip."""
+        part = Problem(self.rig, observations.some(self.seen, rows, self.n / len(rows)), self.options)
+        part.surface, part.shares = self.surface, self.shares
+        part.matches = None if self.matches is None else self.matches.some(rows)
+        return part
 
     # -- stage 1 ---------------------------------------------------------------------------------------------------
 
