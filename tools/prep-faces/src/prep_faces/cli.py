@@ -119,7 +119,15 @@ def detect(
 )
 @batch_option
 @device_option
+@click.option(
+    "--faces",
+    type=click.Choice(("likeliest", "largest")),
+    default="likeliest",
+    show_default=True,
+    help="Which of several, where none is followed.",
+)
 @click.option("--photos", is_flag=True, help="The files are unrelated: do not follow a face from one to the next.")
+@click.option("--turned", is_flag=True, help="Look in four orientations: pictures may lie on their side.")
 @workers_option
 @engine_option
 @strict_option
@@ -131,7 +139,9 @@ def landmarks(
     points: str | None,
     batch: int,
     device: str,
+    faces: str,
     photos: bool,
+    turned: bool,
     workers: int | None,
     engine: str,
     strict: bool,
@@ -142,7 +152,11 @@ def landmarks(
 
     where = {"detector": detector, "device": _device(device, detector), "workers": workers, "engine": engine}
     what = {"photos": photos, "points": points, "batch": batch, "force": force}
-    result = _run("landmarks", write_landmarks, paths, out, **where, **what)
+    which = {"largest": faces == "largest", "turned": turned}
+    result = _run("landmarks", write_landmarks, paths, out, **where, **what, **which)
+    if result["close"]:
+        many = f"{result['close']} of {result['images']} images have another face as large and as sure as the one taken"
+        log(f"warning: {many}; {out / 'landmarks.jsonl'} marks them with rivals")
     _finish(result, out / "landmarks.jsonl", strict)
 
 

@@ -131,7 +131,7 @@ def place_sequence(files: list[ImageFile], faces: Iterator[Found], out: Path, co
         if isinstance(answer, InputError):
             places.append(answer)
             continue
-        chosen = choose_face(answer[1], previous, -np.inf)
+        chosen = choose_face(answer[1], previous, -np.inf, config.detector)
         if chosen is None:
             places.append(np.full(4, np.nan))
             continue

@@ -12,7 +12,7 @@ import numpy as np
 from recon4d import InputError, images
 
 from prep_faces.detectors import detect, prepare
-from prep_faces.faces import Faces
+from prep_faces.faces import Faces, unturned
 from prep_faces.image_files import ImageFile, find_images
 from prep_faces.parallel import cores, ordered_map, ray_map
 from prep_faces.records import Record, Watch, counts, number, record, run, unwatched
@@ -30,12 +30,13 @@ def detect_files(
     workers: int | None = None,
     engine: str = "local",
     every: bool = False,
+    turned: bool = False,
 ) -> Iterator[Found]:
     """The faces of each file, in order; files are read, and faces looked for, ahead of who takes the answers.
 
     dlib and mediapipe run in `workers` processes; other networks in this one, `batch` images at a time, while threads
     read the next ones; with engine `ray` either runs as Ray tasks. Detector, device, threshold, points and
-    every: see detectors.detect.
+    every: see detectors.detect. turned: see `detect_turned`.
     """
     workers = workers or cores()
     gpu = engine == "ray" and device.startswith("cuda")
@@ -45,6 +46,7 @@ def detect_files(
         "threshold": threshold,
         "points": points,
         "every": every,
+        "turned": turned,
     }
     if engine == "ray":
         yield from ray_map(functools.partial(_find_batch, **options), files, batch, workers, gpu)
@@ -65,7 +67,7 @@ def detect_files(
 
 def _find_one(file: ImageFile, **options: Any) -> tuple[tuple[int, int], Faces]:
     image = images.read(file.path)
-    return image.shape[:2], detect([image], **options)[0]
+    return image.shape[:2], detect_turned([image], **options)[0]
 
 
 def _find_batch(files: list[ImageFile], **options: Any) -> list[Found]:
@@ -75,8 +77,24 @@ def _find_batch(files: list[ImageFile], **options: Any) -> list[Found]:
 
 def _find_in(pictures: list[np.ndarray | InputError], **options: Any) -> list[Found]:
     good = [image for image in pictures if not isinstance(image, InputError)]
-    answers = iter(detect(good, **options))
+    answers = iter(detect_turned(good, **options))
     return [image if isinstance(image, InputError) else (image.shape[:2], next(answers)) for image in pictures]
+
+
+def detect_turned(pictures: list[np.ndarray], turned: bool = False, **options: Any) -> list[Faces]:
+    """`detectors.detect`; with `turned` in each picture's four orientations, of which the surest is taken.
+
+    The picture as it is comes first where it is nearly as sure: some networks find faces that lie on their side.
+    """
+    found = detect(pictures, **options)
+    if not turned:
+        return found
+    for quarters in (1, 2, 3):
+        others = detect([np.ascontiguousarray(np.rot90(image, quarters)) for image in pictures], **options)
+        for index, (image, other) in enumerate(zip(pictures, others)):
+            if other.scores.max(initial=0) > 1.1 * found[index].scores.max(initial=0):
+                found[index] = unturned(other, quarters, image.shape[1], image.shape[0])
+    return found
 
 
 def _read(file: ImageFile) -> np.ndarray | InputError:

@@ -1,6 +1,6 @@
 """Faces: what a detector tells of one image, and how five points, 68 points and boxes go together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,31 @@ class Faces:
     blendshapes: np.ndarray | None = None  # (N, 52) float32, see landmarker.BLENDSHAPES
     to_crop: np.ndarray | None = None  # (N, 2, 3) from the picture to the square that the landmarker saw
     hidden: list[list[int]] | None = None  # dense points that face away, of each face
+
+
+def unturned(faces: Faces, quarters: int, width: int, height: int) -> Faces:
+    """Faces found in numpy.rot90(image, quarters), where they are in the image, which is (height, width)."""
+    turn = {
+        0: [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+        1: [[0, 1, 0], [-1, 0, width], [0, 0, 1]],
+        2: [[-1, 0, width], [0, -1, height], [0, 0, 1]],
+        3: [[0, -1, height], [1, 0, 0], [0, 0, 1]],
+    }[quarters % 4]
+    to_turned: np.ndarray = np.array(turn, np.float32)
+    back: np.ndarray = np.linalg.inv(to_turned)
+
+    def place(points: np.ndarray) -> np.ndarray:
+        flat = points[..., :2] @ back[:2, :2].T + back[:2, 2]
+        return np.concatenate([flat, points[..., 2:]], -1).astype(np.float32)
+
+    corners = place(faces.boxes.reshape(-1, 2, 2))
+    return replace(
+        faces,
+        boxes=np.concatenate([corners.min(1), corners.max(1)], 1),
+        points=place(faces.points),
+        landmarks=None if faces.landmarks is None else place(faces.landmarks),
+        to_crop=None if faces.to_crop is None else faces.to_crop @ to_turned,
+    )
 
 
 def square_around(points: np.ndarray) -> np.ndarray:

@@ -31,8 +31,10 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(shared / union) if union > 0 else 0.0
 
 
-def choose_face(faces: Faces, previous: np.ndarray | None, sure: float) -> int | None:
-    """Which face of a frame is the person: the one nearest to the box of the frame before, else the largest.
+def choose_face(
+    faces: Faces, previous: np.ndarray | None, sure: float, detector: str = "dlib", largest: bool = False
+) -> int | None:
+    """Which face of a frame is the person: the one nearest to the box of the frame before, else the likeliest.
 
     `previous` is that box (4,) or None; faces with a score under `sure` count only where they overlap it.
     """
@@ -43,8 +45,19 @@ def choose_face(faces: Faces, previous: np.ndarray | None, sure: float) -> int |
         best = int(np.argmax(overlaps))
         if overlaps[best] > 0.3:
             return best
-    areas = np.prod(faces.boxes[:, 2:] - faces.boxes[:, :2], axis=1) * (faces.scores >= sure)
+    areas = _likely_areas(faces, sure, detector, largest)
     return int(np.argmax(areas)) if areas.max() > 0 else None
+
+
+def _likely_areas(faces: Faces, sure: float, detector: str, largest: bool) -> np.ndarray:
+    """(N,) pixels of each face that may be the person, 0 for the others: those much less sure than the surest.
+
+    Among real faces a score says little, so the largest is taken of those that are about as sure.
+    """
+    best = float(faces.scores.max(initial=0))
+    least = sure if largest else max(sure, best * (0.5 if detector == "dlib" else 0.9))  # probabilities saturate
+    areas: np.ndarray = np.prod(faces.boxes[:, 2:] - faces.boxes[:, :2], axis=1) * (faces.scores >= least)
+    return areas
 
 
 def write_landmarks(
@@ -54,6 +67,8 @@ def write_landmarks(
     device: str = "cpu",
     photos: bool = False,
     points: str | None = None,
+    largest: bool = False,
+    turned: bool = False,
     batch: int = 8,
     workers: int | None = None,
     engine: str = "local",
@@ -65,7 +80,8 @@ def write_landmarks(
     `points`: `dense` are MediaPipe's (478, 3) with depth (the default of that detector), `ibug` (68, 2) (that of the
     others), `3d` (68, 3) with the depth that face-alignment gives, scaled to pixels. With mediapipe the records have
     `blendshapes`, 52 activations by their names, `to_crop`, and `hidden`, the dense points that face away. In a
-    sequence (the default) the same person is followed from file to file; `photos` treats each on its own. Points
+    sequence (the default) the same person is followed from file to file; `photos` treats each on its own. Of several
+    faces the likeliest is taken, or the `largest`; `turned` looks in four orientations, in each file anew. Points
     that are up to date are kept. Detector, batch, workers, engine: see detection.detect_files. Returns a summary;
     files that fail are recorded, not raised. Raises InputError when there is no image, or `out` holds a run with
     other options.
@@ -74,9 +90,12 @@ def write_landmarks(
     files = find_images(paths)
     points = points or ("dense" if detector == "mediapipe" else "ibug")
     prepare(detector, device, points)
-    options = {"detector": detector, "points": points, "photos": photos}
+    options = _options(detector, points, photos, largest, turned)
     with run(out, "landmarks", options, ["landmarks"], inputs=paths, force=force) as claimed:
-        result = record_landmarks(claimed, files, detector, device, photos, points, batch, workers, engine, watch)
+        how: dict[str, Any] = {"detector": detector, "device": device, "engine": engine}
+        how |= {"batch": batch, "workers": workers}
+        what: dict[str, Any] = {"photos": photos, "points": points, "largest": largest, "turned": turned}
+        result = record_landmarks(claimed, files, **what, **how, watch=watch)
     return {**result, "out": str(out / "landmarks")}
 
 
@@ -87,6 +106,8 @@ def record_landmarks(
     device: str = "cpu",
     photos: bool = False,
     points: str | None = None,
+    largest: bool = False,
+    turned: bool = False,
     batch: int = 8,
     workers: int | None = None,
     engine: str = "local",
@@ -101,7 +122,7 @@ def record_landmarks(
         fresh = [not up_to_date(known.get(file.file), target, [file.path]) for file, target in zip(files, targets)]
         todo = [file for file, is_fresh, clash in zip(files, fresh, clashing) if is_fresh and clash is None]
         threshold = None if detector != "dlib" else SURE if photos else FAINT
-        if detector == "mediapipe" and not photos and engine == "local":
+        if detector == "mediapipe" and not (photos or turned) and engine == "local":
             going = [
                 (file, None if is_fresh else known[file.file])
                 for file, is_fresh, clash in zip(files, fresh, clashing)
@@ -110,7 +131,7 @@ def record_landmarks(
             kept = [record for _, record in going]
             found = follow_files([file for file, _ in going], kept, points == "dense", min(workers or cores(), 4))
         else:
-            answers = detect_files(todo, detector, device, threshold, points, batch, workers, engine)
+            answers = detect_files(todo, detector, device, threshold, points, batch, workers, engine, turned=turned)
             found = ((answer, None) for answer in answers)
         previous: np.ndarray | None = None
         lost = 0
@@ -121,7 +142,7 @@ def record_landmarks(
                 item = known[file.file]
             else:
                 answer, square = next(found)
-                item = {"file": file.file, **_settle(answer, target, previous, detector)}
+                item = {"file": file.file, **_settle(answer, target, previous, detector, largest)}
                 if square is not None:
                     item["next_square"] = [*square.centre, square.side, square.angle]
             yield item
@@ -134,9 +155,9 @@ def record_landmarks(
                 previous = None
 
     def summary(records: list[Record]) -> dict[str, Any]:
-        return {**counts(records), "detector": detector}
+        return {**counts(records), "detector": detector, "close": sum("rivals" in item for item in records)}
 
-    options = {"detector": detector, "points": points, "photos": photos}
+    options = _options(detector, points, photos, largest, turned)
     return record(
         claimed,
         "landmarks",
@@ -149,26 +170,34 @@ def record_landmarks(
     )
 
 
+def _options(detector: str, points: str, photos: bool, largest: bool, turned: bool) -> dict[str, Any]:
+    rare = {"faces": "largest"} if largest else {}
+    return {"detector": detector, "points": points, "photos": photos, **rare, **({"turned": True} if turned else {})}
+
+
 def _settle(
     answer: Found,
     target: Path,
     previous: np.ndarray | None,
     detector: str,
+    largest: bool,
 ) -> dict[str, Any]:
     if isinstance(answer, InputError):
         target.unlink(missing_ok=True)
         return {"detector": detector, "error": str(answer)}
     (height, width), faces = answer
     size = {"width": width, "height": height, "detector": detector}
-    chosen = choose_face(faces, previous, SURE)
+    chosen = choose_face(faces, previous, SURE, detector, largest)
     if chosen is None or faces.landmarks is None:
         target.unlink(missing_ok=True)  # of an earlier run
         return {**size, "error": "no face found"}
     write_npy(target, faces.landmarks[chosen].astype(np.float32))
-    more: dict[str, Any] = {}
+    areas = _likely_areas(faces, SURE, detector, largest)
+    rivals = int((areas > 0.7 * areas[chosen]).sum()) - 1 if areas[chosen] > 0 and previous is None else 0
+    more: dict[str, Any] = {"rivals": rivals} if rivals else {}
     if faces.blendshapes is not None and faces.to_crop is not None and faces.hidden is not None:
         values = np.round(faces.blendshapes[chosen].astype(float), 4).tolist()
-        more = {
+        more |= {
             "presence": round(float(faces.scores[chosen]), 4),
             "blendshapes": dict(zip(BLENDSHAPES, values, strict=True)),
             "to_crop": faces.to_crop[chosen].round(6).tolist(),
