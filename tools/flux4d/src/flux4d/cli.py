@@ -117,7 +117,7 @@ def synth(**options: Any) -> None:
 
 
 @main.command("import", cls=Command)
-@click.argument("layout", type=click.Choice(["kitti", "folder"]))
+@click.argument("layout", type=click.Choice(["kitti", "nuscenes", "argoverse2", "waymo", "folder"]))
 @click.argument("source", type=PathType)
 @click.argument("out", type=PathType)
 @click.option("--poses", help="A file, 12 numbers a sweep; oxts; or kiss-icp.  [default: those of the log]")
@@ -127,9 +127,11 @@ def synth(**options: Any) -> None:
 @click.option(
     "--no-deskew", "deskew", flag_value=False, default=True, help="Points are where they were at the sweep's own time."
 )
+@click.option("--scenes", callback=names, help="Of several logs these, with commas.  [default: all]")
+@click.option("--cameras", callback=names, help="These, with commas: front_camera,left_camera.  [default: all]")
 @force_option
 def import_(**options: Any) -> None:
-    """Bring a log, SOURCE, into PandaSet's layout as the scene OUT. LAYOUT: kitti (a drive of KITTI raw), folder."""
+    """Bring a log, SOURCE, into PandaSet's layout as the scene OUT; or a folder of logs as the scenes in OUT."""
     from flux4d.imports import import_log
 
     print_result(import_log(**options, log=log))

@@ -1,21 +1,24 @@
 """Logs of other layouts brought into PandaSet's, after which nothing knows where they came from."""
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from recon4d import InputError, images, runs
-from recon4d.cli import progress
-from recon4d.files import write_bytes, write_text
+from recon4d import InputError, runs
 
-from flux4d import kitti, log_folders, tables
-from flux4d.logs import Log, LogCamera, poses_at, poses_in_sweep
+from flux4d import argoverse2, kitti, log_folders, nuscenes, waymo
+from flux4d.log_scenes import write_scene
+from flux4d.logs import Log
 from flux4d.odometry import kiss_icp_poses
-from flux4d.pandaset import pose_entry
 
-LAYOUTS = {"kitti": kitti.open_log, "folder": log_folders.open_log}
+LAYOUTS = {
+    "kitti": kitti.find,
+    "nuscenes": nuscenes.find,
+    "argoverse2": argoverse2.find,
+    "waymo": waymo.find,
+    "folder": log_folders.find,
+}
 
 
 def import_log(
@@ -25,114 +28,71 @@ def import_log(
     poses: str | None = None,
     rate: float = 10.0,
     deskew: bool = True,
+    scenes: tuple[str, ...] | None = None,
+    cameras: tuple[str, ...] | None = None,
     force: bool = False,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Bring a log into PandaSet's layout, as the scene `out`; a summary.
+    """Bring logs into PandaSet's layout: one as the scene `out`, several as scenes in it by their names; a summary.
 
-    The world is the first sweep's place, x right, y forward, z up. There are no cuboids.
+    The world is the first sweep's place, x right, y forward, z up. Of several logs, those that cannot be brought in
+    are told in the summary's `failed`, a sentence each.
 
     Args:
-        layout: `kitti`, a drive of KITTI raw; `folder`, plain folders (docs/formats.md).
+        layout: one of LAYOUTS (docs/formats.md).
+        source: a log, or a folder of several; of nuScenes and Waymo always a folder of several.
         poses: a file of them, `oxts`, or `kiss-icp`; None takes what the log has.
         rate: sweeps a second where the log has no timestamps.
         deskew: where the moments of a sweep's points are known, place each by the LiDAR's pose at its own.
+        scenes: names of those to take of several. cameras: names of those to take, as PandaSet calls them.
         force: replace what an earlier import wrote. log: told of what a user should know.
 
     Raises:
-        InputError: an output that exists, a log that is broken or incomplete, no poses.
+        InputError: an output that exists, a log that is broken or incomplete, no poses; of several, none that can be
+            brought in.
     """
     source = Path(source)
     if not source.is_dir():
         raise InputError(f"{source} is not a folder; give that of one log")
     given = poses if poses not in (None, "oxts", "kiss-icp") else None
-    with runs.claim(out, "flux4d import", force=force, inputs=[source, given]) as claimed:
-        found = LAYOUTS[layout](source, rate, poses)
-        if (source / "tracklet_labels.xml").exists():
-            log(f"{source / 'tracklet_labels.xml'}: KITTI's tracklets are not read; the scene has no cuboids")
-        known = found.poses
-        if known is None and poses is None:
-            raise InputError(f"{source} has no poses; give a file of them with --poses, or --poses kiss-icp")
-        known = kiss_icp_poses(found, deskew) if known is None else known
-        return write_scene(found, known, claimed.folder, deskew, log)
+
+    def one(opened: Callable[[], Log], folder: Path) -> dict[str, Any]:
+        with runs.claim(folder, "flux4d import", force=force, inputs=[source, given]) as claimed:
+            found = _seen_by(opened(), cameras, source)
+            if found.poses is None and poses is None:
+                raise InputError(f"{source} has no poses; give a file of them with --poses, or --poses kiss-icp")
+            known = kiss_icp_poses(found, deskew) if found.poses is None else found.poses
+            return write_scene(found, known, claimed.folder, deskew, log)
+
+    there = LAYOUTS[layout](source, rate, poses)
+    if scenes is not None:
+        missing = [name for name in scenes if name not in there or not name]
+        if missing:
+            has = ", ".join(name for name in there if name)[:200] or "one log without a name"
+            raise InputError(f"--scenes {missing[0]}: {source} has no such log; it has {has}")
+        there = {name: there[name] for name in scenes}
+    if "" in there:
+        return one(there[""], Path(out))
+    if given is not None:
+        raise InputError(f"--poses {given}: {source} holds several logs; import each by itself")
+    runs.check_place(out, [source])
+    done, failed = [], {}
+    for name, opened in there.items():
+        try:
+            done.append(one(opened, Path(out) / name))
+        except InputError as error:
+            failed[name] = str(error)
+            log(f"{name}: {error}")
+    if not done:
+        raise InputError(f"none of the {len(failed)} logs of {source} was brought in: {next(iter(failed.values()))}")
+    return {"folder": str(out), "scenes": done, "failed": failed}
 
 
-def write_scene(
-    recorded: Log, poses: np.ndarray, folder: Path, deskew: bool, log: Callable[[str], None]
-) -> dict[str, Any]:
-    """Write a log with its poses (N, 4, 4), LiDAR to world, as a scene; a summary. As `import_log`."""
-    axes = np.eye(4)
-    axes[:3, :3] = recorded.axes
-    ego = axes @ np.linalg.inv(poses[0]) @ poses  # LiDAR to the world, which has PandaSet's axes
-    count = 0
-    for i in progress(range(len(ego)), f"sweeps of {folder.name}", len(ego)):
-        sweep, time = recorded.read(i), recorded.times[i]
-        offsets = np.zeros(len(sweep.xyz)) if sweep.offsets is None else sweep.offsets
-        at = (
-            poses_in_sweep(recorded.times, ego, i, offsets) if deskew else np.broadcast_to(ego[i], (len(offsets), 4, 4))
-        )
-        xyz = np.einsum("nij,nj->ni", at[:, :3, :3], sweep.xyz) + at[:, :3, 3]
-        columns = dict(zip("xyz", xyz.T)) | {"i": np.round(sweep.intensity), "t": time + offsets}
-        columns["d"] = np.zeros(len(xyz), np.int64)
-        tables.write(folder / "lidar" / f"{i:02d}.pkl.gz", columns)
-        count += len(xyz)
-        if i == 0:
-            _check_view(recorded, xyz, ego)
-    back = axes.copy()
-    back[:3, :3] = recorded.axes.T
-    _write_track(folder / "lidar", ego @ back, recorded.times)
-    for name, camera in recorded.cameras.items():
-        _write_camera(folder / "camera" / name, camera)
-        track = poses_at(recorded.times, ego, camera.times) @ np.linalg.inv(camera.lidar_to_camera)
-        _write_track(folder / "camera" / name, track, camera.times)
-        lonely = int((np.abs(camera.times[:, None] - recorded.times).min(1) > 0.6 * _period(recorded.times)).sum())
-        if lonely:
-            log(f"{name}: {lonely} of {len(camera.times)} pictures have no sweep beside them in time")
-    write_text(folder / "meta" / "timestamps.json", json.dumps(recorded.times.tolist()))
-    return {
-        "scene": str(folder),
-        "frames": len(ego),
-        "seconds": round(float(recorded.times[-1] - recorded.times[0]), 3),
-        "metres": round(float(np.linalg.norm(np.diff(ego[:, :3, 3], axis=0), axis=1).sum()), 2),
-        "points_per_sweep": count // len(ego),
-        "cameras": {name: len(camera.files) for name, camera in recorded.cameras.items()},
-        "poses": recorded.origin,
-        "cuboids": 0,
-    }
-
-
-def _period(times: np.ndarray) -> float:
-    return float(np.median(np.diff(times))) if len(times) > 1 else 0.1
-
-
-def _check_view(recorded: Log, xyz: np.ndarray, ego: np.ndarray) -> None:
-    """Raise InputError where a camera's first picture has no point of the first sweep: its calibration is wrong."""
-    for name, camera in recorded.cameras.items():
-        pose = poses_at(recorded.times, ego, recorded.times[:1])[0] @ np.linalg.inv(camera.lidar_to_camera)
-        local = (xyz - pose[:3, 3]) @ pose[:3, :3]
-        local = local[local[:, 2] > 0.1]
-        pixels = local @ camera.K.T
-        pixels = pixels[:, :2] / pixels[:, 2:]
-        if not ((pixels > -0.5) & (pixels < np.array(images.size(camera.files[0])) - 0.5)).all(1).any():
-            raise InputError(f"{camera.calibration}: no point of the first sweep is in {name}'s picture; correct it")
-
-
-def _write_camera(folder: Path, camera: LogCamera) -> None:
-    """Pictures as they are, once each has been read, and the intrinsics."""
-    shape: tuple[int, ...] | None = None
-    for i, path in enumerate(progress(camera.files, f"pictures of {folder.name}", len(camera.files))):
-        data = path.read_bytes()
-        found = images.read(path, data=data, upright=False).shape
-        if shape is not None and found != shape:
-            raise InputError(
-                f"{path} is {found[1]}x{found[0]} pixels and those before it {shape[1]}x{shape[0]}; remove it"
-            )
-        shape = found
-        write_bytes(folder / f"{i:02d}{path.suffix.lower()}", data)
-    fx, fy, cx, cy = (camera.K[[0, 1, 0, 1], [0, 1, 2, 2]] / camera.K[2, 2]).tolist()
-    write_text(folder / "intrinsics.json", json.dumps({"fx": fx, "fy": fy, "cx": cx, "cy": cy}))
-
-
-def _write_track(folder: Path, poses: np.ndarray, times: np.ndarray) -> None:
-    write_text(folder / "poses.json", json.dumps([pose_entry(pose) for pose in poses]))
-    write_text(folder / "timestamps.json", json.dumps(times.tolist()))
+def _seen_by(found: Log, cameras: tuple[str, ...] | None, source: Path) -> Log:
+    """A log with only some of its cameras."""
+    if cameras is None:
+        return found
+    missing = [name for name in cameras if name not in found.cameras]
+    if missing:
+        raise InputError(f"--cameras {missing[0]}: {source} has none; it has {', '.join(found.cameras)}")
+    return replace(found, cameras={name: found.cameras[name] for name in cameras})

@@ -3,24 +3,45 @@
 SRC/image_02/data/0000000000.png, timestamps.txt   colour, left; image_03 is right; 00 and 01 are grey
 SRC/velodyne_points/data/0000000000.bin, timestamps.txt
 SRC/oxts/data/0000000000.txt, timestamps.txt       or SRC/poses_velo.txt, 12 numbers a sweep
+SRC/tracklet_labels.xml                            cuboids, where somebody drew them
 SRC/calib_cam_to_cam.txt, calib_velo_to_cam.txt, calib_imu_to_velo.txt    there or in the folder above
 """
 
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from recon4d import InputError, images
 
-from flux4d import point_files
-from flux4d.logs import Log, LogCamera, Sweep, files_in, growing, lines, numbers, poses_at, read_poses, rigid
+from flux4d import point_files, tracklets
+from flux4d.logs import (
+    AXES,
+    Log,
+    LogCamera,
+    Sweep,
+    about,
+    files_in,
+    growing,
+    lines,
+    logs_in,
+    numbers,
+    poses_at,
+    read_poses,
+    rigid,
+)
 
-# x forward, y left, z up to x right, y forward, z up
-AXES = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
 PERIOD = 0.1  # seconds per turn of its HDL-64E
 EARTH = 6378137.0  # metres, the radius that KITTI's development kit takes
 PAIRS = (("image_02", "image_03"), ("image_00", "image_01"))
 NAMES = ("front_camera", "front_right_camera")
+
+
+def find(source: Path, rate: float, poses: str | None) -> dict[str, Callable[[], Log]]:
+    """The drives of a folder, by name, or the one that it is, as ""; see `open_log`."""
+    found = logs_in(source, ("velodyne_points", "image_02", "image_00"))
+    return {name: partial(open_log, place, rate, poses) for name, place in found.items()}
 
 
 def open_log(source: Path, rate: float, poses: str | None) -> Log:
@@ -56,15 +77,22 @@ def open_log(source: Path, rate: float, poses: str | None) -> Log:
         known, origin = _oxts(source, moments, None if clocked else rate), "oxts"
     elif poses != "kiss-icp" and (poses is not None or path.is_file()):
         known, origin = read_poses(path, len(sweeps)), path.name
-    return Log(sweeps, moments, AXES, lambda i: _sweep(sweeps[i]), cameras, known, origin)
+    labels, boxes = source / "tracklet_labels.xml", None
+    if labels.exists():
+        boxes = tracklets.read(labels, [_number(path) for path in sweeps], _offsets)
+    return Log(sweeps, moments, AXES, lambda i: _sweep(sweeps[i]), cameras, known, origin, boxes)
 
 
 def _sweep(path: Path) -> Sweep:
-    """The sensor turns clockwise, begins behind the car and is in front of it at the sweep's own time."""
     found = point_files.read(path)
-    offsets = -np.arctan2(found["y"], found["x"]) / (2 * np.pi) * PERIOD
-    intensity = 255 * np.clip(np.nan_to_num(found["intensity"]), 0, 1)
-    return Sweep(np.stack([found[k] for k in "xyz"], -1), intensity, offsets)
+    xyz = np.stack([found[k] for k in "xyz"], -1)
+    return Sweep(xyz, 255 * np.clip(np.nan_to_num(found["intensity"]), 0, 1), _offsets(xyz))
+
+
+def _offsets(xyz: np.ndarray) -> np.ndarray:
+    """(N,) seconds: the sensor turns clockwise, begins behind the car, is in front of it at the sweep's own time."""
+    found: np.ndarray = -np.arctan2(xyz[:, 1], xyz[:, 0]) / (2 * np.pi) * PERIOD
+    return found
 
 
 def _number(path: Path) -> int:
@@ -161,7 +189,7 @@ def _oxts(source: Path, moments: np.ndarray, rate: float | None) -> np.ndarray:
         raise InputError(f"{source / 'oxts' / 'data'} has latitudes near a pole; give a file of poses with --poses")
     scale = np.cos(np.radians(latitude[0])) * EARTH
     poses = np.tile(np.eye(4), (len(packets), 1, 1))
-    poses[:, :3, :3] = _about(2, yaw) @ _about(1, pitch) @ _about(0, roll)
+    poses[:, :3, :3] = about(2, yaw) @ about(1, pitch) @ about(0, roll)
     poses[:, 0, 3] = scale * np.radians(longitude)
     poses[:, 1, 3] = scale * np.log(np.tan(np.radians(90 + latitude) / 2))
     poses[:, 2, 3] = height
@@ -169,11 +197,3 @@ def _oxts(source: Path, moments: np.ndarray, rate: float | None) -> np.ndarray:
     imu = poses_at(times, poses, moments)
     found: np.ndarray = imu @ np.linalg.inv(_transform(source, "calib_imu_to_velo.txt"))
     return found
-
-
-def _about(axis: int, angles: np.ndarray) -> np.ndarray:
-    """(N, 3, 3) rotations about a coordinate axis."""
-    a, b = (axis + 1) % 3, (axis + 2) % 3
-    R = np.tile(np.eye(3), (len(angles), 1, 1))
-    R[:, a, a], R[:, a, b], R[:, b, a], R[:, b, b] = np.cos(angles), -np.sin(angles), np.sin(angles), np.cos(angles)
-    return R

@@ -7,6 +7,8 @@ SRC/poses.txt                        12 numbers a sweep, LiDAR to world; not nee
 SRC/sweeps/timestamps.txt            seconds, one a sweep; as well beside the pictures
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -16,8 +18,7 @@ from recon4d import InputError, images
 from recon4d.files import read_json
 
 from flux4d import point_files
-from flux4d.kitti import AXES
-from flux4d.logs import Log, LogCamera, Sweep, files_in, growing, numbers, read_poses, rigid
+from flux4d.logs import AXES, Log, LogCamera, Sweep, files_in, growing, logs_in, numbers, read_poses, rigid
 
 
 def _name(name: str) -> str:
@@ -50,6 +51,12 @@ class _Camera(_Part):
 class _Calibration(_Part):
     lidar_axes: Literal["forward-left-up", "right-forward-up"] = "forward-left-up"
     cameras: dict[Annotated[str, AfterValidator(_name)], _Camera] = Field(min_length=1)
+
+
+def find(source: Path, rate: float, poses: str | None) -> dict[str, Callable[[], Log]]:
+    """The logs of a folder, by name, or the one that it is, as ""; see `open_log`."""
+    found = logs_in(source, ("calibration.json", "sweeps"))
+    return {name: partial(open_log, place, rate, poses) for name, place in found.items()}
 
 
 def open_log(source: Path, rate: float, poses: str | None) -> Log:

@@ -35,7 +35,7 @@ def kiss_icp_poses(log: Log, deskew: bool = True) -> np.ndarray:
     # Its own deskewing takes the motion of the sweep before, which at the start is none: the first sweeps stay skewed,
     # the map with them, and the speed swings for a second. So the sweeps are registered as they are, and then again,
     # deskewed by what that gave.
-    rolls = deskew and log.read(0).offsets is not None
+    rolls = deskew and not log.compensated and log.read(0).offsets is not None
     found = np.tile(np.eye(4), (len(log.sweeps), 1, 1))
     for deskewed in (False, True) if rolls else (False,):
         odometry, poses = pipeline.KissICP(config=config), []

@@ -1,6 +1,7 @@
 """Files of LiDAR points: KITTI's .bin, .npy, .ply, and .pcd of PCL."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,17 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: a missing, truncated or unknown file, or one without any point.
     """
+    return _kept({".bin": _bin, ".npy": _npy, ".ply": _ply, ".pcd": _pcd}[path.suffix.lower()], path)
+
+
+def read_floats(path: Path, width: int) -> dict[str, np.ndarray]:
+    """As `read`, of a file of float32 x y z intensity and more, `width` a point."""
+    return _kept(lambda path: _bin(path, width), path)
+
+
+def _kept(reader: Callable[[Path], dict[str, np.ndarray]], path: Path) -> dict[str, np.ndarray]:
     try:
-        found = {".bin": _bin, ".npy": _npy, ".ply": _ply, ".pcd": _pcd}[path.suffix.lower()](path)
+        found = reader(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check that the log is complete") from error
     xyz = np.stack([found[k] for k in "xyz"], -1)
@@ -47,11 +57,12 @@ def _named(columns: dict[str, Any], path: Path) -> dict[str, np.ndarray]:
     return out
 
 
-def _bin(path: Path) -> dict[str, np.ndarray]:
+def _bin(path: Path, width: int = 4) -> dict[str, np.ndarray]:
     data = path.read_bytes()
-    if len(data) % 16 or not data:
-        raise InputError(f"{path} holds {len(data)} bytes, which are no points of 16; copy it again")
-    return dict(zip(("x", "y", "z", "intensity"), np.frombuffer(data, "<f4").reshape(-1, 4).T.astype(np.float64)))
+    if len(data) % (4 * width) or not data:
+        raise InputError(f"{path} holds {len(data)} bytes, which are no points of {4 * width}; copy it again")
+    rows = np.frombuffer(data, "<f4").reshape(-1, width)[:, :4]
+    return dict(zip(("x", "y", "z", "intensity"), rows.T.astype(np.float64)))
 
 
 def _npy(path: Path) -> dict[str, np.ndarray]:

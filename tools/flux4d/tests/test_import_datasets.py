@@ -1,0 +1,175 @@
+"""A drawn street in the layouts of nuScenes, Argoverse 2 and Waymo: import brings back what was drawn."""
+
+import json
+
+import log_writers
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from flux4d import clips, imports, indices, labels, pandaset, tables
+from flux4d.cli import main
+from recon4d import InputError, images
+from scipy.spatial import cKDTree
+
+FRAMES, COLUMNS = 6, 240
+
+
+@pytest.fixture(scope="module")
+def street(root, tmp_path_factory):
+    """The first frames of the street with crossing traffic."""
+    return log_writers.drawn(root / "002", 2, FRAMES, 16, tmp_path_factory.mktemp("second") / "camera")
+
+
+@pytest.fixture(scope="module")
+def sources(street, tmp_path_factory):
+    """The street in each layout."""
+    folder = tmp_path_factory.mktemp("logs")
+    return {
+        "nuscenes": log_writers.write_nuscenes(folder / "nuscenes", {"scene-0001": street, "scene-0002": street}),
+        "argoverse2": log_writers.write_argoverse2(folder / "argoverse2" / "val" / "log", street),
+        "waymo": log_writers.write_waymo(folder / "waymo", street, "10023947602400723454_1120_000_1140_000", COLUMNS),
+    }
+
+
+@pytest.fixture(scope="module")
+def brought(sources, tmp_path_factory):
+    """The scenes that import makes of them, and its summaries."""
+    out = tmp_path_factory.mktemp("scenes")
+    done = {
+        layout: imports.import_log(layout, source, out / layout, log=lambda text: None)
+        for layout, source in sources.items()
+    }
+    folders = {
+        "nuscenes": out / "nuscenes" / "scene-0002",
+        "argoverse2": out / "argoverse2",
+        "waymo": out / "waymo" / "10023947602400723454_1120_000_1140_000",
+    }
+    return folders, done
+
+
+@pytest.mark.parametrize("layout", ["nuscenes", "argoverse2", "waymo"])
+def test_poses_points_and_pictures(street, brought, layout):
+    scene = pandaset.open_scene(brought[0][layout], ("front_camera", "front_left_camera"))
+    here = np.linalg.inv(street.scene.lidar.poses[0])  # the world is the first sweep's place
+    np.testing.assert_allclose(scene.lidar.poses, here @ street.scene.lidar.poses, atol=1e-6)
+    np.testing.assert_allclose(scene.lidar.times, street.times, atol=2e-6)
+    for name, camera in scene.cameras.items():
+        np.testing.assert_allclose(camera.poses, here @ street.scene.cameras[name].poses, atol=1e-5)
+        np.testing.assert_allclose(camera.times, street.times, atol=2e-6)
+        straight = layout != "waymo" or name == "front_camera"
+        if straight:
+            np.testing.assert_allclose(scene.K[name], street.scene.K[name], atol=1e-9)
+            assert [path.read_bytes() for path in camera.files] == [
+                path.read_bytes() for path in street.scene.cameras[name].files
+            ]
+    for i, path in enumerate(scene.lidar.files):
+        found, drawn = tables.read(path, pandaset.POINT_COLUMNS), street.points[i]
+        xyz = np.stack([found[k] for k in "xyz"], -1)
+        expected = drawn["xyz"] @ here[:3, :3].T + here[:3, 3]
+        if layout == "waymo":  # in another order, and only the sensor that turns
+            expected = expected[drawn["d"] == 0]
+            distance, which = cKDTree(expected).query(xyz)
+            assert len(xyz) == len(expected) == len(set(which)) and distance.max() < 2e-3
+            far = np.abs(found["i"] - np.minimum(drawn["i"][drawn["d"] == 0][which], 254))
+            assert far.max() <= 1
+            continue
+        half = np.abs(street.points[i]["xyz"] - street.scene.lidar.poses[i][:3, 3]).max() / 1500
+        np.testing.assert_allclose(xyz, expected, atol=half if layout == "argoverse2" else 1e-4)
+        np.testing.assert_array_equal(found["i"], drawn["i"])
+        if layout == "argoverse2":
+            np.testing.assert_allclose(found["t"], drawn["t"], atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["nuscenes", "argoverse2", "waymo"])
+def test_cuboids(street, brought, layout):
+    scene = pandaset.open_scene(brought[0][layout])
+    here = np.linalg.inv(street.scene.lidar.poses[0])
+    assert len(scene.cuboids) == FRAMES and None not in scene.cuboids
+    names = street.cuboids[0].uuid
+    starts = {name: street.cuboids[0].pose[k, :3, 3] for k, name in enumerate(names)}
+    ends = {name: street.cuboids[-1].pose[k, :3, 3] for k, name in enumerate(street.cuboids[-1].uuid)}
+    for i, path in enumerate(scene.cuboids):
+        found, drawn = pandaset.read_cuboids(path), street.cuboids[i]
+        ids = [name.split()[-1] for name in found.uuid]
+        assert sorted(ids) == sorted(drawn.uuid)
+        order = [ids.index(name) for name in drawn.uuid]
+        # between key frames nuScenes' things go straight, whatever they did
+        between = layout == "nuscenes" and i % 5
+        np.testing.assert_allclose(found.pose[order], here @ drawn.pose, atol=0.05 if between else 1e-5)
+        np.testing.assert_allclose(found.size[order], drawn.size, atol=1e-6)
+        assert found.label[order].tolist() == drawn.label.tolist()
+        stands = [np.abs(ends[name] - starts[name]).max() < 0.5 for name in drawn.uuid]
+        assert found.stationary[order].tolist() == stands
+
+
+@pytest.mark.parametrize("layout", ["nuscenes", "argoverse2", "waymo"])
+def test_labels_of_a_clip_are_those_of_the_drawn_street(root, indexed, brought, layout):
+    folder = brought[0][layout]
+    index = indices.build(folder.parent, indices.debug_slicing(0.5, 0.5), None, ("front_camera",), lambda text: None)
+    (entry,) = [entry for entry in index["clips"] if entry["scene"] == folder.name]
+    found = labels.of_clip(clips.load(entry, folder.parent), folder.parent)
+    true = next(entry for entry in indexed["clips"] if entry["scene"] == "002")
+    drawn = labels.of_clip(clips.load(true, root), root)
+    assert len(found) == FRAMES
+    for (points, said), (real, expected) in zip(found[:-1], drawn):
+        assert expected.moving.sum() > 20
+        near = cKDTree(points[said.moving]).query(real[expected.moving])[0] < 0.1
+        assert near.mean() > (0.4 if layout == "waymo" else 0.99)  # there the sensor that looks ahead is left out
+        speed = np.linalg.norm(said.velocity[said.moving], axis=1)
+        assert abs(speed.mean() - np.linalg.norm(expected.velocity[expected.moving], axis=1).mean()) < 1.5
+
+
+def test_waymos_pictures_are_straightened(street, brought):
+    scene = pandaset.open_scene(brought[0]["waymo"], ("front_left_camera",))
+    half = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+    K = street.scene.K["front_left_camera"]
+    assert 1 < scene.K["front_left_camera"][0, 0] / K[0, 0] < 1.1  # a little is cut away, so that nothing is empty
+    for found, bent in zip(scene.cameras["front_left_camera"].files, street.scene.cameras["front_left_camera"].files):
+        expected = log_writers.straightened(images.read(bent), K - half, scene.K["front_left_camera"] - half)
+        got = images.read(found)
+        assert np.abs(got.astype(int) - expected).mean() < 2
+        assert got[[0, -1]].max(-1).min() > 0
+
+
+def test_several_logs_by_the_command(sources, tmp_path):
+    words = ["import", "nuscenes", str(sources["nuscenes"] / "v1.0-mini"), str(tmp_path / "a")]
+    done = CliRunner().invoke(main, [*words, "--scenes", "scene-0002", "--cameras", "front_left_camera"])
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["failed"] == {} and [scene["cameras"] for scene in said["scenes"]] == [{"front_left_camera": FRAMES}]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["scene-0002"]
+    # a scene that is there is not done again; the one that is missing is
+    done = CliRunner().invoke(main, words)
+    said = json.loads(done.stdout)
+    assert list(said["failed"]) == ["scene-0002"] and "exists; give another output" in said["failed"]["scene-0002"]
+    assert [scene["scene"] for scene in said["scenes"]] == [str(tmp_path / "a" / "scene-0001")]
+    # a folder of Argoverse's logs
+    logs = sources["argoverse2"].parent
+    said = imports.import_log("argoverse2", logs, tmp_path / "b", log=lambda text: None)
+    assert [scene["cuboids"] for scene in said["scenes"]] == [len(labels_of(tmp_path / "b" / "log"))]
+    with pytest.raises(InputError, match=r"--scenes other: .* has no such log; it has log"):
+        imports.import_log("argoverse2", logs, tmp_path / "c", scenes=("other",))
+    with pytest.raises(InputError, match=r"--cameras back: .* has none; it has front_camera, front_left_camera"):
+        imports.import_log("argoverse2", logs / "log", tmp_path / "c", cameras=("back",))
+    assert not (tmp_path / "c").exists()
+
+
+def labels_of(folder):
+    return {name for path in pandaset.open_scene(folder).cuboids for name in pandaset.read_cuboids(path).uuid}
+
+
+def test_other_poses(street, sources, tmp_path):
+    """A file of poses takes the place of the log's own, of its pictures' too."""
+    rows = [pandaset.pose_entry(pose) for pose in street.scene.lidar.poses]
+    assert len(rows) == FRAMES
+    still = "\n".join(["1 0 0 0 0 1 0 0 0 0 1 0"] * FRAMES)
+    (tmp_path / "still.txt").write_text(still)
+    source = sources["argoverse2"]
+    imports.import_log("argoverse2", source, tmp_path / "s", poses=str(tmp_path / "still.txt"), log=lambda text: None)
+    scene = pandaset.open_scene(tmp_path / "s")
+    np.testing.assert_allclose(scene.lidar.poses, np.tile(np.eye(4), (FRAMES, 1, 1)), atol=1e-9)
+    np.testing.assert_allclose(np.ptp(scene.cameras["front_camera"].poses, axis=0), 0, atol=1e-9)
+    with pytest.raises(InputError, match="--poses oxts is for KITTI"):
+        imports.import_log("argoverse2", source, tmp_path / "o", poses="oxts")
+    with pytest.raises(InputError, match="holds several logs; import each by itself"):
+        imports.import_log("nuscenes", sources["nuscenes"], tmp_path / "o", poses=str(tmp_path / "still.txt"))
