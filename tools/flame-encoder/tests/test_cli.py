@@ -15,7 +15,7 @@ from flame_encoder.cli import main
 from flame_encoder.tracker import observations
 from flame_files import flame_arrays, write_flame_pickle
 from recon4d import head
-from recon4d.formats import insta, track, track_stream
+from recon4d.formats import arkit, insta, track, track_stream
 
 
 def run(*arguments, code=0, start=forks.run):
@@ -77,8 +77,15 @@ def test_track_writes_everything(frames, tmp_path):
     before = (out / "track.npz").read_bytes()
     assert "--force" in run(*arguments(frames, out), code=2).stderr
     assert (out / "track.npz").read_bytes() == before
-    run(*arguments(frames, out, "--force", "--no-preview", "--focal", 240))
-    assert track.read(out / "track.npz").K[0, 0] == pytest.approx(240, rel=1e-3)
+    run(*arguments(frames, out, "--force", "--no-preview", "--focal", 240, "--write", "arkit"))
+    found = track.read(out / "track.npz")
+    assert found.K[0, 0] == pytest.approx(240, rel=1e-3)
+    written = arkit.read(out / "arkit.csv").values
+    for i, name in enumerate(head.load().expression_names):
+        if not name.startswith(("jaw", "eyeBlink")):
+            np.testing.assert_allclose(
+                written[:, arkit.NAMES.index(name)], found.expression[:, i].clip(0, 1), atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("name", ["checkpoint/00000.frame", "overlay.png", "overlay.mp4", "track.json"])
@@ -138,6 +145,7 @@ def test_landmarks_of_another_image_size_are_scaled(frames):
         ("photometric", "--photometric looks at the whole clip"),
         ("model", "does not exist"),
         ("FLAME without landmarks", "has no landmarks"),
+        ("vhap", "--write vhap needs FLAME"),
     ],
 )
 def test_bad_input_says_what_is_wrong_and_writes_nothing(frames, tmp_path, case, message):
@@ -166,6 +174,8 @@ def test_bad_input_says_what_is_wrong_and_writes_nothing(frames, tmp_path, case,
     elif case == "FLAME without landmarks":
         write_flame_pickle(tmp_path / "m.pkl", flame_arrays())
         more = ("--head-model", tmp_path / "m.pkl")
+    elif case == "vhap":
+        more = ("--write", "vhap")
     elif case == "person":
         more = ("--person", "1")
     elif case == "follow":

@@ -76,6 +76,12 @@ def main() -> None:
     show_default=True,
     help="--follow: seconds without a new frame.",
 )
+@click.option(
+    "--write",
+    type=click.Choice(["arkit", "vhap"]),
+    multiple=True,
+    help="More formats: arkit.csv (Live Link Face; of the open head), vhap/ (of FLAME).",
+)
 @click.option("--preview/--no-preview", default=True, show_default=True, help="Write overlay.png and overlay.mp4.")
 @force_option
 def track(live: bool, photometric: bool, calibrate: int, follow: bool, timeout: float, **options: Any) -> None:

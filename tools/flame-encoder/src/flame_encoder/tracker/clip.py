@@ -1,6 +1,6 @@
 """Tracking a whole clip: from its landmarks and, where asked, from its images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,7 @@ def track(
     photometric: bool = False,
     init: str = "pnp",
     encoder: str | Path | None = None,
+    write: Sequence[str] = (),
     preview: bool = True,
     force: bool = False,
     log: Log = unsaid,
@@ -62,6 +63,7 @@ def track(
         photometric: refine on the images too.
         init: where to start: `pnp`, or `encoder`, which replaces wrong landmarks too. encoder: its file; the shipped
             one when None.
+        write: more formats: `arkit` (arkit.csv, of the open head), `vhap` (vhap/, of FLAME).
         preview: write overlay.png and overlay.mp4.
         force: replace what is there.
 
@@ -69,7 +71,7 @@ def track(
         InputError: input that cannot be read or tracked; an output that exists without `force`.
     """
     frames, landmarks, out = Path(frames), Path(landmarks), Path(out)
-    head, network = run.models(head_model, landmark_embedding, init, encoder)
+    head, network = run.models(head_model, landmark_embedding, init, encoder, write)
     seen = observations.read(frames, landmarks, fps, person)
     paths, options = frame_paths(frames), Options(focal=focal, iterations=iterations)
     start: Start = Problem.start
@@ -86,7 +88,7 @@ def track(
         with progress("track", options.steps(photometric, seen.dense is not None)) as report:
             found = fit(head, seen, options, paths if photometric else None, start, report)
         found = found._replace(figures=found.figures | replaced)
-        run.write(out, found.track, found.figures)
+        run.write(out, found.track, found.figures, head, frames, write)
         if found.figures["doubted"]:
             log(f"{found.figures['doubted']} frames have landmarks that no head explains; they are bridged and marked")
         if preview:

@@ -1,7 +1,7 @@
 """What every run of the tracker begins with and leaves: its models, its output folder."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import recon4d.head
 from recon4d import runs
 from recon4d.files import InputError, write_text
-from recon4d.formats import insta
+from recon4d.formats import arkit, insta, vhap
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
 from recon4d.runs import Claim
@@ -21,7 +21,15 @@ from flame_encoder.encoder import trained
 from flame_encoder.encoder.trained import Encoder
 from flame_encoder.tracker.overlays import overlays
 
-NAMES = ("track.npz", "track.json", "checkpoint", "overlay.png", "overlay.mp4")  # what a run writes
+NAMES = (
+    "track.npz",
+    "track.json",
+    "checkpoint",
+    "overlay.png",
+    "overlay.mp4",
+    "arkit.csv",
+    "vhap",
+)  # what a run writes
 SHEET = 12  # frames on overlay.png
 
 
@@ -31,20 +39,34 @@ def claimed(out: Path, force: bool, inputs: Iterable[str | Path | None]) -> Abst
 
 
 def models(
-    head_model: str | Path | None, landmark_embedding: str | Path | None, init: str, encoder: str | Path | None
+    head_model: str | Path | None,
+    landmark_embedding: str | Path | None,
+    init: str,
+    encoder: str | Path | None,
+    write: Sequence[str],
 ) -> tuple[HeadModel, Encoder | None]:
     """The head model and, where `init` is `encoder`, that; see `clip.track`."""
     if encoder is not None and init != "encoder":
         raise InputError("--encoder is for --init encoder; add it")
     head = recon4d.head.load(head_model, landmark_embedding)
     head.landmarks(head())  # says so when the model has none
+    if "arkit" in write and not head.expression_names:
+        raise InputError("--write arkit needs a head whose expressions have ARKit's names; the open head has")
+    if "vhap" in write and head.expression_names:
+        raise InputError("--write vhap needs FLAME, whose parameters the format holds; give it with --head-model")
     if init != "encoder":
         return head, None
     return head, trained.load(encoder, "cpu", head_model, landmark_embedding)
 
 
-def write(out: Path, track: Track, figures: dict[str, Any]) -> None:
-    """Write track.npz, checkpoint/*.frame and track.json."""
+def write(
+    out: Path, track: Track, figures: dict[str, Any], head: HeadModel, frames: Path, formats: Sequence[str]
+) -> None:
+    """Write checkpoint/*.frame, track.json, track.npz, and the formats asked for: arkit.csv, vhap/."""
+    if "arkit" in formats:
+        arkit.write(out / "arkit.csv", arkit.of_track(track, head))
+    if "vhap" in formats:
+        vhap.write(out / "vhap", track, head, frames)
     insta.write(out, track)
     write_text(out / "track.json", json.dumps(figures, indent=2) + "\n")
     track.write(out / "track.npz")

@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +120,7 @@ def track(
     calibrate: int = 45,
     follow: bool = False,
     timeout: float = 30.0,
+    write: Sequence[str] = (),
     preview: bool = True,
     force: bool = False,
 ) -> Iterator[Track]:
@@ -136,7 +137,7 @@ def track(
         InputError: as `clip.track`.
     """
     frames, landmarks, out = Path(frames), Path(landmarks), Path(out)
-    head, network = run.models(head_model, landmark_embedding, init, encoder)
+    head, network = run.models(head_model, landmark_embedding, init, encoder, write)
     arriving = arrivals(frames, landmarks, follow, timeout)
     if network is not None:
         arriving = (confirmed_frame(shown, network, frames, focal) for shown in arriving)
@@ -155,7 +156,7 @@ def track(
             "extrapolated": int((~whole.valid).sum()),
             "frames": len(whole),
         }
-        run.write(out, whole, figures)
+        run.write(out, whole, figures, head, frames, write)
         if preview:
             run.draw(out, head, whole, frames, np.full((len(whole), 68, 2), np.nan))
 
