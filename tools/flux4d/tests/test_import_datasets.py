@@ -1,13 +1,18 @@
 """A drawn street in the layouts of nuScenes, Argoverse 2 and Waymo: import brings back what was drawn."""
 
 import json
+import shutil
+import sys
 
 import log_writers
 import numpy as np
+import pyarrow as pa
 import pytest
+import waymo_writer
 from click.testing import CliRunner
 from flux4d import clips, imports, indices, labels, pandaset, tables
 from flux4d.cli import main
+from pyarrow import feather, parquet
 from recon4d import InputError, images
 from scipy.spatial import cKDTree
 
@@ -27,7 +32,7 @@ def sources(street, tmp_path_factory):
     return {
         "nuscenes": log_writers.write_nuscenes(folder / "nuscenes", {"scene-0001": street, "scene-0002": street}),
         "argoverse2": log_writers.write_argoverse2(folder / "argoverse2" / "val" / "log", street),
-        "waymo": log_writers.write_waymo(folder / "waymo", street, "10023947602400723454_1120_000_1140_000", COLUMNS),
+        "waymo": waymo_writer.write_waymo(folder / "waymo", street, "10023947602400723454_1120_000_1140_000", COLUMNS),
     }
 
 
@@ -125,7 +130,7 @@ def test_waymos_pictures_are_straightened(street, brought):
     K = street.scene.K["front_left_camera"]
     assert 1 < scene.K["front_left_camera"][0, 0] / K[0, 0] < 1.1  # a little is cut away, so that nothing is empty
     for found, bent in zip(scene.cameras["front_left_camera"].files, street.scene.cameras["front_left_camera"].files):
-        expected = log_writers.straightened(images.read(bent), K - half, scene.K["front_left_camera"] - half)
+        expected = waymo_writer.straightened(images.read(bent), K - half, scene.K["front_left_camera"] - half)
         got = images.read(found)
         assert np.abs(got.astype(int) - expected).mean() < 2
         assert got[[0, -1]].max(-1).min() > 0
@@ -173,3 +178,134 @@ def test_other_poses(street, sources, tmp_path):
         imports.import_log("argoverse2", source, tmp_path / "o", poses="oxts")
     with pytest.raises(InputError, match="holds several logs; import each by itself"):
         imports.import_log("nuscenes", sources["nuscenes"], tmp_path / "o", poses=str(tmp_path / "still.txt"))
+
+
+def text(name, old, new):
+    def change(folder):
+        content = (folder / name).read_text()
+        assert old in content
+        (folder / name).write_text(content.replace(old, new))
+
+    return change
+
+
+def content(name, data):
+    return lambda folder: next(folder.glob(name)).write_bytes(data)
+
+
+def gone(name):
+    return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+
+
+def column(name, title, values):
+    """A table with another column in the place of one; values None: without it."""
+
+    def change(folder):
+        path = next(folder.glob(name))
+        read, write = (feather.read_table, feather.write_feather)
+        if path.suffix == ".parquet":
+            read, write = parquet.read_table, parquet.write_table
+        table = read(path)
+        at = table.column_names.index(title)
+        new = table.drop_columns([title])
+        write(new if values is None else new.add_column(at, title, pa.array((values * len(table))[: len(table)])), path)
+
+    return change
+
+
+LIDAR, IMAGE, BOX = "lidar/*.parquet", "[CameraImageComponent]", "[LiDARBoxComponent].box"
+RANGE = "[LiDARComponent].range_image_return1"
+BROKEN = {
+    "nuscenes": [
+        (gone("v1.0-mini/sample.json"), "sample.json cannot be read"),
+        (gone("v1.0-mini/scene.json"), "should have one folder v1.0-"),
+        (lambda folder: shutil.copytree(folder / "v1.0-mini", folder / "v1.0-test"), "several, v1.0-mini, v1.0-test"),
+        (content("v1.0-mini/sample_data.json", b"[" * 100_000), "is not readable JSON"),
+        (content("v1.0-mini/ego_pose.json", b"{}"), "is no table of nuScenes"),
+        (content("v1.0-mini/ego_pose.json", b"[]"), "has no row 'scene-0001 LIDAR_TOP 0'"),
+        (content("v1.0-mini/sample.json", b"[3]"), "has a row without token, scene_token"),
+        (content("v1.0-mini/sensor.json", b'[{"token": 3, "channel": "x"}]'), "whose tokens are no texts"),
+        (text("v1.0-mini/sample_data.json", '"timestamp": 1', '"timestamp": -1'), "no time in microseconds"),
+        (text("v1.0-mini/sample_data.json", '"timestamp": 1', '"timestamp": 1e400, "_": 1'), "no time in microseconds"),
+        (text("v1.0-mini/sample_data.json", '"samples/', '"../samples/'), "outside its folder"),
+        (text("v1.0-mini/sample_data.json", '"samples/', '"/samples/'), "outside its folder"),
+        (text("v1.0-mini/sample_data.json", ".jpg", ".json"), "does not exist; unpack all"),
+        (text("v1.0-mini/scene.json", "scene-0001", "../evil"), "no name of a folder"),
+        (text("v1.0-mini/ego_pose.json", '"rotation": [', '"rotation": [NaN, '), "no rotation and place"),
+        (text("v1.0-mini/calibrated_sensor.json", "[[", "[[NaN, "), "no pinhole camera"),
+        (text("v1.0-mini/sample_annotation.json", '"size": [', '"size": ["x", '), "not width, length, height"),
+        (text("v1.0-mini/sample_annotation.json", "sample 5", "sample 0"), "twice in a sample"),
+        (gone("sweeps"), "does not exist; unpack all"),
+        (content("samples/LIDAR_TOP/scene-0001*", b"0" * 44), "no points of 20"),
+        (content("samples/CAM_FRONT/scene-0001*", b"hello"), "is not a readable image"),
+    ],
+    "argoverse2": [
+        (gone("sensors/lidar"), "lidar is not a folder"),
+        (gone("city_SE3_egovehicle.feather"), "does not exist; check"),
+        (gone("calibration/intrinsics.feather"), "does not exist; check"),
+        (content("city_SE3_egovehicle.feather", b"hello"), "is not a readable Arrow table"),
+        (content("annotations.feather", b"ARROW1\0\0" * 9), "is not a readable Arrow table"),
+        (column("annotations.feather", "category", None), "has no column category"),
+        (column("annotations.feather", "qw", [None]), "column qw has gaps"),
+        (column("annotations.feather", "width_m", ["wide"]), "width_m that are no numbers"),
+        (column("annotations.feather", "timestamp_ns", [-5]), "no timestamp_ns in nanoseconds"),
+        (column("city_SE3_egovehicle.feather", "qw", [float("nan")]), "are no numbers"),
+        (column("city_SE3_egovehicle.feather", "timestamp_ns", [7, 8]), "no poses at the times"),
+        (column("calibration/intrinsics.feather", "fx_px", [0.0]), "without a focal length"),
+        (column("calibration/intrinsics.feather", "width_px", [7]), "pixels and"),
+        (column("calibration/intrinsics.feather", "sensor_name", ["other"]), "has no camera of"),
+        (column("calibration/egovehicle_SE3_sensor.feather", "sensor_name", ["x"]), "has no ring_front_center"),
+        (column("sensors/lidar/*.feather", "offset_ns", [2 * 10**9]), "some of another second"),
+        (content("sensors/lidar/*.feather", b""), "is not a readable Arrow table"),
+        (lambda folder: (folder / "sensors/lidar/left.feather").touch(), "is not named by its time"),
+    ],
+    "waymo": [
+        (gone("lidar"), "has no lidar; give a folder"),
+        (gone("lidar_pose"), "does not exist; check"),
+        (gone("camera_calibration"), "does not exist; check"),
+        (content(LIDAR, b"hello"), "is not a readable Arrow table"),
+        (content("vehicle_pose/*.parquet", b"PAR1" * 9), "is not a readable Arrow table"),
+        (
+            column("vehicle_pose/*.parquet", "[VehiclePoseComponent].world_from_vehicle.transform", [[1.0]]),
+            "not 16 numb",
+        ),
+        (column(LIDAR, f"{RANGE}.shape", [[1, 2, 4]]), "a range image of"),
+        (column(LIDAR, f"{RANGE}.values", [["x"]]), "a range image of"),
+        (column(LIDAR, "key.laser_name", [9]), "has no points at"),
+        (column("lidar_calibration/*.parquet", "key.laser_name", [4, 5]), "no calibration of the LiDAR that turns"),
+        (
+            column("lidar_calibration/*.parquet", "[LiDARCalibrationComponent].beam_inclination.values", [[0.1, 0.2]]),
+            "has 64 rows of LiDAR 1 and 2 beams",
+        ),
+        (column("camera_image/*.parquet", "key.camera_name", [9]), "no pictures of the cameras 1 to 5"),
+        (column("camera_image/*.parquet", f"{IMAGE}.image", [b"hello"]), "is not a readable image"),
+        (column("camera_image/*.parquet", f"{IMAGE}.image", [[3]]), "a row without a picture"),
+        (column("camera_image/*.parquet", f"{IMAGE}.pose_timestamp", [float("inf")]), "are no numbers"),
+        (column("camera_calibration/*.parquet", "[CameraCalibrationComponent].intrinsic.k1", [9.0]), "a lens that"),
+        (column("camera_calibration/*.parquet", "[CameraCalibrationComponent].width", [10**9]), "without a size"),
+        (column("camera_calibration/*.parquet", "[CameraCalibrationComponent].width", [90]), "is for 90x54"),
+        (column("lidar_box/*.parquet", f"{BOX}.heading", [float("nan")]), "are no numbers"),
+        (column("lidar_box/*.parquet", "[LiDARBoxComponent].type", None), "has no column"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "layout, number", [(layout, number) for layout, cases in BROKEN.items() for number in range(len(cases))]
+)
+def test_broken_logs(sources, tmp_path, layout, number):
+    change, message = BROKEN[layout][number]
+    source = shutil.copytree(sources[layout], tmp_path / "log")
+    change(source)
+    scenes = ("scene-0001",) if layout == "nuscenes" and "name of a folder" not in message else None
+    with pytest.raises(InputError) as said:
+        imports.import_log(layout, source, tmp_path / "out", scenes=scenes, log=lambda text: None)
+    assert message in str(said.value) and "\n" not in str(said.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_without_pyarrow(sources, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"need the package pyarrow; install flux4d\[logs\]"):
+        imports.import_log("argoverse2", sources["argoverse2"], tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []
