@@ -1,4 +1,4 @@
-"""A drawn street of `flux4d synth` in the layouts of nuScenes and Argoverse 2: what an importer must undo (waymo_writer.py has Waymo's)."""
+"""A drawn street of `flux4d synth` in the layouts of nuScenes and Argoverse 2; waymo_writer.py has Waymo's."""
 
 import json
 from dataclasses import dataclass, replace

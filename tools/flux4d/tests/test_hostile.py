@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from flux4d.cli import main
+from posts import write_folder
 
 TINY = [
     word
@@ -50,6 +51,7 @@ def made(tmp_path_factory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.full((18, 32), 9.0, np.float32))
     (root / "config.yaml").write_text((root / "run" / "config.yaml").read_text())
+    write_folder(root / "logs" / "one", frames=2)
     return root
 
 
@@ -72,6 +74,8 @@ def words(given: Path, door: str) -> list:
     run = [*index, "--output-dir", out, "--device", "cpu", "--num-sky-points", 400, *TINY]
     return {
         "synth": ["synth", out, "--frames", 2, "--width", 32, "--columns", 24, "--samples", 1],
+        "import": ["import", "folder", given / "logs" / "one", out],
+        "import several": ["import", "folder", given / "logs", out],
         "index": ["index", "--data-root", given / "scenes", "--out-full", out, "--clip-len-s", 0.2],
         "vis-lift": ["vis-lift", *index, "--out-dir", out],
         "inspect-voxels": ["inspect-voxels", *index, "--config", given / "config.yaml"],
@@ -224,6 +228,7 @@ def test_values_of_a_log(given, file, content, named):
 OPTIONS = [
     ("synth", option) for option in ("--scenes", "--first", "--frames", "--width", "--columns", "--samples", "--seed")
 ]
+OPTIONS += [("import", "--rate")]
 OPTIONS += [("index", option) for option in ("--clip-len-s", "--stride-s", "--tiny-num-scenes")]
 OPTIONS += [("vis-lift", option) for option in ("--clip-index", "--frame-index")]
 OPTIONS += [("inspect-voxels", "--num-sky-points")]
@@ -287,6 +292,8 @@ def test_settings(given, door, setting):
 
 OUTPUTS = {
     "synth": "ROOT",
+    "import": "OUT",
+    "import several": "OUT",
     "index": "--out-full",
     "vis-lift": "--out-dir",
     "overfit": "--output-dir",
@@ -329,6 +336,8 @@ def test_what_others_wrote_stays(given, door):
     """A folder of pictures is no output, with --force as little as without."""
     (given / "out").mkdir()
     (given / "out" / "holiday.jpg").write_text("mine")
+    if door == "import several":
+        shutil.copytree(given / "out", given / "out" / "one")
     if door in ("index", "edit", "eval", "vis-lift", "synth"):
         shutil.copytree(given / "out", given / "out" / "001")  # a folder where a file or scene would be
         shutil.copytree(given / "out" / "001", given / "out" / "metrics.json")
@@ -347,6 +356,8 @@ def test_outputs_in_and_above_inputs(given, door, monkeypatch):
     places = {
         "synth": [given],
         "index": [given / "scenes" / "out.json", given / "scenes" / "001" / "lidar" / "poses.json"],
+        "import": [given, given / "logs", given / "logs" / "one" / "out"],
+        "import several": [given, given / "logs", given / "logs" / "out"],
         "edit": [given / "fast", given / "fast" / "out", given],
         "vis-lift": [given / "scenes", given / "scenes" / "out"],
         "eval": [given / "scenes", given / "scenes" / "out"],

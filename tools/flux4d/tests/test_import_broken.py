@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from flux4d import imports
 from flux4d.cli import main
-from posts import EPOCH, stamp, write_folder, write_kitti
+from posts import EPOCH, stamp, write_folder, write_kitti, write_tracklets
 from recon4d import images
 
 
@@ -37,6 +37,7 @@ def gone(name):
 
 
 NAN = np.full(16, np.nan, "<f4").tobytes()
+TRACKS, TRACK = "tracklet_labels.xml", "<b><tracklets><item>"
 SWEEP, POINTS = "velodyne_points/data/0000000002.bin", "sweeps/sweep_1.ply"
 BROKEN = {
     "kitti": [
@@ -69,6 +70,24 @@ BROKEN = {
         (
             lambda f: [gone("poses_velo.txt")(f), written("oxts/data/0000000001.txt", "inf " * 30)(f)],
             "line 1 is not 30 finite numbers",
+        ),
+        (written(TRACKS, b"\xff\xfe\x00"), "is not a text file"),
+        (written(TRACKS, ""), "no file of KITTI's tracklets"),
+        (written(TRACKS, "hello"), "no file of KITTI's tracklets"),
+        (written(TRACKS, "<a>" * 200_000), "no file of KITTI's tracklets"),
+        (written(TRACKS, "<a>" * 200_000 + "</a>" * 200_000), "no file of KITTI's tracklets"),
+        (written(TRACKS, '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'), "it defines entities"),
+        (written(TRACKS, f"{TRACK}<objectType>Car</objectType>"), "no file of KITTI's tracklets"),
+        (written(TRACKS, f"{TRACK}</item></tracklets></b>"), "item without objectType"),
+        (
+            lambda folder: replaced(TRACKS, "<h>1.8", "<h>-1")(write_tracklets(folder)),
+            "values of track 0 that are no box",
+        ),
+        (lambda folder: replaced(TRACKS, "<tx>", "<tx>nan")(write_tracklets(folder)), "no file of KITTI's tracklets"),
+        (lambda folder: replaced(TRACKS, "<ry>0", "<ry>1e999")(write_tracklets(folder)), "values of track 0"),
+        (
+            lambda folder: replaced(TRACKS, "frame>0", f"frame>{'9' * 5000}")(write_tracklets(folder)),
+            "no file of KITTI",
         ),
     ],
     "folder": [

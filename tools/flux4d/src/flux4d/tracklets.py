@@ -39,9 +39,11 @@ def read(path: Path, frames: list[int], offsets: Callable[[np.ndarray], np.ndarr
     try:
         if b"<!ENTITY" in data:  # names that unfold without end
             raise ValueError("it defines entities")
-        tracks = ElementTree.fromstring(data).findall("tracklets/item")
+        root = ElementTree.fromstring(data).find("tracklets")
+        if root is None:
+            raise ValueError("it has no tracklets")
         rows: dict[int, list[tuple[str, str, np.ndarray]]] = {}
-        for number, track in enumerate(tracks):
+        for number, track in enumerate(root.findall("item")):
             kind = _word(track, "objectType")
             size = [float(_word(track, name)) for name in ("w", "l", "h")]
             first = int(_word(track, "first_frame"))
@@ -68,5 +70,5 @@ def read(path: Path, frames: list[int], offsets: Callable[[np.ndarray], np.ndarr
 def _word(element: ElementTree.Element, name: str) -> str:
     text = element.findtext(name)
     if text is None:
-        raise ValueError(f"a {element.tag} without {name}")
+        raise ValueError(f"{element.tag} without {name}")
     return text.strip()
