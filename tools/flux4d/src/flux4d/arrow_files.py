@@ -44,8 +44,9 @@ def _parquet(path: Path, needed: tuple[str, ...]) -> Any:
     """An open parquet file that has the columns and does not unpack to more than it may."""
     file = _arrow("pyarrow.parquet").ParquetFile(path)
     _needed([field.name for field in file.schema_arrow], needed, path)
-    about = file.metadata
-    unpacked = max(sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups)), 8 * about.num_rows)
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+    unpacked = max(sum(group.total_byte_size for group in groups), 8 * values, 8 * file.metadata.num_rows)
     if unpacked > most_bytes(path.stat().st_size):
         raise InputError(f"{path} says that it unpacks to {unpacked >> 20} MiB; copy it again")
     return file

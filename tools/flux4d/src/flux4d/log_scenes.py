@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from recon4d import InputError, images
 from recon4d.cli import progress
 from recon4d.files import write_bytes, write_text
-from recon4d.lenses import LensCamera, straighten
+from recon4d.lenses import LensCamera, straightening
 
 from flux4d import tables
 from flux4d.logs import Boxes, Log, LogCamera, poses_at, poses_in_sweep
@@ -118,6 +119,10 @@ def _write_camera(folder: Path, camera: LogCamera) -> None:
     """Pictures as they are, once each has been read, or straightened; and the intrinsics."""
     shape: tuple[int, ...] | None = None
     bent, K = camera.bent, camera.K / camera.K[2, 2]
+    places = np.zeros(0)
+    if bent is not None:
+        to = LensCamera(K + np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]), bent.width, bent.height)
+        places = straightening(bent, to)
     for i, path in enumerate(progress(camera.files, f"pictures of {folder.name}", len(camera.files))):
         data, image = _picture(camera, i)
         found = image.shape
@@ -133,8 +138,8 @@ def _write_camera(folder: Path, camera: LogCamera) -> None:
         shape = found
         suffix = path.suffix.lower()
         if bent is not None:
-            to = LensCamera(K + np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]), bent.width, bent.height)
-            data, suffix = images.encode(".jpg", straighten(image, bent, to), quality=97), ".jpg"
+            straight = cv2.remap(image, places, None, cv2.INTER_LINEAR)
+            data, suffix = images.encode(".jpg", straight, quality=97), ".jpg"
         write_bytes(folder / f"{i:02d}{suffix}", data)
     fx, fy, cx, cy = K[[0, 1, 0, 1], [0, 1, 2, 2]].tolist()
     write_text(folder / "intrinsics.json", json.dumps({"fx": fx, "fy": fy, "cx": cx, "cy": cy}))
