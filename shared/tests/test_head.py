@@ -142,6 +142,20 @@ def test_released_pickle_loads_without_chumpy(flame_pickle):
     assert model.parents == (-1, 0, 1, 1, 1) and model.n_shape == 300 and model.n_expression == 100
 
 
+def test_npz_with_arrays_of_objects(tmp_path, flame_pickle):
+    """As numpy.savez writes what a pickle held: sparse matrices, and numbers as objects."""
+    arrays = flame_arrays()
+    objects = {key: arrays[key].astype(object) for key in ("f", "kintree_table", "weights")}
+    np.savez(tmp_path / "flame.npz", **(arrays | objects), bs_type="lrotmin", J={"no": "array"})
+    a, b = head.load(tmp_path / "flame.npz"), head.load(flame_pickle)
+    torch.testing.assert_close(a(torch.ones(1, 10)), b(torch.ones(1, 10)))
+    assert (a.faces == b.faces).all()
+    for wrong in (np.array([print, 1], object), np.array([[1], [1, 2]], object), np.array("text", object)):
+        np.savez(tmp_path / "wrong.npz", **(arrays | {"weights": wrong}))
+        with pytest.raises(InputError, match=r"wrong\.npz"):
+            head.load(tmp_path / "wrong.npz")
+
+
 def test_npz_of_the_same_arrays(tmp_path, flame_pickle):
     arrays = flame_arrays()
     arrays["J_regressor"] = arrays["J_regressor"].toarray()

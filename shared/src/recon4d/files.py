@@ -10,7 +10,7 @@ import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -134,14 +134,20 @@ def read_npy_header(file: BinaryIO, source: str | Path) -> tuple[tuple[int, ...]
     return shape, fortran, dtype
 
 
+Objects = Callable[[bytes, tuple[int, ...]], Any]
+
+
 def read_npy(path: str | Path) -> np.ndarray:
     """An npy file of a plain array. Raises InputError for anything else."""
     with open(path, "rb") as file:
-        return _array_of(file, path)
+        found: np.ndarray = _array_of(file, path)
+    return found
 
 
-def _array_of(file: BinaryIO, source: str | Path) -> np.ndarray:
+def _array_of(file: BinaryIO, source: str | Path, objects: Objects | None = None) -> Any:
     shape, _, dtype = read_npy_header(file, source)
+    if dtype.kind == "O" and objects is not None:
+        return objects(file.read(), shape)
     if dtype.hasobject:
         raise InputError(f"{source} holds objects, not numbers; write it again without pickles")
     if len(shape) > 32:
@@ -151,8 +157,11 @@ def _array_of(file: BinaryIO, source: str | Path) -> np.ndarray:
     return found
 
 
-def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+def read_npz(path: str | Path, objects: Objects | None = None) -> dict[str, Any]:
     """Read an npz file without unpickling.
+
+    Args:
+        objects: what becomes of an array of objects, from its pickle and shape; see `recon4d.pickles.read_npz`.
 
     Raises InputError when it is missing or truncated, holds objects, or declares more than it holds.
     """
@@ -166,7 +175,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
             if total > most_bytes(path.stat().st_size):
                 raise InputError(f"it says that it unpacks to {total >> 20} MiB")
             return {
-                name.removesuffix(".npy"): _array_of(io.BytesIO(read_member(archive, name, name)), name)
+                name.removesuffix(".npy"): _array_of(io.BytesIO(read_member(archive, name, name)), name, objects)
                 for name in names
             }
     except _DAMAGED as error:

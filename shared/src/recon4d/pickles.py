@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import scipy.sparse
 
+from recon4d import files
 from recon4d.files import InputError, read_member, read_npy_header
 
 DEEPEST = 100  # containers inside one another
@@ -487,6 +488,24 @@ def loads(
         raise InputError(f"{source} is not a readable pickle file ({type(error).__name__}: {said})") from error
 
 
+def read_npz(path: str | Path, modules: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An `.npz` file whose arrays may hold objects, as `numpy.savez` writes a dictionary of more than arrays.
+
+    An array of objects of size one is its only item. Raises InputError as `files.read_npz` and `loads`.
+    """
+
+    def objects(data: bytes, shape: tuple[int, ...]) -> Any:
+        return _item(loads(data, path, modules), shape, path)
+
+    return files.read_npz(path, objects)
+
+
+def _item(found: Any, shape: tuple[int, ...], path: str | Path) -> Any:
+    if not isinstance(found, np.ndarray) or found.shape != shape:
+        raise InputError(f"{path} is not a readable npy file (its content does not fit its header)")
+    return found.item() if found.size == 1 else found
+
+
 def read_npy(path: str | Path) -> Any:
     """An `.npy` file: a plain array, or what an array of objects holds (an array of size one: its only item).
 
@@ -498,10 +517,7 @@ def read_npy(path: str | Path) -> Any:
         if dtype.kind != "O":
             file.seek(0)
             return np.load(file, allow_pickle=False)
-        found = loads(file.read(), path)
-    if not isinstance(found, np.ndarray) or found.shape != shape:
-        raise InputError(f"{path} is not a readable npy file (its content does not fit its header)")
-    return found.item() if found.size == 1 else found
+        return _item(loads(file.read(), path), shape, path)
 
 
 def read_torch(path: str | Path) -> Any:

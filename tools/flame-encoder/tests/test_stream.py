@@ -89,7 +89,7 @@ def test_streams_that_begin_badly(model, gone, person, message):
 def write_frame(folder, i, points=True):
     cv2.imwrite(str(folder / "frames" / f"{i:05d}.png"), np.full((60, 80, 3), i, np.uint8))
     if points:
-        np.save(folder / "landmarks" / f"{i:05d}.npy", np.full((68, 2), 10.0 + i))
+        np.save(folder / "landmarks" / f"{i:05d}.npy", 10.0 + i + np.arange(136).reshape(68, 2) / 10)
 
 
 @pytest.fixture
@@ -247,4 +247,4 @@ def test_landmarks_are_scaled_in_a_stream_too(growing):
     write_frame(growing, 0)
     (growing / "landmarks.jsonl").write_text(json.dumps({"file": "00000.png", "width": 160, "height": 120}))
     (view,) = itertools.islice(stream.arrivals(growing / "frames", growing / "landmarks"), 2)
-    np.testing.assert_allclose(view.faces, 5.0)
+    np.testing.assert_allclose(view.faces, (10.0 + np.arange(136).reshape(1, 68, 2) / 10) / 2)

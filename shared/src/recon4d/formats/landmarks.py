@@ -7,16 +7,20 @@
 | 51 | iBUG without the jaw line |
 | 478, 468 | MediaPipe's face mesh, with and without irises: `prep-faces landmarks` |
 | 105 | the points of MediaPipe's that FLAME's own `mediapipe_landmark_embedding.npz` places |
+
+A file is of one picture, or of a whole clip (`read_clip`): VHAP's `<camera>.npz` and others.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from recon4d.files import InputError, read_npy
+from recon4d.files import InputError, read_npy, read_npz
 
 FAR = 1e6  # pixels: no image is so large
 N_DENSE = 478
+CLIP_KEYS = ("face_landmark_2d", "landmarks", "lmks", "arr_0")  # the first is VHAP's
 COUNTS = (68, 70, 51, 478, 468, 105)
 IRISES = (473, 468)  # centres of the person's left and right iris among the 478
 
@@ -44,7 +48,10 @@ FLAME_105 = np.array(
 
 
 def read_landmarks(path: str | Path) -> np.ndarray:
-    """(P, n, 2) float64 pixels of the faces in a file, n one of `COUNTS`; missing files and NaN faces are no faces.
+    """(P, n, 2) float64 pixels of the faces in a file, n one of `COUNTS`.
+
+    Missing files are no faces, nor are faces of NaN, or whose points are all the same: several programs write zeros
+    where they see nobody. Points in fractions of the picture stay so: see `in_pixels`.
 
     Raises:
         InputError: an unreadable file, another shape.
@@ -56,15 +63,57 @@ def read_landmarks(path: str | Path) -> np.ndarray:
         points = read_npy(path)
     except InputError as error:
         raise InputError(f"{path} is not a readable landmark file ({error}); make it again") from error
-    shaped = points.ndim in (2, 3) and points.shape[-1] in (2, 3) and points.shape[-2] in COUNTS
-    if not shaped or points.dtype.kind not in "fiu":
+    if not _known(points, (2, 3)):
         counts = ", ".join(map(str, COUNTS))
         raise InputError(
             f"{path} has shape {points.shape}, {points.dtype}; (68, 2) or (people, 68, 2) is needed, or another number "
             f"of points that is known ({counts})"
         )
+    return _faces(points)
+
+
+def read_clip(path: str | Path, frames: int) -> list[np.ndarray]:
+    """The faces (P, n, 2) in each frame of a clip, as `read_landmarks`, from one file of all.
+
+    That is an npy or npz file of an array (frames, n, 2 or 3) or (frames, people, n, 2 or 3), in the frames' order.
+
+    Raises:
+        InputError: an unreadable file, no such array or several, another number of frames.
+    """
+    path = Path(path)
+    arrays = read_npz(path) if path.suffix.lower() == ".npz" else {"": read_npy(path)}
+    fitting = [key for key, value in arrays.items() if _known(value, (3, 4))]
+    key = next((key for key in CLIP_KEYS if key in fitting), fitting[0] if len(fitting) == 1 else None)
+    if key is None:
+        held = ", ".join(f"{key or 'array'} {value.shape}" for key, value in arrays.items()) or "nothing"
+        raise InputError(
+            f"{path} holds {held}; landmarks of a clip are one array (frames, 68, 2), or of another number of points "
+            f"that is known ({', '.join(map(str, COUNTS))})"
+        )
+    if len(arrays[key]) != frames:
+        raise InputError(f"{path} has landmarks of {len(arrays[key])} frames, not of {frames}; give those of all")
+    return [_faces(points) for points in arrays[key]]
+
+
+def _known(points: np.ndarray, dimensions: tuple[int, int]) -> bool:
+    shape = points.shape
+    return points.ndim in dimensions and shape[-1] in (2, 3) and shape[-2] in COUNTS and points.dtype.kind in "fiu"
+
+
+def _faces(points: np.ndarray) -> np.ndarray:
     points = points[..., :2].reshape(-1, *points.shape[-2:-1], 2).astype(np.float64)  # a third number is a depth
-    answer: np.ndarray = points[(np.abs(points) < FAR).all((1, 2))]
+    seen = (np.abs(points) < FAR).all((1, 2)) & (np.ptp(points, axis=1) > 0).any(1)
+    answer: np.ndarray = points[seen]
+    return answer
+
+
+def in_pixels(points: np.ndarray, size: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Faces (P, n, 2) in pixels of a picture of `size` (width, height) where they are fractions of it: 0 to 1.
+
+    No face whose points lie within two pixels is one in pixels.
+    """
+    fractions = (np.nanmax(np.abs(points), axis=(1, 2)) <= 2) if len(points) else np.zeros(0, bool)
+    answer: np.ndarray = np.where(fractions[:, None, None], points * np.asarray(size, float), points)
     return answer
 
 

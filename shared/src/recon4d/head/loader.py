@@ -16,7 +16,7 @@ from recon4d.head.model import HeadModel
 
 FLAME_IDENTITIES = 300  # shapedirs 0..299 are identity, 300..399 expression; there is no separate expression key
 REQUIRED = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table", "f")
-
+_KEPT = (*REQUIRED, "vt", "ft")
 
 MOST_CELLS = 1 << 26  # of a sparse matrix written out
 
@@ -65,7 +65,7 @@ def load(
     if not path.is_file():
         raise InputError(f"the head model {path} does not exist or is not a file")
     if path.suffix == ".npz":
-        arrays = read_npz(path)
+        arrays = _read_npz(path)
     elif path.suffix in (".pkl", ".pickle"):
         arrays = _read_pickle(path)
     else:
@@ -98,13 +98,28 @@ def _beside(path: Path, *names: str) -> Path | None:
     return next((path.parent / name for name in names if (path.parent / name).is_file()), None)
 
 
+def _read_npz(path: Path) -> dict[str, Any]:
+    """Its arrays; those of objects, as of a FLAME pickle that was saved again, are read as a pickle's values."""
+    found = {}
+    for key, value in pickles.read_npz(path, modules=("chumpy",)).items():
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            found[key] = value
+        elif key in _KEPT:
+            try:
+                plain = _plain(value)
+                found[key] = np.array(plain.tolist()) if isinstance(plain, np.ndarray) else plain
+            except (InputError, ValueError) as error:
+                raise InputError(f"{path}: {key} is no array of numbers ({error}); save plain arrays") from error
+    return found
+
+
 def _read_pickle(path: Path) -> dict[str, Any]:
     data = pickles.loads(path.read_bytes(), path, modules=("chumpy",))
     if not isinstance(data, dict):
         raise InputError(f"{path} holds a {type(data).__name__}, not the dictionary of a FLAME model")
     # Only what a head model needs: released files hold more, some of it chumpy expressions without a value.
     try:
-        return {str(key): _plain(value) for key, value in data.items() if key in (*REQUIRED, "vt", "ft")}
+        return {str(key): _plain(value) for key, value in data.items() if key in _KEPT}
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -48,6 +48,8 @@ def frame_rate(frames: Path) -> float | None:
 
 def check_landmarks(landmarks: Path) -> None:
     """Raise InputError where there is no such folder."""
+    if landmarks.is_file():
+        raise InputError(f"{landmarks} is one file, which track alone takes, without --stream; give a folder of files")
     if not landmarks.is_dir():
         raise InputError(f"{landmarks} is not a folder of landmarks; make one with prep-faces landmarks")
 

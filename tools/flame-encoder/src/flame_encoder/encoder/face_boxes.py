@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from recon4d.files import InputError, parse_json
+from recon4d.formats.landmarks import in_pixels
 
 from flame_encoder.frames import check_landmarks, landmark_sizes, number, read_ibug
 from flame_encoder.report import Log
@@ -44,6 +45,7 @@ def boxes(
         for path, size in zip(paths, sizes):
             people = read_ibug(folder / f"{path.stem}.npy")
             if len(people):
+                people = in_pixels(people, made_on.get(path.stem, size))
                 people = people * (np.array(size) / made_on.get(path.stem, size))
                 corners = np.concatenate([people.min(1), people.max(1)], 1)
                 found[path.name] = corners[np.argmax(corners[:, 2] - corners[:, 0])]

@@ -11,6 +11,7 @@ import numpy as np
 import recon4d.images
 import torch
 from recon4d.files import InputError, read_json, read_npy_header, write_text
+from recon4d.formats.landmarks import in_pixels
 from torch import Tensor
 
 from flame_encoder.encoder import synthetic
@@ -157,6 +158,7 @@ class Folder(torch.utils.data.Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         path, points = self.pairs[index]
         image = recon4d.images.read(path)
+        points = in_pixels(points[None], self.sizes.get(path.stem, image.shape[1::-1]))[0]
         if path.stem in self.sizes:
             points = points * (np.array(image.shape[1::-1]) / self.sizes[path.stem])
         marks = torch.from_numpy(points.astype(np.float32))[None]

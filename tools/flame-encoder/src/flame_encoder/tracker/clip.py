@@ -22,6 +22,7 @@ from flame_encoder.tracker.points import Rig
 from flame_encoder.tracker.problem import CHUNK, Options, Problem
 
 DOUBTFUL = 0.06  # median error of a frame's landmarks, share of the distance between the eyes
+POOR = 10.0  # % of the eye distance; real faces give 2 to 5
 Start = Callable[[Problem], tuple[Tensor, Tensor]]  # shared and per-frame unknowns to start from
 
 
@@ -89,6 +90,9 @@ def track(
             found = fit(head, seen, options, paths if photometric else None, start, report)
         found = found._replace(figures=found.figures | replaced)
         run.write(out, found.track, found.figures, head, frames, write)
+        if found.figures["mean_iod"] > POOR:
+            far = f"{found.figures['mean_iod']:.0f} % of the eye distance from the landmarks of {landmarks}"
+            log(f"warning: the head stays {far}; see whether they are of these frames, and look at overlay.png")
         if found.figures["doubted"]:
             log(f"{found.figures['doubted']} frames have landmarks that no head explains; they are bridged and marked")
         if preview:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from recon4d import images
 from recon4d.files import InputError
-from recon4d.formats.landmarks import N_DENSE, read_landmarks, to_dense, to_ibug, to_irises
+from recon4d.formats.landmarks import N_DENSE, in_pixels, read_clip, read_landmarks, to_dense, to_ibug, to_irises
 
 from flame_encoder.frames import check_landmarks, frame_paths, frame_rate, landmark_sizes
 
@@ -89,7 +89,7 @@ def some(seen: Observations, rows: np.ndarray, step: float) -> Observations:
 
 
 def read(frames: Path, landmarks: Path, fps: float | None = None, person: int = 0) -> Observations:
-    """Frames of a folder with the landmarks of another (`<stem>.npy`, as prep-faces writes them).
+    """Frames of a folder with the landmarks of another (`<stem>.npy`, as prep-faces writes them), or of one file.
 
     Landmarks made on another image size (said in `landmarks.jsonl` beside the folder) are scaled.
 
@@ -101,11 +101,14 @@ def read(frames: Path, landmarks: Path, fps: float | None = None, person: int = 
             outside their images, a person who is not there.
     """
     paths = frame_paths(frames)
-    check_landmarks(landmarks)
-    sizes = landmark_sizes(landmarks)
+    whole = landmarks.is_file()
+    if not whole:
+        check_landmarks(landmarks)
+    sizes = {} if whole else landmark_sizes(landmarks)
+    of_all = read_clip(landmarks, len(paths)) if whole else [None] * len(paths)
     shown: list[FrameFaces] = []
-    for path in paths:
-        shown.append(read_frame(path, landmarks, sizes, shown[-1] if shown else None))
+    for path, found in zip(paths, of_all):
+        shown.append(read_frame(path, landmarks, sizes, shown[-1] if shown else None, found))
     if not any(len(frame.faces) for frame in shown):
         raise InputError(f"{landmarks} has landmarks for none of the {len(paths)} frames of {frames}")
     people = follow_people([frame.faces for frame in shown])
@@ -116,14 +119,25 @@ def read(frames: Path, landmarks: Path, fps: float | None = None, person: int = 
     return seen
 
 
-def read_frame(path: Path, landmarks: Path, sizes: dict[str, np.ndarray], before: FrameFaces | None) -> FrameFaces:
-    """One image and its landmark file. Raises InputError where it differs in size from the one before."""
-    found = read_landmarks(landmarks / f"{path.stem}.npy")
+def read_frame(
+    path: Path,
+    landmarks: Path,
+    sizes: dict[str, np.ndarray],
+    before: FrameFaces | None,
+    found: np.ndarray | None = None,
+) -> FrameFaces:
+    """One image and its landmark file, or its faces (P, n, 2) where they are known.
+
+    Raises InputError where it differs in size from the one before.
+    """
+    found = read_landmarks(landmarks / f"{path.stem}.npy") if found is None else found
     dense = to_dense(found) if len(found) else np.empty((0, N_DENSE, 2))
     image = None if dense is not None else images.read(path)  # looked at for irises only
     size = images.size(path) if image is None else (image.shape[1], image.shape[0])
     if before is not None and size != before.size:
         raise InputError(f"{path} is {size[0]}x{size[1]}, the frames before it {before.size[0]}x{before.size[1]}")
+    found = in_pixels(found, sizes.get(path.stem, size))
+    dense = None if dense is None else in_pixels(dense, sizes.get(path.stem, size))
     scale = np.array(size) / sizes.get(path.stem, size)
     faces, irises = to_ibug(found) * scale, to_irises(found) * scale
     if image is not None and not np.isfinite(irises).any():
@@ -199,8 +213,12 @@ def nearest(faces: np.ndarray, face: np.ndarray) -> int:
 
 
 def check_faces(seen: Observations, landmarks: Path) -> None:
-    """Raise InputError for faces that lie outside their images or are too small to track."""
+    """Raise InputError for faces that lie outside their images, are too small to track, or are no faces."""
     faces = seen.landmarks[seen.valid]
+    across = faces[:, 42:48].mean(1) - faces[:, 36:42].mean(1)  # from the person's right eye to the left
+    down = faces[:, 48:60].mean(1) - (faces[:, 42:48].mean(1) + faces[:, 36:42].mean(1)) / 2
+    if np.nanmedian(np.sign(across[:, 0] * down[:, 1] - across[:, 1] * down[:, 0])) < 0:
+        raise InputError(f"{landmarks} has mirrored faces: their x and y are swapped, or their left and right")
     outside = ((faces < 0) | (faces > seen.image_size)).any(-1).mean(1)
     if np.median(outside) > 0.5:
         width, height = seen.image_size
