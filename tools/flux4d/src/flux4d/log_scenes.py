@@ -119,10 +119,10 @@ def _write_camera(folder: Path, camera: LogCamera) -> None:
     """Pictures as they are, once each has been read, or straightened; and the intrinsics."""
     shape: tuple[int, ...] | None = None
     bent, K = camera.bent, camera.K / camera.K[2, 2]
-    places = np.zeros(0)
+    columns = rows = np.zeros((0, 0), np.float32)  # where each pixel is in the picture as it was taken
     if bent is not None:
         to = LensCamera(K + np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]), bent.width, bent.height)
-        places = straightening(bent, to)
+        columns, rows = (np.ascontiguousarray(part) for part in np.moveaxis(straightening(bent, to), 2, 0))
     for i, path in enumerate(progress(camera.files, f"pictures of {folder.name}", len(camera.files))):
         data, image = _picture(camera, i)
         found = image.shape
@@ -138,7 +138,7 @@ def _write_camera(folder: Path, camera: LogCamera) -> None:
         shape = found
         suffix = path.suffix.lower()
         if bent is not None:
-            straight = cv2.remap(image, places, None, cv2.INTER_LINEAR)
+            straight = cv2.remap(image, columns, rows, cv2.INTER_LINEAR)
             data, suffix = images.encode(".jpg", straight, quality=97), ".jpg"
         write_bytes(folder / f"{i:02d}{suffix}", data)
     fx, fy, cx, cy = K[[0, 1, 0, 1], [0, 1, 2, 2]].tolist()
