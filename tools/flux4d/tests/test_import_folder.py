@@ -4,8 +4,8 @@ import sys
 
 import numpy as np
 import pytest
-from flux4d import imports, kitti, logs, odometry, point_files
-from posts import POSTS_IN_SCENE, SHIFT, TO_CAMERA, K, brought, pose, write_folder, write_kitti
+from flux4d import imports, kitti, logs, odometry, pandaset, point_files
+from posts import POSTS_IN_SCENE, SHIFT, TO_CAMERA, K, brought, pose, seen, write_folder, write_kitti
 from recon4d import InputError
 from scipy.spatial.transform import Rotation, Slerp
 
@@ -28,6 +28,24 @@ def test_folders(tmp_path, suffix):
         np.testing.assert_allclose(camera.poses[i][:3, 3], kitti.AXES @ expected[:3, 3], atol=0.02)
         np.testing.assert_allclose(camera.poses[i][:3, :3], kitti.AXES @ expected[:3, :3], atol=1e-6)
     np.testing.assert_allclose(scene.K[names[0]], K + np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]))
+
+
+def test_sweeps_that_come_faster(tmp_path):
+    """Of twenty a second every other one is taken; the pictures stay all."""
+    source = write_folder(tmp_path / "log", frames=7)
+    for path in source.glob("*/timestamps.txt"):
+        path.unlink()
+    said: list[str] = []
+    summary = imports.import_log("folder", source, tmp_path / "s", rate=20.0, deskew=False, log=said.append)
+    assert said == ["s: 4 of 7 sweeps are taken, 10 a second"]
+    assert summary["frames"] == 4 and summary["cameras"] == {"front_camera": 7}
+    scene = pandaset.open_scene(tmp_path / "s")
+    np.testing.assert_allclose(scene.lidar.times, [0, 0.1, 0.2, 0.3])
+    for i, found in enumerate(scene.lidar.poses):
+        np.testing.assert_allclose(found[:3, 3], kitti.AXES @ pose(0.2 * i)[:3, 3], atol=1e-6)
+        xyz = pandaset.read_points(scene.lidar.files[i])["xyz"]
+        local = seen(0.2 * i)[0] @ kitti.AXES.T
+        np.testing.assert_allclose((xyz - found[:3, 3]) @ found[:3, :3], local, atol=1e-4)
 
 
 def test_poses_between_are_those_of_scipy():

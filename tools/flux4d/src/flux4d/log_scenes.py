@@ -16,6 +16,7 @@ from flux4d import tables
 from flux4d.logs import Boxes, Log, LogCamera, poses_at, poses_in_sweep
 from flux4d.pandaset import CUBOID_COLUMNS, pose_entry
 
+RATE = 10.0  # sweeps a second of PandaSet
 STANDS = 0.5  # metres that the labels of a thing wander at most while it stands
 
 
@@ -23,6 +24,8 @@ def write_scene(
     recorded: Log, poses: np.ndarray, folder: Path, deskew: bool, log: Callable[[str], None]
 ) -> dict[str, Any]:
     """Write a log with its poses (N, 4, 4), LiDAR to world, as a scene; a summary.
+
+    Of sweeps that come faster than PandaSet's every second or third is taken, so that each has pictures beside it.
 
     Args:
         deskew: place points and boxes whose moments are known by the LiDAR's pose at their own.
@@ -32,41 +35,46 @@ def write_scene(
     here = axes @ np.linalg.inv(poses[0])  # to the world of the scene, which has PandaSet's axes
     ego = here @ poses
     deskew = deskew and not recorded.compensated
+    every = max(int(1 / RATE / _period(recorded.times) + 0.4), 1)
+    taken = range(0, len(ego), every)
+    times = recorded.times[::every]
+    if every > 1:
+        log(f"{folder.name}: {len(taken)} of {len(ego)} sweeps are taken, {RATE:g} a second")
     count, boxes = 0, []
-    for i in progress(range(len(ego)), f"sweeps of {folder.name}", len(ego)):
+    for number, i in enumerate(progress(taken, f"sweeps of {folder.name}", len(taken))):
         sweep, time = recorded.read(i), recorded.times[i]
         offsets = np.zeros(len(sweep.xyz)) if sweep.offsets is None else sweep.offsets
         at = _poses(recorded, ego, i, offsets if deskew else None, len(offsets))
         xyz = np.einsum("nij,nj->ni", at[:, :3, :3], sweep.xyz) + at[:, :3, 3]
         columns = dict(zip("xyz", xyz.T)) | {"i": np.round(sweep.intensity), "t": time + offsets}
         columns["d"] = np.zeros(len(xyz), np.int64)
-        tables.write(folder / "lidar" / f"{i:02d}.pkl.gz", columns)
+        tables.write(folder / "lidar" / f"{number:02d}.pkl.gz", columns)
         count += len(xyz)
         found = None if recorded.boxes is None else recorded.boxes(i)
         if found is not None:
             at = _poses(recorded, ego, i, found.offsets if deskew else None, len(found.uuid))
-            boxes.append((i, found, at @ found.pose))
+            boxes.append((number, found, at @ found.pose))
         if i == 0:
             _check_view(recorded, xyz, ego, here)
     back = axes.copy()
     back[:3, :3] = recorded.axes.T
-    _write_track(folder / "lidar", ego @ back, recorded.times)
+    _write_track(folder / "lidar", ego[::every] @ back, times)
     for name, camera in recorded.cameras.items():
         _write_camera(folder / "camera" / name, camera)
         _write_track(folder / "camera" / name, _track(recorded, camera, ego, here), camera.times)
-        lonely = int((np.abs(camera.times[:, None] - recorded.times).min(1) > 0.6 * _period(recorded.times)).sum())
+        lonely = int((np.abs(camera.times[:, None] - times).min(1) > 0.6 * _period(times)).sum())
         if lonely:
             log(f"{name}: {lonely} of {len(camera.times)} pictures have no sweep beside them in time")
-    write_text(folder / "meta" / "timestamps.json", json.dumps(recorded.times.tolist()))
+    write_text(folder / "meta" / "timestamps.json", json.dumps(times.tolist()))
     things = _write_cuboids(folder / "annotations" / "cuboids", boxes)
-    if recorded.boxes is not None and len(boxes) < len(ego):
-        log(f"{folder.name}: {len(ego) - len(boxes)} of {len(ego)} sweeps are not labelled")
+    if recorded.boxes is not None and len(boxes) < len(taken):
+        log(f"{folder.name}: {len(taken) - len(boxes)} of {len(taken)} sweeps are not labelled")
     return {
         "scene": str(folder),
-        "frames": len(ego),
-        "seconds": round(float(recorded.times[-1] - recorded.times[0]), 3),
-        "metres": round(float(np.linalg.norm(np.diff(ego[:, :3, 3], axis=0), axis=1).sum()), 2),
-        "points_per_sweep": count // len(ego),
+        "frames": len(taken),
+        "seconds": round(float(times[-1] - times[0]), 3),
+        "metres": round(float(np.linalg.norm(np.diff(ego[::every, :3, 3], axis=0), axis=1).sum()), 2),
+        "points_per_sweep": count // len(taken),
         "cameras": {name: len(camera.files) for name, camera in recorded.cameras.items()},
         "poses": recorded.origin,
         "cuboids": things,
