@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import splat_transform
 import torch
+from PIL import Image
 from recon4d import InputError, splat
 from recon4d.splat import Gaussians, scene_files
 from recon4d.splat.harmonics import SH0
@@ -108,6 +109,32 @@ def test_sog_of_version_1_and_beside_its_pictures(tmp_path):
     torch.testing.assert_close(found.sh[5, 0], torch.tensor([0.1, 0.2, 0.3]))
     assert torch.all(found.opacities == 0.5)
     torch.testing.assert_close(found.means, scene_files.read(tmp_path / "a.sog").means)
+
+
+@pytest.mark.parametrize(("degree", "k"), [(1, 3), (2, 8), (3, 15)])
+def test_harmonics_of_sog_are_read_as_splat_transform_reads_them(degree, k, tmp_path):
+    scene_files.write(tmp_path / "flat.sog", some())
+    rng = np.random.default_rng(0)
+    rows, codebook = rng.integers(0, 256, (128, k, 3), np.uint8), np.sort(rng.normal(0, 0.2, 256))
+    number = rng.integers(0, 128, N)
+    labels = np.zeros((1 + N // 64, 64, 4), np.uint8)
+    labels.reshape(-1, 4)[:N] = np.stack([number, 0 * number, 0 * number, 0 * number + 255], 1)
+    palette = np.concatenate([rows, np.full((128, k, 1), 255, np.uint8)], 2).reshape(2, 64 * k, 4)
+    with zipfile.ZipFile(tmp_path / "flat.sog") as flat, zipfile.ZipFile(tmp_path / "a.sog", "w") as archive:
+        meta = json.loads(flat.read("meta.json"))
+        names = ["shN_centroids.webp", "shN_labels.webp"]
+        meta["shN"] = {"count": 128, "bands": degree, "codebook": codebook.tolist(), "files": names}
+        for name, pixels in zip(names, (palette, labels)):
+            with archive.open(name, "w") as file:
+                Image.fromarray(pixels).save(file, "WEBP", lossless=True, exact=True)
+        for name in flat.namelist():
+            archive.writestr(name, json.dumps(meta) if name == "meta.json" else flat.read(name))
+    found = scene_files.read(tmp_path / "a.sog")
+    np.testing.assert_allclose(found.sh[:, 1:].numpy(), codebook[rows[number]], atol=1e-6)
+    splat_transform.convert(tmp_path / "a.sog", tmp_path / "theirs.ply")
+    assert max(apart(found, splat.read_ply(tmp_path / "theirs.ply")).values()) < 1e-6
+    with pytest.raises(ValueError, match=r"harmonics beyond the first are not written as \.sog"):
+        scene_files.write(tmp_path / "b.sog", found)
 
 
 def spz(n=2, version=3, degree=0, bits=12, body=b""):
