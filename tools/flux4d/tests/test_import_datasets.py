@@ -213,6 +213,19 @@ def column(name, title, values):
     return change
 
 
+def bomb(name):
+    """A small file of very many zeros."""
+
+    def change(folder):
+        path = next(folder.glob(name))
+        table = pa.table({TIMES[path.suffix]: np.zeros(40_000_000, np.int64)})
+        write = parquet.write_table if path.suffix == ".parquet" else feather.write_feather
+        write(table, path, compression="zstd")
+
+    return change
+
+
+TIMES = {".feather": "timestamp_ns", ".parquet": "key.frame_timestamp_micros"}
 LIDAR, IMAGE, BOX = "lidar/*.parquet", "[CameraImageComponent]", "[LiDARBoxComponent].box"
 RANGE = "[LiDARComponent].range_image_return1"
 BROKEN = {
@@ -245,6 +258,7 @@ BROKEN = {
         (gone("calibration/intrinsics.feather"), "does not exist; check"),
         (content("city_SE3_egovehicle.feather", b"hello"), "is not a readable Arrow table"),
         (content("annotations.feather", b"ARROW1\0\0" * 9), "is not a readable Arrow table"),
+        (bomb("annotations.feather"), "says that it unpacks to 305 MiB"),
         (column("annotations.feather", "category", None), "has no column category"),
         (column("annotations.feather", "qw", [None]), "column qw has gaps"),
         (column("annotations.feather", "width_m", ["wide"]), "width_m that are no numbers"),
@@ -265,12 +279,15 @@ BROKEN = {
         (gone("camera_calibration"), "does not exist; check"),
         (content(LIDAR, b"hello"), "is not a readable Arrow table"),
         (content("vehicle_pose/*.parquet", b"PAR1" * 9), "is not a readable Arrow table"),
+        (bomb("vehicle_pose/*.parquet"), "says that it unpacks to 305 MiB"),
         (
             column("vehicle_pose/*.parquet", "[VehiclePoseComponent].world_from_vehicle.transform", [[1.0]]),
             "not 16 numb",
         ),
         (column(LIDAR, f"{RANGE}.shape", [[1, 2, 4]]), "a range image of"),
-        (column(LIDAR, f"{RANGE}.values", [["x"]]), "a range image of"),
+        (column(LIDAR, f"{RANGE}.values", [["x"]]), "a list holds no numbers"),
+        (column(LIDAR, f"{RANGE}.values", [{"a": 1.0}]), "a column should hold lists"),
+        (column(LIDAR, f"{RANGE}.shape", [3]), "a column should hold lists"),
         (column(LIDAR, "key.laser_name", [9]), "has no points at"),
         (column("lidar_calibration/*.parquet", "key.laser_name", [4, 5]), "no calibration of the LiDAR that turns"),
         (

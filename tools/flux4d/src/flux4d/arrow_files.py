@@ -1,6 +1,7 @@
 """Tables of Apache Arrow: feather files, and parquet files that are too large to be held at once."""
 
 import importlib
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ def _arrow(name: str) -> Any:
 @contextmanager
 def _said(path: Path) -> Iterator[None]:
     """What pyarrow raises, as InputError."""
-    wrong = (_arrow("pyarrow").ArrowException, OSError, ValueError, TypeError, LookupError, MemoryError)
+    wrong = (_arrow("pyarrow").ArrowException, OSError, ValueError, TypeError, LookupError, MemoryError, struct.error)
     try:
         yield
     except InputError:
@@ -43,13 +44,59 @@ def _needed(there: list[str], needed: tuple[str, ...], path: Path) -> None:
 def _parquet(path: Path, needed: tuple[str, ...]) -> Any:
     """An open parquet file that has the columns and does not unpack to more than it may."""
     file = _arrow("pyarrow.parquet").ParquetFile(path)
+    # no more of the metadata: pyarrow's RowGroupMetaData.column ends the process where a column's are broken
+    groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+    unpacked = max(sum(group.total_byte_size for group in groups), 8 * file.metadata.num_rows)
+    _check_size(unpacked, path)
     _needed([field.name for field in file.schema_arrow], needed, path)
-    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
-    unpacked = max(sum(group.total_byte_size for group in groups), 8 * values, 8 * file.metadata.num_rows)
+    return file
+
+
+def _check_size(unpacked: int, path: Path) -> None:
     if unpacked > most_bytes(path.stat().st_size):
         raise InputError(f"{path} says that it unpacks to {unpacked >> 20} MiB; copy it again")
-    return file
+
+
+def _unpacked(source: Any) -> int:
+    """Bytes that the compressed buffers of a feather file say they unpack to.
+
+    The format is Arrow's IPC (format/Message.fbs, "File Format" and "Compression" in its columnar specification):
+    after eight bytes, messages, each with a flatbuffer that tells where in its body the buffers are; a compressed one
+    begins with its length when unpacked, or -1.
+    """
+    source.seek(8)
+    total = 0
+    for message in _arrow("pyarrow.ipc").MessageReader.open_stream(source):
+        data, body = message.metadata.to_pybytes(), message.body
+        (root,) = struct.unpack_from("<I", data)
+        header = _field(data, root, 2)
+        if message.type not in ("record batch", "dictionary") or header is None:
+            continue
+        batch = header + struct.unpack_from("<I", data, header)[0]
+        if message.type == "dictionary":  # a table of its id and its batch
+            inner = _field(data, batch, 1)
+            if inner is None:
+                continue
+            batch = inner + struct.unpack_from("<I", data, inner)[0]
+        buffers = _field(data, batch, 2)
+        if _field(data, batch, 3) is None or buffers is None:
+            continue  # nothing is compressed
+        place = buffers + struct.unpack_from("<I", data, buffers)[0]
+        for i in range(struct.unpack_from("<I", data, place)[0]):
+            start, length = struct.unpack_from("<qq", data, place + 4 + 16 * i)
+            if length >= 8:
+                total += max(struct.unpack_from("<q", body, start)[0], 0)
+    return total
+
+
+def _field(data: bytes, table: int, number: int) -> int | None:
+    """Where a flatbuffer's table has a field; None where it has it not."""
+    fields = table - struct.unpack_from("<i", data, table)[0]
+    slot = 4 + 2 * number
+    if slot >= struct.unpack_from("<H", data, fields)[0]:
+        return None
+    (offset,) = struct.unpack_from("<H", data, fields + slot)
+    return table + offset if offset else None
 
 
 def read(path: Path, needed: tuple[str, ...], gaps: bool = False) -> dict[str, np.ndarray]:
@@ -69,6 +116,7 @@ def read(path: Path, needed: tuple[str, ...], gaps: bool = False) -> dict[str, n
         else:
             with _arrow("pyarrow").memory_map(str(path)) as source:
                 file = _arrow("pyarrow.ipc").open_file(source)
+                _check_size(_unpacked(source), path)
                 _needed(file.schema.names, needed, path)
                 # only these columns are unpacked
                 places = [file.schema.get_field_index(name) for name in needed]
@@ -123,3 +171,17 @@ def rows(path: Path, needed: tuple[str, ...]) -> Callable[[int], dict[str, Any]]
             return dict(held["last"])
 
     return row
+
+
+def list_of(scalar: Any, path: Path) -> np.ndarray | None:
+    """The numbers (N,) in a row of a list column; None where there are none. InputError for other things."""
+    if not scalar.is_valid:
+        return None
+    with _said(path):
+        found: Any = getattr(scalar, "values", None)
+        if not hasattr(found, "to_numpy"):
+            raise ValueError("a column should hold lists")
+        numbers: np.ndarray = found.to_numpy(zero_copy_only=False)
+        if numbers.dtype.kind not in "iuf":
+            raise ValueError("a list holds no numbers")
+    return numbers

@@ -131,15 +131,14 @@ def _keys(path: Path) -> list[tuple[int, int]]:
 
 def _image(row: dict[str, Any], name: str, channels: int, path: Path) -> np.ndarray | None:
     """(H, W, channels) float64 of a row's image; None where it has none."""
-    values, shape = row[f"{name}.values"], row[f"{name}.shape"]
-    if not values.is_valid or not shape.is_valid:
+    flat, shape = (arrow_files.list_of(row[f"{name}.{part}"], path) for part in ("values", "shape"))
+    if flat is None or shape is None:
         return None
-    size = tuple(shape.as_py())
-    flat = values.values.to_numpy(zero_copy_only=False)
-    if len(size) != 3 or min(size) < 1 or size[2] != channels or int(np.prod(size, dtype=object)) != len(flat):
+    size = tuple(int(n) for n in np.nan_to_num(shape[:4]).clip(0, LARGEST))
+    if len(size) != 3 or min(size) < 1 or size[2] != channels or size[0] * size[1] * size[2] != len(flat):
         raise InputError(f"{path} has a range image of {size} with {len(flat)} numbers; copy it again")
-    if len(flat) > LARGEST or flat.dtype.kind != "f":
-        raise InputError(f"{path} has a range image larger than any LiDAR's, or of no numbers; copy it again")
+    if len(flat) > LARGEST:
+        raise InputError(f"{path} has a range image larger than any LiDAR's; copy it again")
     return flat.reshape(size).astype(np.float64)
 
 
