@@ -124,6 +124,20 @@ def test_labels_of_a_clip_are_those_of_the_drawn_street(root, indexed, brought, 
         assert abs(speed.mean() - np.linalg.norm(expected.velocity[expected.moving], axis=1).mean()) < 1.5
 
 
+def test_twenty_sweeps_and_twelve_pictures_a_second_make_a_clip(sources, tmp_path):
+    source = shutil.copytree(sources["nuscenes"], tmp_path / "log")
+    rows = json.loads((source / "v1.0-mini" / "sample_data.json").read_text())
+    for row in rows:
+        number = int(row["token"].split()[-1])
+        row["timestamp"] = 1_600_000_000_000_000 + round(number * (50_000 if "LIDAR" in row["token"] else 83_333))
+    (source / "v1.0-mini" / "sample_data.json").write_text(json.dumps(rows))
+    imports.import_log("nuscenes", source, tmp_path / "s", scenes=("scene-0001",), log=lambda text: None)
+    cut = indices.debug_slicing(0.2, 0.2)
+    (clip,) = indices.build(tmp_path / "s", cut, None, ("front_camera",), lambda text: None)["clips"]
+    assert clip["frames"] == [0, 1, 2] and clip["cameras"]["front_camera"]["frames"] == [0, 1, 2]
+    np.testing.assert_allclose(np.diff(clip["timestamps"]), 0.1, atol=1e-6)
+
+
 def test_waymos_pictures_are_straightened(street, brought):
     scene = pandaset.open_scene(brought[0]["waymo"], ("front_left_camera",))
     half = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
