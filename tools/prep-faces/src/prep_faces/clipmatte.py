@@ -1,6 +1,6 @@
 """Mattes of a clip by networks and closed-form matting, a stretch of frames at a time.
 
-U2NETP looks at every twelfth frame only; its answers move to the frames between with the head. What a stretch needs of
+U2NETP looks at every twenty-fourth frame only; its answers move to the frames between with the head. What a stretch needs of
 the frames around it, it works out itself, so stretches are independent, and the result does not depend on how a clip is
 divided or where a run was interrupted.
 """
@@ -30,7 +30,7 @@ from prep_faces.records import Record
 from prep_faces.steadiness import View, agreed, carried
 from prep_faces.trimap import below_the_head, draw_trimap
 
-KEY = 12  # frames from one that U2NETP sees to the next
+KEY = 24  # frames from one that U2NETP sees to the next
 REACH = 2  # frames before and after that have a say in a frame
 STRETCH = 28  # frames that a process does at a time, at most
 DETAIL = 1.2  # of the picture that is matted: the face has up to so many times grabcut.FACE_PIXELS,
@@ -319,7 +319,7 @@ def _finish(here: Look, cover: np.ndarray, target: Path, way: Way) -> Record:
     alpha[part] = np.where(fine < 0.012, 0, fine)  # three steps of 8 bits
     if not (alpha > 0.5).any():
         raise InputError("no head found around the face")
-    colors = foreground(image, alpha)
+    colors = np.where(alpha[..., None] > 0, foreground(image, alpha), np.uint8(0))  # what is behind packs badly
     images.write_png(target, np.dstack([colors, np.rint(255 * alpha).astype(np.uint8)]))
     ys, xs = np.nonzero(alpha > 0.5)
     return {

@@ -7,6 +7,9 @@ narrow band costs little.
 import cv2
 import numpy as np
 import scipy.sparse
+from recon4d.threads import announce_compile
+
+from prep_faces.mattekernels import window_sums
 
 EPSILON = 3e-5  # of the colour lines, for colours in [0, 1]
 TOLERANCE = 1e-3  # of the residual, relative
@@ -23,24 +26,13 @@ def laplacian_rows(image: np.ndarray, unknown: np.ndarray, epsilon: float = EPSI
     near = cv2.dilate(unknown.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     near[[0, -1]] = False
     near[:, [0, -1]] = False
-    around = (np.arange(-1, 2)[:, None] * width + np.arange(-1, 2)).ravel()
-    windows = np.flatnonzero(near)[:, None] + around  # (m, 9)
-    colors = image.reshape(-1, 3)[windows].astype(np.float64)
-    colors -= colors.mean(1, keepdims=True)
-    turned = colors.transpose(0, 2, 1)
-    covariance = turned @ colors / 9 + np.eye(3) * epsilon / 9
-    values = np.eye(9) - (1 + colors @ np.linalg.inv(covariance) @ turned) / 9  # (m, 9, 9)
-
-    # A pixel shares windows with the 25 of its 5x5 neighbourhood; each pair of a window adds to one of the 25.
     rows = np.flatnonzero(unknown)
-    number = np.full(height * width, -1)
+    number = np.full(height * width, -1, np.int32)
     number[rows] = np.arange(len(rows))
-    y, x = np.divmod(np.arange(9), 3)
-    neighbour = (y[None] - y[:, None] + 2) * 5 + (x[None] - x[:, None] + 2)
-    row = number[windows]
-    chosen = row >= 0
-    place = (row[:, :, None] * 25 + neighbour)[chosen]
-    sums = np.bincount(place.ravel(), values[chosen].ravel(), 25 * len(rows)).reshape(-1, 25)
+    # A pixel shares windows with the 25 of its 5x5 neighbourhood.
+    sums = np.zeros((len(rows), 25))
+    announce_compile("matting", 5, window_sums)
+    window_sums(np.ascontiguousarray(image, np.float64), np.flatnonzero(near), number, epsilon, sums)
     columns = (rows[:, None] + (np.arange(-2, 3)[:, None] * width + np.arange(-2, 3)).ravel()).astype(np.int32)
     used = sums != 0
     starts = np.concatenate([[0], np.cumsum(used.sum(1))]).astype(np.int32)

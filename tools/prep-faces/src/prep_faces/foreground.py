@@ -7,6 +7,8 @@ whole picture, but at each level only for the pixels that are mixed.
 import cv2
 import numpy as np
 
+from prep_faces.mattekernels import jacobi
+
 REGULARIZATION = 1e-5
 SMALL = 32  # pixels of a side, up to which there are
 SMALL_ITERATIONS = 10
@@ -39,36 +41,10 @@ def foreground(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         np.copyto(front, color, where=(share >= 1 - MIXED)[..., None])
         np.copyto(back, color, where=(share <= MIXED)[..., None])
         rounds = SMALL_ITERATIONS if max(h, w) <= SMALL else ITERATIONS if share is not cover else 1
-        _improve(color.reshape(-1, 3), share, front.reshape(-1, 3), back.reshape(-1, 3), rounds)
+        here = np.flatnonzero((share > MIXED) & (share < 1 - MIXED))
+        if len(here):
+            jacobi(color, share, here, front, back, REGULARIZATION, rounds)
     result = image.copy()
     chosen = mixed[part]
     result[part][chosen] = np.rint(np.clip(front, 0, 255))[chosen].astype(np.uint8)
     return result
-
-
-def _improve(color: np.ndarray, share: np.ndarray, front: np.ndarray, back: np.ndarray, rounds: int) -> None:
-    """Equation 4 of the paper, by Jacobi's method, on the mixed pixels of one level, in place."""
-    height, width = share.shape
-    alpha = share.ravel()
-    here = np.flatnonzero((alpha > MIXED) & (alpha < 1 - MIXED))
-    if not len(here):
-        return
-    y, x = np.divmod(here, width)
-    neighbours = np.stack(
-        [
-            np.where(y > 0, here - width, here),
-            np.where(y < height - 1, here + width, here),
-            np.where(x > 0, here - 1, here),
-            np.where(x < width - 1, here + 1, here),
-        ]
-    )
-    a = alpha[here]
-    weights = REGULARIZATION + np.abs(alpha[neighbours] - a)  # (4, n)
-    total = weights.sum(0)
-    b00, b01, b11 = a * a + total, a * (1 - a), (1 - a) ** 2 + total
-    scale = 1 / (b00 * b11 - b01 * b01)
-    for _ in range(rounds):
-        c0 = a[:, None] * color[here] + (weights[..., None] * front[neighbours]).sum(0)
-        c1 = (1 - a)[:, None] * color[here] + (weights[..., None] * back[neighbours]).sum(0)
-        front[here] = np.clip((scale * b11)[:, None] * c0 - (scale * b01)[:, None] * c1, 0, 255)
-        back[here] = np.clip((scale * b00)[:, None] * c1 - (scale * b01)[:, None] * c0, 0, 255)
