@@ -1,8 +1,8 @@
 """Mattes of a clip by networks and closed-form matting, a stretch of frames at a time.
 
-U2NETP looks at every twenty-fourth frame only; its answers move to the frames between with the head. What a stretch needs of
-the frames around it, it works out itself, so stretches are independent, and the result does not depend on how a clip is
-divided or where a run was interrupted.
+U2NETP looks at every twenty-fourth frame only; its answers move to the frames between with the head. What a stretch
+needs of the frames around it, it works out itself, so stretches are independent, and the result does not depend on how
+a clip is divided or where a run was interrupted.
 """
 
 from collections import deque
