@@ -110,6 +110,13 @@ def test_a_last_frame_that_stays_is_no_end_too_early(suffix, tmp_path):
     assert numbers(decode(write(tmp_path / f"a{suffix}", np.arange(5) / FPS, last=6))) == list(range(5))
 
 
+def test_a_rate_that_is_nearly_the_clips_own(tmp_path):
+    write(tmp_path / "a.mp4", np.arange(20) / 29.97, Fraction(1001, 30000))
+    result = extract_frames(tmp_path / "a.mp4", tmp_path, fps=30)
+    assert (result["frames"], result["notes"]) == (20, [])
+    assert result["fps"] == pytest.approx(29.97, abs=1e-3)
+
+
 def test_frames_that_a_phone_dropped(run, tmp_path):
     times = [k / FPS for k in range(20) if k not in (7, 13)]
     write(tmp_path / "a.mp4", times)

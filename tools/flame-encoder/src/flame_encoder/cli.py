@@ -34,7 +34,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("frames", type=path_type)
-@click.option("--landmarks", type=path_type, required=True, help="Folder of <frame>.npy (68, 2) or (P, 68, 2).")
+@click.option("--landmarks", type=path_type, required=True, help="Folder of <frame>.npy, or one npz of all frames.")
 @click.option("--out", type=path_type, required=True, help="Folder to write.")
 @with_head
 @click.option(

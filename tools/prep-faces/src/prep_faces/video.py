@@ -202,6 +202,11 @@ def extract_frames(
     info = probe(video)
     if fps is not None and info.fps and fps > info.most_fps * 1.01:
         raise InputError(f"--fps {fps:g} is more than the {info.most_fps:g} of {video}; give at most that")
+    steady = info.fps and info.most_fps < info.fps * 1.002
+    if fps is not None and steady and abs(fps / info.fps - 1) <= 0.01:
+        rate = None  # 30 of 29.97: all of them, none twice
+    else:
+        rate = fps
     options = {
         "video": video.name,
         "bytes": video.stat().st_size,
@@ -235,7 +240,7 @@ def extract_frames(
         pending: deque[Future[Record]] = deque()
         # Decoding, scoring and PNG compression release the interpreter lock in part, so threads overlap them.
         with ThreadPoolExecutor(2) as pool:
-            for index, item in enumerate(itertools.islice(_chosen(video, fps, size, sharpest), max_frames)):
+            for index, item in enumerate(itertools.islice(_chosen(video, rate, size, sharpest), max_frames)):
                 if isinstance(item, InputError):
                     problem = item
                     break
@@ -255,20 +260,20 @@ def extract_frames(
             raise InputError(f"{video} holds no frame; give another video")
         return {
             "video": video.name,
-            "fps": info.fps / sharpest if fps is None else fps / sharpest,
+            "fps": (rate or info.fps) / sharpest,
             "source_fps": info.fps,
             "width": frames[0]["width"],
             "height": frames[0]["height"],
             "frames": len(frames),
             "seconds": frames[-1]["time"],
             "errors": [item["error"] for item in records if "error" in item],
-            "notes": _notes(info, video.name, [item["time"] for item in frames], fps, sharpest),
+            "notes": _notes(info, video.name, [item["time"] for item in frames], rate, sharpest),
         }
 
     def is_whole(item: Record) -> bool:
         return all(number(item.get(key), 0) for key in ("index", "time", "width", "height"))
 
-    total = _expected(info, fps, sharpest, max_frames)
+    total = _expected(info, rate, sharpest, max_frames)
     with run(out, "frames", options, ["frames"], inputs=[video], force=force) as claimed:
         return record(claimed, "frames", options, work, summary, key="index", whole=is_whole, total=total, watch=watch)
 
