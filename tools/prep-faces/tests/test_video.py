@@ -111,7 +111,7 @@ def test_a_last_frame_that_stays_is_no_end_too_early(suffix, tmp_path):
 
 
 def test_a_rate_that_is_nearly_the_clips_own(tmp_path):
-    write(tmp_path / "a.mp4", np.arange(20) / 29.97, Fraction(1001, 30000))
+    write(tmp_path / "a.mp4", np.arange(20) / 29.97, Fraction(1001, 30000), last=1 / 29.97)
     result = extract_frames(tmp_path / "a.mp4", tmp_path, fps=30)
     assert (result["frames"], result["notes"]) == (20, [])
     assert result["fps"] == pytest.approx(29.97, abs=1e-3)
