@@ -13,7 +13,6 @@ import argparse
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,9 @@ import numpy as np
 import torch
 import yaml
 from recon4d.formats import ply
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "shared" / "tests"))
+import forks  # commands that start in a fraction of a second
 
 
 @dataclass
@@ -154,7 +156,7 @@ def prepare() -> None:
 
 def finished(words: list[str]) -> str:
     """Run a command to its end; what it said on stderr."""
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = forks.run(*words)
     if done.returncode:
         sys.exit(f"{' '.join(words)}\n{done.stderr}")
     return done.stderr
@@ -164,7 +166,7 @@ def row(command: str, training: Training, moments: list[float]) -> str:
     finished(at(training, "warm")[0])  # what is made once is made
     words, whole = at(training, "whole")
     start = time.monotonic()
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forks.start(*words)
     began = first_file(process, whole) - start
     if process.wait():
         sys.exit(f"{' '.join(words)} failed")
@@ -174,7 +176,7 @@ def row(command: str, training: Training, moments: list[float]) -> str:
     difference = 0.0
     for number, moment in enumerate(moments):
         words, out = at(training, f"{number}")
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = forks.start(*words)
         if number < len(moments) / 2:
             time.sleep(moment * seconds)
         else:
@@ -185,7 +187,7 @@ def row(command: str, training: Training, moments: list[float]) -> str:
         if process.wait() == 0:
             continue
         if number % 2:
-            again = subprocess.run(words, capture_output=True, text=True)
+            again = forks.run(*words)
             refused = again.returncode == 2 and "--resume" in again.stderr
             if again.returncode and not refused:
                 sys.exit(f"{' '.join(words)}\n{again.stderr}")
@@ -204,7 +206,7 @@ def row(command: str, training: Training, moments: list[float]) -> str:
     return f"| `{command}` | {seconds:.1f} | {killed} | {checkpoints} | {refusals} | {shown} |"
 
 
-def first_file(process: subprocess.Popen, out: Path) -> float:
+def first_file(process: forks.Process, out: Path) -> float:
     """Wait until a run has written a file, or has ended; when that was."""
     while process.poll() is None and not any(path.is_file() for path in out.rglob("*")):
         time.sleep(0.01)
