@@ -223,7 +223,7 @@ def at(training: Training, name: str) -> tuple[list[str], Path]:
     config = yaml.safe_load(Path("people/exp.yaml").read_text())
     config["checkpoint"] = f"../{out}/best_scripted.pt"
     config["model"]["streams"] = ["feat2d"]
-    config["train"]["epochs"] = 200
+    config["train"] = {"epochs": 200}
     path = Path(f"people/{name}.yaml")
     path.write_text(yaml.safe_dump(config))
     return training.words.replace("people/exp.yaml", str(path)).split(), out

@@ -32,8 +32,8 @@ from prep_faces.cuts import cut_clip
 from prep_faces.grabcut import reduced_frame
 from prep_faces.headshape import HeadShape
 from prep_faces.image_files import ImageFile
-from prep_faces.parallel import cores
 from recon4d import images
+from recon4d.parallel import cores
 from scipy.ndimage import gaussian_filter
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from prep_faces.cli import main
-from prep_faces.parallel import ray_map
 from recon4d import InputError
 from recon4d.images import write_png
+from recon4d.parallel import ray_map
 
 
 @pytest.fixture(scope="module")
@@ -66,5 +66,5 @@ def test_many_shards_stay_in_order():
 
 def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"install prep-faces\[ray\]"):
+    with pytest.raises(InputError, match=r"install recon4d\[ray\]"):
         next(ray_map(str, ["a"], 1, 1, False))

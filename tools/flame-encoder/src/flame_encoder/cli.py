@@ -1,12 +1,13 @@
 """The flame-encoder command: options in, one function per command, its result out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from recon4d.cli import Group, Real, device_option, force_option, log, print_result, progress_bar, seed_type
+from recon4d.cli import Group, Real, device_option, force_option, log, print_result, progress, progress_bar, seed_type
 from recon4d.files import InputError
+from recon4d.parallel import ENGINES
 
 Count = click.IntRange
 F = TypeVar("F", bound=Callable[..., Any])
@@ -105,6 +106,44 @@ def track(live: bool, photometric: bool, calibrate: int, follow: bool, timeout: 
     for number, part in enumerate(parts):
         for line in [*([] if number else [header_line(part)]), *frame_lines(part)]:
             click.echo(line)
+
+
+@main.command("track-clips")
+@click.argument("frames", type=path_type)
+@click.option("--landmarks", type=path_type, required=True, help="Folder with a folder of landmarks for each clip.")
+@click.option("--out", type=path_type, required=True, help="Folder to write; gets a folder for each clip.")
+@with_head
+@click.option("--focal", type=Real(0, 1e6, min_open=True), help="Focal length in pixels; estimated when not given.")
+@click.option("--fps", type=Real(0, 1e5, min_open=True), help="Frames per second; 30 when not given.")
+@click.option("--photometric", is_flag=True, help="Refine on the images too.")
+@click.option(
+    "--write",
+    type=click.Choice(["arkit", "vhap"]),
+    multiple=True,
+    help="More formats: arkit.csv (Live Link Face; of the open head), vhap/ (of FLAME).",
+)
+@click.option("--preview/--no-preview", default=False, show_default=True, help="Write overlay.png and overlay.mp4.")
+@click.option("--workers", type=Count(1, 1024), help="Processes.  [default: one per core]")
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="local",
+    show_default=True,
+    help="ray: by Ray Data on this machine or the cluster in RAY_ADDRESS.",
+)
+@force_option
+def track_clips(frames: Path, **options: Any) -> None:
+    """Track each clip of FRAMES, a folder with a folder of frames for each, as track does.
+
+    Writes OUT/CLIP/track.npz and what else track writes, and OUT/tracks.jsonl, a line for each clip. A run that was
+    killed goes on where it stopped.
+    """
+    from flame_encoder.tracker import clips
+
+    def watched(items: Iterator[Any], total: int | None) -> Iterator[Any]:
+        return progress(items, "tracking", total)
+
+    print_result(clips.track_clips(frames, **options, watch=watched))
 
 
 @main.command("check-model")

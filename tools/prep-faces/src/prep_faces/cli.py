@@ -8,9 +8,9 @@ from typing import Any
 import click
 from recon4d import InputError
 from recon4d.cli import Group, Real, device_option, force_option, log, pick_device, print_result, progress
+from recon4d.parallel import ENGINES
 
 from prep_faces.detectors import DETECTORS, POINTS
-from prep_faces.parallel import ENGINES
 
 FINDS = "What finds faces; with mtcnn, dlib finds the points."
 path_type = click.Path(path_type=Path)

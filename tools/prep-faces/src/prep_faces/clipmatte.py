@@ -15,6 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from recon4d import InputError, images
+from recon4d.parallel import FEW, start_worker
+from recon4d.records import Record
 
 from prep_faces import networks
 from prep_faces.affine import warp
@@ -24,9 +26,6 @@ from prep_faces.grabcut import reduced_frame
 from prep_faces.guided import guided_filter, linear_model
 from prep_faces.headshape import HeadShape
 from prep_faces.image_files import ImageFile
-from prep_faces.parallel import FEW
-from prep_faces.parallel import _start_worker as start_worker
-from prep_faces.records import Record
 from prep_faces.steadiness import View, agreed, carried
 from prep_faces.trimap import below_the_head, draw_trimap
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 from recon4d import InputError, images, settings
+from recon4d.parallel import cores, ordered_map
+from recon4d.records import Record, Watch, counts, record, run, unwatched, up_to_date
 from scipy.ndimage import gaussian_filter1d
 
 from prep_faces.affine import invert, warp
@@ -16,8 +18,6 @@ from prep_faces.detection import Found, detect_files
 from prep_faces.detectors import Detector, prepare
 from prep_faces.image_files import ImageFile, clashes, find_images
 from prep_faces.landmarks import choose_face
-from prep_faces.parallel import cores, ordered_map
-from prep_faces.records import Record, Watch, counts, record, run, unwatched, up_to_date
 
 EYES, MOUTH = 0.36, 0.74  # heights of eyes and mouth in an aligned crop at `margin` 0, shares of its side
 
@@ -107,7 +107,7 @@ def write_crops(
 
     options = config.model_dump()
     names = {Path(file.name).parts[0] + ("" if "/" in file.name else ".png") for file in files}
-    with run(out, "crop", options, sorted(names), table="crops", inputs=[source], force=force) as claimed:
+    with run(out, "prep-faces crop", options, sorted(names), table="crops", inputs=[source], force=force) as claimed:
         result = record(claimed, "crop", options, work, summary, table="crops", total=len(files), watch=watch)
     return {**result, "out": str(out)}
 

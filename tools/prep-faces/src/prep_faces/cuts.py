@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from recon4d import InputError, images
+from recon4d.parallel import ordered_map
+from recon4d.records import Record
 
 from prep_faces.affine import compose, head_motion, invert, warp
 from prep_faces.alpha import BAND, foreground_colors, refine
@@ -15,8 +17,6 @@ from prep_faces.clipmatte import Frame
 from prep_faces.grabcut import Cut, cut
 from prep_faces.headshape import HeadShape
 from prep_faces.image_files import ImageFile
-from prep_faces.parallel import ordered_map
-from prep_faces.records import Record
 
 
 @dataclass(frozen=True, eq=False)

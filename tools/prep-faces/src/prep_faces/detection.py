@@ -10,12 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 from recon4d import InputError, images
+from recon4d.parallel import cores, ordered_map, ray_map
+from recon4d.records import Record, Watch, counts, number, record, run, unwatched
 
 from prep_faces.detectors import detect, prepare
 from prep_faces.faces import Faces, unturned
 from prep_faces.image_files import ImageFile, find_images
-from prep_faces.parallel import cores, ordered_map, ray_map
-from prep_faces.records import Record, Watch, counts, number, record, run, unwatched
 
 Found = tuple[tuple[int, int], Faces] | InputError  # (height, width) and the faces of an image, or why not
 
@@ -144,7 +144,7 @@ def write_faces(
         return {**counts(records), "faces": faces, "detector": detector}
 
     options = {"detector": detector, "threshold": threshold}
-    with run(out, "detect", options, (), table="faces", inputs=paths, force=force) as claimed:
+    with run(out, "prep-faces detect", options, (), table="faces", inputs=paths, force=force) as claimed:
         result = record(
             claimed,
             "detect",

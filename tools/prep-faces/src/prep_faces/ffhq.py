@@ -7,11 +7,11 @@ from typing import Any
 
 from recon4d import InputError, images
 from recon4d.images import natural_key
+from recon4d.records import Record, Watch, record, run, unwatched
 
 from prep_faces.detectors import prepare
 from prep_faces.image_files import find_images, scaled
 from prep_faces.landmarks import record_landmarks
-from prep_faces.records import Record, Watch, record, run, unwatched
 
 Item = tuple[str, bytes | None]  # a name, and the encoded image, or None where the name is a path
 
@@ -132,7 +132,7 @@ def write_ffhq(
     options = {"source": Path(source).name, "split": split, "limit": limit, "size": size}
     names = ("thumbnails", "landmarks", "landmarks.jsonl", "landmarks.json")
     local = [source] if Path(source).exists() else []
-    with run(out, "ffhq", options, names, inputs=local, force=force) as claimed:
+    with run(out, "prep-faces ffhq", options, names, inputs=local, force=force) as claimed:
         result = record(claimed, "ffhq", options, work, summary, key="name", total=limit, watch=watch)
         files = find_images([thumbnails])
         points = record_landmarks(

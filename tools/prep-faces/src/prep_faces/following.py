@@ -7,11 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from recon4d import InputError, images, landmarker
 from recon4d.landmarker import Square
+from recon4d.records import Record, numbers
 
 from prep_faces.detection import Found
 from prep_faces.image_files import ImageFile
 from prep_faces.mediapipe_faces import of_dense
-from prep_faces.records import Record, numbers
 
 AHEAD = 4  # pictures that are read before their turn
 MEMORY = 15  # pictures after which a lost face is forgotten

@@ -8,6 +8,8 @@ import numpy as np
 from recon4d import InputError
 from recon4d.files import write_npy
 from recon4d.landmarker import BLENDSHAPES
+from recon4d.parallel import cores
+from recon4d.records import Record, Watch, counts, numbers, record, run, unwatched, up_to_date
 from recon4d.runs import Claim
 
 from prep_faces.detection import Found, detect_files
@@ -15,8 +17,6 @@ from prep_faces.detectors import prepare
 from prep_faces.faces import Faces
 from prep_faces.following import MEMORY, follow_files
 from prep_faces.image_files import ImageFile, clashes, find_images
-from prep_faces.parallel import cores
-from prep_faces.records import Record, Watch, counts, numbers, record, run, unwatched, up_to_date
 
 SURE = 0.0  # dlib score of a face that stands by itself
 FAINT = -0.6  # dlib score that is believed where the frame before had a face
@@ -91,7 +91,7 @@ def write_landmarks(
     points = points or ("dense" if detector == "mediapipe" else "ibug")
     prepare(detector, device, points)
     options = _options(detector, points, photos, largest, turned)
-    with run(out, "landmarks", options, ["landmarks"], inputs=paths, force=force) as claimed:
+    with run(out, "prep-faces landmarks", options, ["landmarks"], inputs=paths, force=force) as claimed:
         how: dict[str, Any] = {"detector": detector, "device": device, "engine": engine}
         how |= {"batch": batch, "workers": workers}
         what: dict[str, Any] = {"photos": photos, "points": points, "largest": largest, "turned": turned}

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from recon4d import InputError
 from recon4d.formats.landmarks import read_landmarks, to_ibug
+from recon4d.parallel import cores
+from recon4d.records import Record, Watch, counts, number, read_records, record, run, unwatched, up_to_date
 
 from prep_faces import networks
 from prep_faces.clipmatte import REACH, Frame, Way, matte_clip
@@ -17,8 +19,6 @@ from prep_faces.following import MEMORY
 from prep_faces.headshape import HeadShape, shape_from_landmarks
 from prep_faces.image_files import ImageFile, clashes, find_images
 from prep_faces.landmarks import record_landmarks
-from prep_faces.parallel import cores
-from prep_faces.records import Record, Watch, counts, number, read_records, record, run, unwatched, up_to_date
 
 METHODS = ("matting", "live", "grabcut")
 
@@ -96,7 +96,7 @@ def write_mattes(
     def summary(records: list[Record]) -> dict[str, Any]:
         return {**counts(records), **options}
 
-    with run(out, "matte", options, sorted(names), inputs=inputs, force=force) as claimed:
+    with run(out, "prep-faces matte", options, sorted(names), inputs=inputs, force=force) as claimed:
         if shapes is None:
             record_landmarks(claimed, files, photos=photos, workers=workers, watch=watch)
             landmarks = out / "landmarks"

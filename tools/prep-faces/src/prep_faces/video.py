@@ -13,10 +13,10 @@ import av
 import cv2
 import numpy as np
 from recon4d import InputError, hdr, images
+from recon4d.records import Record, Watch, number, record, run, unwatched
 
 from prep_faces.dlib_faces import find_boxes
 from prep_faces.image_files import scaled
-from prep_faces.records import Record, Watch, number, record, run, unwatched
 from prep_faces.upright import upright
 
 
@@ -274,7 +274,7 @@ def extract_frames(
         return all(number(item.get(key), 0) for key in ("index", "time", "width", "height"))
 
     total = _expected(info, rate, sharpest, max_frames)
-    with run(out, "frames", options, ["frames"], inputs=[video], force=force) as claimed:
+    with run(out, "prep-faces frames", options, ["frames"], inputs=[video], force=force) as claimed:
         return record(claimed, "frames", options, work, summary, key="index", whole=is_whole, total=total, watch=watch)
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
-from recon4d import InputError
+from recon4d.files import InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,15 +23,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], count: int, workers: int) -> Iterator[R | InputError]:
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], count: int, workers: int, few: int = FEW
+) -> Iterator[R | InputError]:
     """`function(item)` for each item, in order; an InputError that it raises is returned in place of its result.
 
-    `function` must be picklable. At most a few items per worker are in flight, whatever the number of items.
+    `function` must be picklable. At most a few items per worker are in flight, whatever the number of items; up to
+    `few` of `count` are done in this process.
     """
-    if workers < 2 or count <= FEW:
+    if workers < 2 or count <= few:
         yield from (_attempt(function, item) for item in items)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker) as pool:
         waiting: deque[Any] = deque()
         for item in items:
             waiting.append(pool.submit(_attempt, function, item))
@@ -80,7 +83,7 @@ def load_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise InputError("--engine ray needs Ray; install prep-faces[ray]") from error
+        raise InputError("--engine ray needs Ray; install recon4d[ray]") from error
     return ray
 
 
@@ -91,7 +94,8 @@ def _attempt(function: Callable[[T], R], item: T) -> R | InputError:
         return error
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """What a process of a pool begins with: OpenCV on one thread, and an end when its parent is gone."""
     import cv2
 
     cv2.setNumThreads(1)

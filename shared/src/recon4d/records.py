@@ -6,8 +6,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from recon4d import InputError, runs
-from recon4d.files import parse_json, read_json, write_text
+from recon4d import runs
+from recon4d.files import InputError, parse_json, read_json, write_text
 from recon4d.runs import Claim
 
 Record = dict[str, Any]
@@ -35,7 +35,8 @@ def run(
     """Claim what a run writes, for the block; one that was killed goes on where it stopped.
 
     Args:
-        out: folder. names: what the run writes there beside its table (.jsonl) and the .json that says its options.
+        out: folder. command: tool and command, `prep-faces landmarks`.
+        names: what the run writes there beside its table (.jsonl) and the .json that says its options.
         table: their name, the command's if None.
         inputs: files and folders that are read.
         force: replace what a run with other options wrote.
@@ -43,19 +44,18 @@ def run(
     Raises:
         InputError: `out` holds a run with other options and `force` is off; else as `recon4d.runs.claim`.
     """
-    table = table or command
+    short = command.split()[-1]
+    table = table or short
     about = out / f"{table}.json"
-    same = _begun(about) == {"command": command, "options": options}
+    same = _begun(about) == {"command": short, "options": options}
     other = InputError(f"{about} is from a run with other options; give another --out or --force to replace it")
     if about.is_file() and not (same or force):
         raise other
     names = (*names, f"{table}.jsonl", about.name)
-    claiming = runs.claim(
-        out, f"prep-faces {command}", force=force, resume=same and not force, inputs=inputs, names=names
-    )
+    claiming = runs.claim(out, command, force=force, resume=same and not force, inputs=inputs, names=names)
     with claiming as claimed:
         # A kill may have left one with other options, which the claim brought back.
-        if claimed.resumed and _begun(about) != {"command": command, "options": options}:
+        if claimed.resumed and _begun(about) != {"command": short, "options": options}:
             raise other
         yield claimed
 
@@ -72,17 +72,18 @@ def record(
     whole: Callable[[Record], bool] = lambda record: True,
     total: int | None = None,
     watch: Watch = unwatched,
+    items: str = "images",
 ) -> dict[str, Any]:
     """Do work that leaves one record per item in a table as it goes; the table and its .json: see `run`.
 
     Args:
-        claimed: the folder, of `run`.
+        claimed: the folder, of `run`. command: its last word there.
         work: given the records of an earlier run by their `key`, it yields the record of each item in order: a known
             one itself where the item is done, else a new one.
         summary: of all records: what the run amounts to; it goes into the .json.
         whole: whether a record of an earlier run, which may be a stranger's, has what the work asks of it.
         total: number of items, where it is known.
-        watch: wraps the iteration over the records.
+        watch: wraps the iteration over the records. items: what an error calls them.
 
     Returns the summary and, as `kept`, how many records were known. Raises InputError when there is no result at all.
     """
@@ -104,7 +105,7 @@ def record(
             claimed.keep()
     if records and all("error" in item for item in records):
         what, why = records[0].get(key), records[0]["error"]
-        raise InputError(f"none of {len(records)} images gave a result ({what}: {why})")
+        raise InputError(f"none of {len(records)} {items} gave a result ({what}: {why})")
     write_records(lines, records)
     result = summary(records)
     write_text(about, json.dumps({**content, "result": result}, indent=2) + "\n")
