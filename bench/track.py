@@ -32,6 +32,7 @@ from gaussian_avatar.synth import random_parameters
 from recon4d import head as heads
 from recon4d import synthetic
 from recon4d.color import linear_from_srgb
+from recon4d.formats import arkit
 from recon4d.formats.track import Track, join
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,12 +198,25 @@ def photometric_error(model, frames: list[Path], found: Track, every: int = 6) -
     return float(np.mean(total))
 
 
+def beside_mediapipe(model, found: Track, table: Path) -> dict[str, float]:
+    """Correlation over time of a track's activations with MediaPipe's blendshapes, of those that move in a clip."""
+    records = {r["file"]: r for r in map(json.loads, table.read_text().splitlines()) if "blendshapes" in r}
+    names = [name for name in map(str, found.names) if name in records]
+    ours = arkit.of_track(found.take([list(found.names).index(name) for name in names]), model).values
+    theirs = np.array([[records[name]["blendshapes"].get(key, 0) for key in arkit.NAMES] for name in names])
+    moving = (theirs.std(0) > 0.05) & (ours.std(0) > 0.01)
+    return {
+        arkit.NAMES[k]: round(float(np.corrcoef(ours[:, k], theirs[:, k])[0, 1]), 2) for k in np.flatnonzero(moving)
+    }
+
+
 def real_rows(clip: Path) -> list[dict]:
     model, rows = heads.load(), []
     for method in ("landmarks", "photometric", "encoder, photometric"):
         found, figures, seconds = run(method, model, clip / "frames", clip / "landmarks")
         error = photometric_error(model, frame_paths(clip / "frames"), found)
         rows.append({"method": method, "seconds": round(seconds, 1)} | figures | {"photometric_error": error})
+        rows[-1]["beside_mediapipe"] = beside_mediapipe(model, found, clip / "landmarks.jsonl")
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
 

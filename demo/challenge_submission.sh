@@ -4,8 +4,8 @@
 #   demo/challenge_submission.sh      run it as: uv run --all-packages bash demo/challenge_submission.sh
 #
 # Everything goes under $OUT (default out/challenge), which must not exist yet. $SYNTH_OPTIONS are added to the command
-# synth as they are, $EPOCHS is the number of training epochs. The model reads the crops only
-# (model.streams of synth's exp.yaml): the coefficients of feat3d are those that synth made the faces with.
+# synth as they are, $EPOCHS is the number of training epochs. The model reads the coefficients of flame-encoder's tracker
+# and the crops (model.streams of synth's exp.yaml), not the true coefficients that synth writes.
 set -euo pipefail
 
 out=${OUT:-out/challenge}
@@ -21,6 +21,9 @@ if [ -n "${EPOCHS:-}" ]; then echo "train: {epochs: $EPOCHS}" >> "$config"; fi
 
 step crop     prep-faces crop --config "$config"
 step feat2d   feat-extract feat2d --config "$config"
+pictures=$data/data/inference_artifacts/dataset/original_image
+step landmarks prep-faces landmarks "$pictures" --out "$out/marks"
+step track    flame-encoder track-clips "$pictures" --landmarks "$out/marks/landmarks" --out "$(dirname "$pictures")/tracked"
 step feat3d   feat-extract feat3d --config "$config"
 step train    feat-extract train --config "$config"
 step check    feat-extract check --config "$config"

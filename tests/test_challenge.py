@@ -6,6 +6,7 @@ import json
 import pytest
 from demos import ROOT, run_demo
 
+STEPS = ["synth", "crop", "feat2d", "landmarks", "track", "feat3d", "train", "check", "submit", "evaluate"]
 DEMO = ROOT / "demo" / "challenge_submission.sh"
 
 
@@ -22,7 +23,7 @@ def test_summary_and_submission(demo):
     out, result = demo
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary) == {"seconds", "macro_f1", "rows"} and summary["rows"] == 5
-    assert list(summary["seconds"]) == ["synth", "crop", "feat2d", "feat3d", "train", "check", "submit", "evaluate"]
+    assert list(summary["seconds"]) == STEPS
     assert all(s > 0 for s in summary["seconds"].values()) and 0 <= summary["macro_f1"] <= 1
     assert "macro F1" in result.stdout and "(missing)" not in result.stdout
     sample = list(csv.reader((out / "data" / "sample_submission.csv").read_text().splitlines()))

@@ -164,10 +164,10 @@ def _write(
         "dataset": DATASET,
         "prep_faces": {"size": 128, "margin": 0.0},
         "feat2d": {"backbone": "timm:tf_efficientnet_lite0", "size": 128},
-        "feat3d": {"kind": "track", "input": "tracks"},
+        "feat3d": {"kind": "track", "input": "tracked"},
         "sequences": {"length": frames},
         # The tracks hold the truth: with feat3d it is no test. ImageNet's features see too little of small expressions.
-        "model": {"streams": ["crops"]},
+        "model": {"streams": ["feat3d", "crops"]},
         "submit": {"sample": "sample_submission.csv"},
     }
     write_text(folder / "exp.yaml", yaml.safe_dump(config, sort_keys=False))
