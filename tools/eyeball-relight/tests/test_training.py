@@ -22,7 +22,7 @@ from eyeball_relight import (
     training,
 )
 from eyeball_relight.cli import main
-from eyeball_relight.evaluation import measure
+from eyeball_relight.evaluation import measure, read_truth
 from eyeball_relight.field import Material, eyeballs, new_field
 from eyeball_relight.rays import Rays
 from recon4d import InputError
@@ -36,7 +36,7 @@ def test_it_learns_the_head(trained, data, tmp_path):
     assert step == 90 and torch.allclose(intensity, torch.full((3,), settings.light.intensity))
     exports.export_field(field, step, intensity, loaded, tmp_path, 128, 3000, 4096, print)
     asset, lights = exports.read(tmp_path)
-    scores = measure(asset, lights, loaded, tmp_path)
+    scores = measure(asset, lights, loaded, read_truth(loaded.folder / "truth", loaded), tmp_path)
     black = -10 * (loaded.image[5][loaded.mask[5] > 127].float() / 255).square().mean().log10()
     assert scores["psnr"] > black + 4 and scores["normal_deg"] < 60 and scores["chamfer_mm"] < 30
     assert scores["eye_centre_mm"] < 12 and scores["eye_radius_mm"] < 4

@@ -30,6 +30,7 @@ def done(pictures, tmp_path_factory):
     config["feat2d"] = {"backbone": "timm:resnet10t", "weights": "none", "size": 48}
     config["train"] = {"epochs": 2}
     config["model"] = {"width": 16}  # all streams
+    config["feat3d"]["input"] = "tracks"  # the true ones
     config["checkpoint"] = str(out / "best_scripted.pt")
     config["submit"] |= {"output": str(out / "submission.csv")}
     path = pictures / "small.yaml"

@@ -1,6 +1,8 @@
 """Pictures of a track: the mesh and the landmarks over the frames."""
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +23,25 @@ def overlays(head: HeadModel, track: Track, frames: Path, seen: np.ndarray, rows
         rows: which frames.
     """
     width, height = (int(s) for s in track.image_size)
-    for i in rows:
+
+    def one(i: int) -> np.ndarray:
         path = frames / track.names[i]
-        image = recon4d.images.read(path) / 255
-        if image.shape[:2] != (height, width):
+        out = recon4d.images.read(path).copy()
+        if out.shape[:2] != (height, width):
             raise InputError(f"{path} is no longer {width}x{height}; make the frames again")
         vertices = track.vertices(head, np.array([i]))
         shading, mask = drawing.shaded(head, vertices, track.K, (height, width))
-        out = np.where(mask[..., None], 0.45 * image + 0.55 * shading, image)
-        out = np.ascontiguousarray((out * 255).round().astype(np.uint8))
+        out[mask] = (0.45 * out[mask] + 0.55 * 255 * shading[mask]).round()
         model = head.landmarks(vertices)[0] @ torch.from_numpy(track.K).T
         for points, colour in ((seen[i], drawing.GREEN), ((model[:, :2] / model[:, 2:]).numpy(), drawing.RED)):
             drawing.dot(out, points, colour)
-        yield out
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting: deque[Future[np.ndarray]] = deque()
+        for i in rows:
+            waiting.append(pool.submit(one, int(i)))
+            if len(waiting) > 4:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -76,4 +76,5 @@ def draw(out: Path, head: HeadModel, track: Track, frames: Path, seen: np.ndarra
     """Write overlay.png and overlay.mp4; `seen`: (N, 68, 2) detected landmarks, NaN where there are none."""
     chosen = np.unique(np.linspace(0, len(track) - 1, SHEET).round().astype(int))
     drawing.contact_sheet(out / "overlay.png", list(overlays(head, track, frames, seen, chosen)))
-    write_mp4(out / "overlay.mp4", overlays(head, track, frames, seen, np.arange(len(track))), track.fps)
+    whole = overlays(head, track, frames, seen, np.arange(len(track)))
+    write_mp4(out / "overlay.mp4", whole, track.fps, quality=20, preset="veryfast")
