@@ -1,6 +1,6 @@
 """Mattes of a clip by networks and closed-form matting, a stretch of frames at a time.
 
-U2NETP looks at every twenty-fourth frame only; its answers move to the frames between with the head. What a stretch
+U2NETP looks at every twelfth frame only; its answers move to the frames between with the head. What a stretch
 needs of the frames around it, it works out itself, so stretches are independent, and the result does not depend on how
 a clip is divided or where a run was interrupted.
 """
@@ -29,7 +29,7 @@ from prep_faces.image_files import ImageFile
 from prep_faces.steadiness import View, agreed, carried
 from prep_faces.trimap import below_the_head, draw_trimap
 
-KEY = 24  # frames from one that U2NETP sees to the next
+KEY = 12  # frames from one that U2NETP sees to the next
 REACH = 2  # frames before and after that have a say in a frame
 STRETCH = 28  # frames that a process does at a time, at most
 DETAIL = 1.2  # of the picture that is matted: the face has up to so many times grabcut.FACE_PIXELS,
