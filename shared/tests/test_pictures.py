@@ -6,6 +6,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from hdr_signals import hlg, pq
 from PIL import Image
 from recon4d import InputError, hdr, images, picture_folders
 
@@ -59,19 +60,6 @@ def test_heic_without_its_reader(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
     with pytest.raises(InputError, match="install pi-heif"):
         images.read(tmp_path / "a.heic")
-
-
-def pq(light):
-    """PQ's signal of light in cd/m2 (BT.2100-2, table 4)."""
-    power = (light / 10_000) ** 0.1593017578125
-    return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
-
-
-def hlg(light):
-    """HLG's signal of light (..., 3) in cd/m2 on a display of 1,000 (BT.2100-2, table 5: inverse OOTF, OETF)."""
-    scene = light / 1000 * np.maximum(light @ [0.2627, 0.678, 0.0593] / 1000, 1e-9)[..., None] ** (1 / 1.2 - 1)
-    above = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
-    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), above)
 
 
 def as_hdr(picture, signal):

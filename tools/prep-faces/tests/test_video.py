@@ -7,6 +7,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from hdr_signals import hlg, pq
 from prep_faces.video import decode, extract_frames, probe
 from recon4d import InputError
 
@@ -39,17 +40,6 @@ def write(path, times, clock=Fraction(1, 1000), last=None):
         for packet in packets:
             container.mux(packet)
     return path
-
-
-def pq(light):
-    power = (light / 10_000) ** 0.1593017578125
-    return ((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375
-
-
-def hlg(light):
-    scene = light / 1000 * np.maximum(light @ [0.2627, 0.678, 0.0593] / 1000, 1e-9)[..., None] ** (1 / 1.2 - 1)
-    above = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
-    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), above)
 
 
 @pytest.mark.parametrize(("name", "signal", "transfer"), [("PQ", pq, 16), ("HLG", hlg, 18)])

@@ -19,6 +19,16 @@ head_options = [
     ),
 ]
 
+focal_option = click.option(
+    "--focal", type=Real(0, 1e6, min_open=True), help="Focal length in pixels; estimated when not given."
+)
+write_option = click.option(
+    "--write",
+    type=click.Choice(["arkit", "vhap"]),
+    multiple=True,
+    help="More formats: arkit.csv (Live Link Face; of the open head), vhap/ (of FLAME).",
+)
+
 
 def with_head(command: F) -> F:
     """The options that choose a head model."""
@@ -45,7 +55,7 @@ def main() -> None:
     show_default=True,
     help="Whose face: 0 is who is in most frames.",
 )
-@click.option("--focal", type=Real(0, 1e6, min_open=True), help="Focal length in pixels; estimated when not given.")
+@focal_option
 @click.option(
     "--fps", type=Real(0, 1e5, min_open=True), help="Frames per second; from frames.jsonl when not given, else 30."
 )
@@ -77,12 +87,7 @@ def main() -> None:
     show_default=True,
     help="--follow: seconds without a new frame.",
 )
-@click.option(
-    "--write",
-    type=click.Choice(["arkit", "vhap"]),
-    multiple=True,
-    help="More formats: arkit.csv (Live Link Face; of the open head), vhap/ (of FLAME).",
-)
+@write_option
 @click.option("--preview/--no-preview", default=True, show_default=True, help="Write overlay.png and overlay.mp4.")
 @force_option
 def track(live: bool, photometric: bool, calibrate: int, follow: bool, timeout: float, **options: Any) -> None:
@@ -113,15 +118,10 @@ def track(live: bool, photometric: bool, calibrate: int, follow: bool, timeout: 
 @click.option("--landmarks", type=path_type, required=True, help="Folder with a folder of landmarks for each clip.")
 @click.option("--out", type=path_type, required=True, help="Folder to write; gets a folder for each clip.")
 @with_head
-@click.option("--focal", type=Real(0, 1e6, min_open=True), help="Focal length in pixels; estimated when not given.")
+@focal_option
 @click.option("--fps", type=Real(0, 1e5, min_open=True), help="Frames per second; 30 when not given.")
 @click.option("--photometric", is_flag=True, help="Refine on the images too.")
-@click.option(
-    "--write",
-    type=click.Choice(["arkit", "vhap"]),
-    multiple=True,
-    help="More formats: arkit.csv (Live Link Face; of the open head), vhap/ (of FLAME).",
-)
+@write_option
 @click.option("--preview/--no-preview", default=False, show_default=True, help="Write overlay.png and overlay.mp4.")
 @click.option("--workers", type=Count(1, 1024), help="Processes.  [default: one per core]")
 @click.option(
