@@ -1,0 +1,3 @@
+// Files dropped on the page.
+
+function dropping() {}
