@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather
-from flux4d import pandaset, streets, synth, tables
+from flux4d import pandaset, rigs, streets, synth, tables
 from recon4d import images
 from scipy.spatial.transform import Rotation
 
@@ -36,7 +36,7 @@ class Drawn:
     def vehicle(self, i, later=0.0):
         """(4, 4) vehicle to city some seconds after a frame's time."""
         time = self.times[i] - synth.EPOCH + later
-        return CITY @ synth.ego_pose(self.street, time, synth.LIDAR_HEIGHT) @ np.linalg.inv(LIDAR)
+        return CITY @ synth.ego_pose(self.street, time, rigs.PANDASET.lidar_height) @ np.linalg.inv(LIDAR)
 
     def mounted(self, camera, i=0):
         """(4, 4) camera, OpenCV's axes, to vehicle."""

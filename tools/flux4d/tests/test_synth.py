@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from flux4d import labels, pandaset, raycast, streets, synth
+from flux4d import labels, pandaset, raycast, rigs, streets, synth
 from recon4d import mesh
 from recon4d.cameras import Camera
 from scipy.spatial.transform import Rotation
@@ -23,7 +23,7 @@ def test_ray_caster_sees_what_a_rasterizer_sees():
     scene = streets.random_street(3, 2.0)
     boxes = [shape for shape in scene.shapes if shape.kind == streets.BOX]
     scene = streets.Street(scene.actors, boxes, scene.ego, scene.crossing, scene.sun, scene.seed)
-    pose = synth.ego_pose(scene, 0.7, synth.CAMERA_HEIGHT, synth.CAMERA_FORWARD, synth.CAMERA_AXES)
+    pose = synth.camera_pose(scene, 0.7, rigs.PANDASET)
     width, height = 160, 90
     K = np.array([[150.0, 0, 80], [0, 150, 45], [0, 0, 1]])
     _, depth, actor, _ = raycast.photograph(scene, 0.7, pose, K, width, height, 1)

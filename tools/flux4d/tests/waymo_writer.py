@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from flux4d import synth
+from flux4d import rigs, synth
 from log_writers import CITY, LIDAR, Drawn, moved
 from scipy.spatial.transform import Rotation
 
@@ -16,7 +16,7 @@ LENS = (0.12, -0.05, 0.002, -0.001, 0.01)  # k1 k2 p1 p2 k3 of a camera of Waymo
 
 def _range_image(log: Drawn, i: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """The range image (64, columns, 4) of the turning LiDAR, and the vehicle's poses (64, columns, 6) at its pixels."""
-    beams = synth.beam_elevations()
+    beams = rigs.PANDASET.elevations()
     image = np.zeros((len(beams), columns, 4), np.float32)
     image[..., 0] = -1
     poses = np.zeros((len(beams), columns, 6), np.float32)
@@ -110,7 +110,7 @@ def write_waymo(root: Path, log: Drawn, name: str, columns: int, bent: bool = Tr
             "extrinsic.transform": [level.ravel().tolist()] * 2,
             "beam_inclination.min": [-0.4, -0.2],
             "beam_inclination.max": [0.3, 0.2],
-            "beam_inclination.values": [synth.beam_elevations().tolist(), None],
+            "beam_inclination.values": [rigs.PANDASET.elevations().tolist(), None],
         },
         transform=matrix,
     )

@@ -102,11 +102,21 @@ def main() -> None:
 @click.option(
     "--frames", type=click.IntRange(2, 10_000), default=80, show_default=True, help="Frames per scene, 10 Hz."
 )
-@click.option("--width", type=click.IntRange(32, 3840), default=480, show_default=True, help="Of the images, 16:9.")
+@click.option("--width", type=click.IntRange(32, 3840), default=480, show_default=True, help="Of the images.")
 @click.option(
     "--columns", type=click.IntRange(24, 20_000), default=1800, show_default=True, help="LiDAR directions per turn."
 )
 @click.option("--samples", type=click.IntRange(1, 8), default=2, show_default=True, help="Rays per pixel, squared.")
+@click.option(
+    "--streets",
+    "kind",
+    type=click.Choice(["plain", "varied"]),
+    default="plain",
+    show_default=True,
+    help="Town streets, or any road, light, weather and sensors.",
+)
+@click.option("--cameras", callback=names, default="front_camera", show_default=True, help="Cameras, with commas.")
+@click.option("--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one per core]")
 @seed_option
 @force_option
 def synth(**options: Any) -> None:

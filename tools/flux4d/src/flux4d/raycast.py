@@ -6,10 +6,11 @@ import numpy as np
 from numba import njit
 from recon4d import threads
 
-from flux4d.streets import BOX, CAR, FACADE, LEAVES, NOISY, Street, posed
+from flux4d.paint import GROUND, SHADOWS, SKY, paint
+from flux4d.streets import BOX, Street, posed
 
-GROUND, SKY = -1, -2  # in place of a shape's number
 FAR = 1e9
+REACH, STEPS = 600.0, 40  # metres and steps in which uneven ground is looked for
 TILE = 16
 
 
@@ -31,12 +32,73 @@ def _near_cone(origin, axis, half_angle, shapes, chosen):
 
 
 @njit(cache=True, nogil=True)
-def _cast_one(origin, direction, shapes, chosen, count, normal, local):
+def _height(x, y, waves):
+    total = 0.0
+    for k in range(len(waves)):
+        total += waves[k, 0] * math.sin(waves[k, 1] * x + waves[k, 2] * y + waves[k, 3])
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _ground_hit(origin, direction, waves):
+    """Distance at which a ray meets the ground, FAR if it does not: small steps, then the secant."""
+    if len(waves) == 0:
+        return -origin[2] / direction[2] if direction[2] < -1e-9 else FAR
+    top = 0.0
+    for k in range(len(waves)):
+        top += abs(waves[k, 0])
+    fall = direction[2]
+    if abs(fall) < 1e-9:
+        fall = -1e-9
+    enter, leave = (top - origin[2]) / fall, (-top - origin[2]) / fall
+    start, end = max(0.0, min(enter, leave)), min(REACH, max(enter, leave))
+    if end <= start:
+        return FAR
+    before = (
+        origin[2]
+        + start * direction[2]
+        - _height(origin[0] + start * direction[0], origin[1] + start * direction[1], waves)
+    )
+    if before <= 0:
+        return FAR
+    left = start
+    for step in range(1, STEPS + 1):
+        t = start + (end - start) * step / STEPS
+        above = (
+            origin[2] + t * direction[2] - _height(origin[0] + t * direction[0], origin[1] + t * direction[1], waves)
+        )
+        if above <= 0:
+            right, under = t, above
+            for _ in range(6):
+                t = left + (right - left) * before / (before - under)
+                above = (
+                    origin[2]
+                    + t * direction[2]
+                    - _height(origin[0] + t * direction[0], origin[1] + t * direction[1], waves)
+                )
+                if above > 0:
+                    left, before = t, above
+                else:
+                    right, under = t, above
+            return t
+        left, before = t, above
+    return FAR
+
+
+@njit(cache=True, nogil=True)
+def _cast_one(origin, direction, shapes, chosen, count, waves, normal, local):
     """Distance and shape that a ray hits first of those chosen; fills the world normal and the hit in its axes."""
-    best, hit = FAR, SKY
-    if direction[2] < -1e-9:
-        best, hit = -origin[2] / direction[2], GROUND
-        normal[0], normal[1], normal[2] = 0.0, 0.0, 1.0
+    best, hit = _ground_hit(origin, direction, waves), SKY
+    if best < FAR:
+        hit = GROUND
+        x, y = origin[0] + best * direction[0], origin[1] + best * direction[1]
+        normal[0] = normal[1] = 0.0
+        for k in range(len(waves)):
+            slope = waves[k, 0] * math.cos(waves[k, 1] * x + waves[k, 2] * y + waves[k, 3])
+            normal[0] -= slope * waves[k, 1]
+            normal[1] -= slope * waves[k, 2]
+        length = math.sqrt(normal[0] ** 2 + normal[1] ** 2 + 1)
+        normal[0], normal[1], normal[2] = normal[0] / length, normal[1] / length, 1 / length
     for which in range(count):
         k = chosen[which]
         c, s = shapes[k, 7], shapes[k, 8]
@@ -96,95 +158,45 @@ def _cast_one(origin, direction, shapes, chosen, count, normal, local):
 
 
 @njit(cache=True, nogil=True)
-def _hash(i, j, k):
-    n = (i * 374761393 + j * 668265263 + k * 1274126177) & 0x7FFFFFFF
-    n = ((n ^ (n >> 13)) * 1103515245 + 12345) & 0x7FFFFFFF
-    return ((n ^ (n >> 16)) & 0xFFFF) / 65535.0
-
-
-@njit(cache=True, nogil=True)
-def _noise(x, y, seed):
-    """Value noise in [0, 1], one lattice cell per unit."""
-    i, j = math.floor(x), math.floor(y)
-    u, v = x - i, y - j
-    u, v = u * u * (3 - 2 * u), v * v * (3 - 2 * v)
-    i, j = int(i), int(j)
-    top = _hash(i, j, seed) * (1 - u) + _hash(i + 1, j, seed) * u
-    return top * (1 - v) + (_hash(i, j + 1, seed) * (1 - u) + _hash(i + 1, j + 1, seed) * u) * v
-
-
-@njit(cache=True, nogil=True)
-def _ground(x, y, crossing, seed, out):
-    along, across = abs(x), abs(y - crossing)
-    if along < 5.7 or across < 5.7:
-        g = 0.27 + 0.12 * _noise(x / 1.7, y / 1.7, seed) + 0.05 * _noise(x * 1.5, y * 1.5, seed + 1)
-        out[0], out[1], out[2] = g, g, 1.04 * g
-        marked = False
-        if across > 7.2:
-            marked = (along < 0.1 and y % 9.0 < 4.0) or (3.45 < along < 3.58)
-        elif across > 5.7:  # zebra
-            marked = along < 5.5 and x % 1.0 < 0.5 and across < 7.0 and y < crossing
-        else:
-            marked = across < 0.1 and x % 9.0 < 4.0 and along > 5.7
-        if marked:
-            out[0] = out[1] = out[2] = 0.85
-    elif along < 9.2 or across < 9.2:
-        g = 0.5 + 0.1 * _noise(x, y, seed + 2)
-        if x % 1.5 < 0.06 or y % 1.5 < 0.06:
-            g *= 0.75
-        out[0], out[1], out[2] = g, 0.97 * g, 0.92 * g
-    else:
-        g = 0.6 + 0.6 * _noise(x / 0.8, y / 0.8, seed + 3)
-        out[0], out[1], out[2] = 0.3 * g, 0.38 * g, 0.2 * g
-
-
-@njit(cache=True, nogil=True)
-def _paint(shapes, hit, local, normal, point, direction, crossing, seed, sun, out):
-    """Colour of what a ray sees, before the light falls on it for surfaces; the sky shines by itself."""
-    if hit == SKY:
-        up = max(direction[2], 0.0)
-        cloud = _noise(6 * direction[0] / (up + 0.25), 6 * direction[1] / (up + 0.25), seed + 9)
-        cloud = max(0.0, cloud - 0.45)
-        for a in range(3):
-            low, high = (0.80, 0.86, 0.92)[a], (0.36, 0.56, 0.86)[a]
-            blue = low + (high - low) * min(1.0, 2.2 * up)
-            out[a] = min(1.0, blue + cloud * (0.95 - blue))
-        return
-    if hit == GROUND:
-        _ground(point[0], point[1], crossing, seed, out)
-    else:
-        for a in range(3):
-            out[a] = shapes[hit, 9 + a]
-        pattern = shapes[hit, 12]
-        if pattern == FACADE:
-            along = local[1] if abs(local[0]) >= shapes[hit, 4] - 1e-4 else local[0]
-            height = local[2] + shapes[hit, 6]
-            if abs(local[2]) < shapes[hit, 6] - 1e-4:
-                g = 0.85 + 0.3 * _noise(along * 1.2, height * 1.2, hit)
-                pane = 0.9 < (along + 200) % 2.9 < 2.1 and 1.0 < height % 3.0 < 2.4
-                for a in range(3):
-                    out[a] = (0.16, 0.2, 0.27)[a] + 0.1 * _noise(along / 3, height / 3, hit) if pane else out[a] * g
-        elif pattern >= NOISY:
-            step = 2.2 if pattern == LEAVES else 5.0
-            g = 0.65 + 0.7 * _noise(step * (local[0] + local[1]), step * (local[2] + 0.6 * local[1]), hit)
-            for a in range(3):
-                out[a] *= g
-        elif pattern == CAR:
-            height = local[2] / shapes[hit, 6]
-            if abs(local[1]) >= shapes[hit, 5] - 1e-4 and abs(local[0]) > 0.6 * shapes[hit, 4] and height > 0.1:
-                for a in range(3):  # lamps
-                    out[a] = (0.95, 0.92, 0.8)[a] if local[1] > 0 else (0.75, 0.08, 0.06)[a]
-            elif height < -0.6:
-                for a in range(3):
-                    out[a] *= 0.5
-    light = 0.6 + 0.45 * max(0.0, normal[0] * sun[0] + normal[1] * sun[1] + normal[2] * sun[2])
+def _blocked(point, normal, sun, shapes):
+    """Whether a shape stands between a point and the sun."""
+    start = np.empty(3)
     for a in range(3):
-        out[a] = min(1.0, max(0.0, out[a] * light))
+        start[a] = point[a] + 0.01 * normal[a]
+    for k in range(shapes.shape[0]):
+        dx, dy, dz = shapes[k, 1] - start[0], shapes[k, 2] - start[1], shapes[k, 3] - start[2]
+        along = dx * sun[0] + dy * sun[1] + dz * sun[2]
+        radius2 = shapes[k, 4] ** 2 + shapes[k, 5] ** 2 + shapes[k, 6] ** 2
+        if dx * dx + dy * dy + dz * dz - along * along > radius2 or along < -math.sqrt(radius2):
+            continue
+        c, s = shapes[k, 7], shapes[k, 8]
+        hx, hy, hz = shapes[k, 4], shapes[k, 5], shapes[k, 6]
+        ox, oy, oz = -(c * dx + s * dy) / hx, -(-s * dx + c * dy) / hy, -dz / hz
+        rx, ry, rz = (c * sun[0] + s * sun[1]) / hx, (-s * sun[0] + c * sun[1]) / hy, sun[2] / hz
+        if shapes[k, 0] == BOX:
+            near, far = 1e-4, FAR
+            for a in range(3):
+                o = ox if a == 0 else (oy if a == 1 else oz)
+                r = rx if a == 0 else (ry if a == 1 else rz)
+                if abs(r) < 1e-12:
+                    if abs(o) > 1:
+                        far = -FAR
+                    continue
+                t0, t1 = (-1 - o) / r, (1 - o) / r
+                near, far = max(near, min(t0, t1)), min(far, max(t0, t1))
+            if near < far:
+                return True
+        else:
+            a, b = rx * rx + ry * ry + rz * rz, ox * rx + oy * ry + oz * rz
+            inner = b * b - a * (ox * ox + oy * oy + oz * oz - 1)
+            if inner > 0 and (-b + math.sqrt(inner)) / a > 1e-4 and -b > 0:
+                return True
+    return False
 
 
 @njit(cache=True, nogil=True)
 def _image_tile(
-    row0, row1, column0, column1, samples, rotation, origin, f, cx, cy, shapes, crossing, seed, sun,
+    row0, row1, column0, column1, samples, rotation, origin, f, cx, cy, shapes, waves, crossing, seed, sun, look,
     image, depth, actor, place,
 ):  # fmt: skip
     normal, local, colour = np.zeros(3), np.zeros(3), np.zeros(3)
@@ -206,7 +218,7 @@ def _image_tile(
                 x, y = (column + u - cx) / f, (row + v - cy) / f
                 for a in range(3):
                     direction[a] = rotation[a, 0] * x + rotation[a, 1] * y + rotation[a, 2]
-                distance, hit = _cast_one(origin, direction, shapes, chosen, count, normal, local)
+                distance, hit = _cast_one(origin, direction, shapes, chosen, count, waves, normal, local)
                 for a in range(3):
                     point[a] = origin[a] + distance * direction[a]
                 if centre:
@@ -218,13 +230,17 @@ def _image_tile(
                 length = math.sqrt(direction[0] ** 2 + direction[1] ** 2 + direction[2] ** 2)
                 for a in range(3):
                     direction[a] /= length
-                _paint(shapes, hit, local, normal, point, direction, crossing, seed, sun, colour)
+                lit = hit == SKY or look[SHADOWS] == 0 or not _blocked(point, normal, sun, shapes)
+                paint(
+                    shapes, hit, local, normal, point, direction, distance * length, lit, crossing, seed, sun, look,
+                    colour,
+                )  # fmt: skip
                 for a in range(3):
                     image[row, column, a] += colour[a] / (samples * samples)
 
 
 @njit(cache=True, nogil=True)
-def _rays(origin, directions, shapes, distance, hit_actor, cosine):
+def _rays(origin, directions, shapes, waves, distance, hit_actor, cosine):
     normal, local, axis = np.zeros(3), np.zeros(3), np.zeros(3)
     chosen = np.empty(len(shapes), np.int64)
     count = 0
@@ -241,7 +257,7 @@ def _rays(origin, directions, shapes, distance, hit_actor, cosine):
                     narrow, axis[0] * directions[j, 0] + axis[1] * directions[j, 1] + axis[2] * directions[j, 2]
                 )
             count = _near_cone(origin, axis, math.acos(max(-1.0, narrow)) + 1e-6, shapes, chosen)
-        d, hit = _cast_one(origin, directions[i], shapes, chosen, count, normal, local)
+        d, hit = _cast_one(origin, directions[i], shapes, chosen, count, waves, normal, local)
         distance[i] = FAR if hit == SKY else d
         hit_actor[i] = -1 if hit < 0 else int(shapes[hit, 13])
         cosine[i] = abs(normal[0] * directions[i, 0] + normal[1] * directions[i, 1] + normal[2] * directions[i, 2])
@@ -257,13 +273,14 @@ def photograph(
     actor, place = np.empty((height, width), np.int64), np.empty((height, width, 3))
     rotation, origin = np.ascontiguousarray(camera_to_world[:3, :3]), np.ascontiguousarray(camera_to_world[:3, 3])
     threads.announce_compile("the ray caster", 10, _image_tile)
+    waves, sun, look = street.uneven(), np.array(street.sun), street.look.values()
     across = -(-width // TILE)
 
     def tile(part: int) -> None:
         row, column = part // across * TILE, part % across * TILE
         _image_tile(
             row, min(row + TILE, height), column, min(column + TILE, width), samples, rotation, origin,
-            K[0, 0], K[0, 2], K[1, 2], shapes, street.crossing, street.seed, np.array(street.sun),
+            K[0, 0], K[0, 2], K[1, 2], shapes, waves, street.crossing, street.seed, sun, look,
             image, depth, actor, place,
         )  # fmt: skip
 
@@ -279,6 +296,7 @@ def scan(street: Street, time: float, origin: np.ndarray, directions: np.ndarray
         np.ascontiguousarray(origin, np.float64),
         np.ascontiguousarray(directions),
         posed(street, time),
+        street.uneven(),
         distance,
         actor,
         cosine,

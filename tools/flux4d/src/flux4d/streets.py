@@ -60,10 +60,42 @@ class Actor:
 
 
 @dataclass(frozen=True)
+class Look:
+    """Light, weather and road.
+
+    ambient, sunlight: shares of the light. shadows: 1 casts them. exposure: of the camera. wet: ground that shines.
+    grain: strength of fine noise on all surfaces; 0 is smooth. clouds, glow: in the sky, glow around the sun. haze:
+    per metre. half_road, lane, pavement: metres; half_road 0 is the town street of 5.7 m. low, high: the sky's colour
+    at the horizon and above.
+    """
+
+    ambient: float = 0.6
+    sunlight: float = 0.45
+    shadows: float = 0.0
+    exposure: float = 1.0
+    wet: float = 0.0
+    grain: float = 0.0
+    clouds: float = 1.0
+    glow: float = 0.0
+    haze: float = 0.0
+    half_road: float = 0.0
+    lane: float = 3.5
+    pavement: float = 3.5
+    low: Colour = (0.80, 0.86, 0.92)
+    high: Colour = (0.36, 0.56, 0.86)
+
+    def values(self) -> np.ndarray:
+        """(18,) for the ray caster, in the order of the fields."""
+        numbers = [value for name, value in vars(self).items() if name not in ("low", "high")]
+        return np.array([*numbers, *self.low, *self.high])
+
+
+@dataclass(frozen=True)
 class Street:
     """A street with its actors.
 
-    ego: the actor that carries the sensors; it has no shapes. crossing: y of the crossing street's middle.
+    ego: the actor that carries the sensors; it has no shapes. crossing: y of the crossing street's middle. waves: of
+    the ground, a sum of a sin(kx x + ky y + p): a in metres, kx and ky in 1/m, p.
     """
 
     actors: list[Actor]
@@ -72,6 +104,16 @@ class Street:
     crossing: float
     sun: tuple[float, float, float]
     seed: int
+    look: Look = Look()
+    waves: tuple[tuple[float, float, float, float], ...] = ()
+
+    def uneven(self) -> np.ndarray:
+        """(W, 4) the waves, for the ray caster."""
+        return np.array(self.waves, np.float64).reshape(-1, 4)
+
+    def height(self, x: float, y: float) -> float:
+        """Of the ground, metres."""
+        return sum(a * math.sin(kx * x + ky * y + p) for a, kx, ky, p in self.waves)
 
 
 def car(actor: int, size: tuple[float, float, float], colour: Colour) -> list[Shape]:
@@ -229,6 +271,7 @@ def _add_roadside(builder: _Builder, side: int) -> None:
 def posed(street: Street, time: float) -> np.ndarray:
     """The shapes at a time, for the ray caster: (S, 14) kind, centre, half, cos, sin, colour, pattern, actor."""
     poses = [actor.pose(time) for actor in street.actors]
+    lifts = [street.height(x, y) for x, y, _ in poses]
     rows = np.empty((len(street.shapes), 14))
     for row, shape in zip(rows, street.shapes):
         x, y, z = shape.centre
@@ -237,6 +280,9 @@ def posed(street: Street, time: float) -> np.ndarray:
             ax, ay, turn = poses[shape.actor]
             c, s = math.cos(turn), math.sin(turn)
             x, y, yaw = ax + c * x - s * y, ay + s * x + c * y, yaw + turn
+            z += lifts[shape.actor]
+        else:
+            z += street.height(x, y)
         place, turned = (x, y, z, *shape.half), (math.cos(yaw), math.sin(yaw))
         row[:] = (shape.kind, *place, *turned, *shape.colour, shape.pattern, shape.actor)
     return rows
@@ -252,8 +298,9 @@ def velocity(street: Street, time: float, points: np.ndarray, actor: np.ndarray)
         c, s = math.cos(yaw), math.sin(yaw)
         dx, dy = points[on][..., 0] - x, points[on][..., 1] - y
         right, forward = c * dx + s * dy, -s * dx + c * dy  # in the actor's own axes, where they do not move
-        before, after = (_placed(right, forward, street.actors[number].pose(time + shift)) for shift in (-step, step))
-        out[on, :2] = (after - before) / (2 * step)
+        start, end = (street.actors[number].pose(time + shift) for shift in (-step, step))
+        out[on, :2] = (_placed(right, forward, end) - _placed(right, forward, start)) / (2 * step)
+        out[on, 2] = (street.height(*end[:2]) - street.height(*start[:2])) / (2 * step)
     return out
 
 
