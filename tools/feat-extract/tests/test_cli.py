@@ -1,10 +1,9 @@
 """The commands, one after the other, on a small synthetic data set; and how they refuse."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -76,7 +75,7 @@ def test_other_folders_of_coefficients(done, tmp_path):
     assert answer("submit", "--config", path, "--feat3d", elsewhere, "--force")["rows"] == 5
 
 
-def test_check_names_what_is_wrong(done, tmp_path):
+def test_check_names_what_is_wrong(done, tmp_path, monkeypatch):
     path, _, _ = done
     found = answer("check", "--config", path)
     assert found["problems"] == [] and found["checkpoint"] and len(found["sequences"]) == 15
@@ -94,8 +93,8 @@ def test_check_names_what_is_wrong(done, tmp_path):
     (copy / "feat3d" / "p00_01" / "expr_00001.npy").unlink()
     (copy / "lr_image" / "p00_00" / "00000.png").write_bytes(b"")
     (tmp_path / "exp.yaml").write_text("dataset: dataset\nfeat3d: {kind: track}\n")
-    command = [str(Path(sys.executable).with_name("feat-extract")), "check", "--config", "exp.yaml"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    monkeypatch.chdir(tmp_path)
+    result = forks.run("feat-extract", "check", "--config", "exp.yaml")
     assert result.returncode == 2 and "Traceback" not in result.stderr and "error: 5 problems" in result.stderr
     problems = "\n".join(json.loads(result.stdout)["problems"])
     for text in (

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def changed(config, section, **values):
 @pytest.fixture(scope="module")
 def trained_once(numbers_once, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    shutil.copytree(numbers_once, folder, dirs_exist_ok=True)
+    shutil.copytree(numbers_once, folder, copy_function=os.link, dirs_exist_ok=True)
     return folder, training.train(load_config(folder / "exp.yaml"), CPU)
 
 
@@ -33,7 +34,7 @@ def trained_once(numbers_once, tmp_path_factory):
 def trained(trained_once, tmp_path):
     """The data set and what was trained on it, of the test's own, and the training's figures."""
     folder, result = trained_once
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(folder, tmp_path, copy_function=os.link, dirs_exist_ok=True)
     return load_config(tmp_path / "exp.yaml"), result
 
 
@@ -196,7 +197,9 @@ def test_wrong_samples_and_features(trained, tmp_path):
         with pytest.raises(InputError, match=message):
             submission.submit(changed(config, "submit", sample=str(sample)), CPU, force=True)
     for path in (Path(config.dataset) / "feat2d").rglob("*.npy"):
-        np.save(path, np.load(path)[:5])
+        values = np.load(path)[:5]
+        path.unlink()
+        np.save(path, values)
     with pytest.raises(InputError, match=r"has 5 numbers per frame, .* was trained on 12"):
         submission.submit(config, CPU, force=True)
 
@@ -204,6 +207,7 @@ def test_wrong_samples_and_features(trained, tmp_path):
 def test_training_names_what_is_wrong(numbers):
     labels = Path(numbers.dataset) / "labels.csv"
     good = labels.read_text()
+    labels.unlink()
     for text, message in (
         (good.replace(",1", ",2"), "labels are 0 or 1"),
         (good.replace("surprise", "wonder"), "has no column surprise"),
@@ -214,7 +218,9 @@ def test_training_names_what_is_wrong(numbers):
         with pytest.raises(InputError, match=message):
             training.train(numbers, CPU)
     labels.write_text(good)
-    np.save(Path(numbers.dataset) / "feat2d" / "p1" / "c1" / "0.npy", np.full(12, np.nan))
+    broken = Path(numbers.dataset) / "feat2d" / "p1" / "c1" / "0.npy"
+    broken.unlink()
+    np.save(broken, np.full(12, np.nan))
     with pytest.raises(InputError, match="NaN"):
         training.train(numbers, CPU)
     assert not Path(numbers.checkpoint).exists()

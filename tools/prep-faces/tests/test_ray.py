@@ -43,7 +43,7 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("command", [("detect", "--detector", "mtcnn"), ("landmarks", "--detector", "dlib")])
+@pytest.mark.parametrize("command", [("detect", "--detector", "dlib"), ("landmarks", "--detector", "dlib")])
 def test_same_output_as_the_local_engine(folder, tmp_path, command):
     common = (*command, folder, "--device", "cpu", "--workers", 2)
     call(*common, "--out", tmp_path / "a")
