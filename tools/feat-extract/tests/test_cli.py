@@ -1,7 +1,6 @@
 """The commands, one after the other, on a small synthetic data set; and how they refuse."""
 
 import json
-from pathlib import Path
 
 import forks
 import pytest

@@ -53,7 +53,7 @@ def lines(root):
 
 
 def test_each_as_track_has_it(root):
-    found = call(root, "--workers", 2, "--focal", 240, "--write", "arkit")
+    found = call(root, "--workers", 1, "--focal", 240, "--write", "arkit")
     assert (found["clips"], found["tracked"], found["failed"], found["kept"]) == (4, 3, 1, 0)
     assert [line["clip"] for line in lines(root)] == ["a", "b é", "d", "deep/c"]
     assert "landmarks/d is not a folder" in lines(root)[2]["error"]

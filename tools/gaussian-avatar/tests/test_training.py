@@ -353,7 +353,7 @@ def test_unseen_gaussians_take_after_those_around_them(head):
 
 def test_pose_correction_finds_a_pose_that_is_wrong(head, data_dir, tmp_path):
     """One frame's pose is a degree and a few millimetres off: the learned correction turns it back."""
-    config = small_config("train.iterations=1500", "train.refine_pose=true", "train.rates.pose=1e-3")
+    config = small_config("train.iterations=700", "train.refine_pose=true", "train.rates.pose=2e-3")
     capture, motion, frames, images = prepared(head, data_dir, config)
     angle = torch.tensor([[0.0, 0.03, 0.0]])
     wrong = torch.cat([angle, torch.tensor([[0.03, 0.0, 0.0]])], 1)
