@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from flux4d import rigs, synth
+from flux4d import rigs
 from log_writers import CITY, LIDAR, Drawn, moved
 from scipy.spatial.transform import Rotation
 

@@ -10,7 +10,7 @@ from recon4d.settings import Section
 
 MOST_SKY = 50_000_000
 LONGEST = 400  # letters of a --set option
-PRESETS = ("paper", "cpu-quick", "cpu-scenes")
+PRESETS = ("paper", "cpu-quick", "cpu-scenes", "cpu-streets")
 
 Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -34,6 +34,7 @@ class Lift(Section):
     """How points become Gaussians."""
 
     points: Literal["lidar", "depth", "both"] = "lidar"  # depth: from depth maps
+    fill: bool = False  # between the beams too: Gaussians of the input frames' pixels, at the depth of points around
     depth_stride: Positive = 2  # every so many rows and columns of a depth map
     voxel_size: Length | None = None  # metres; one point per voxel and sweep
     max_gaussians: Positive = 2_000_000  # without the sky
@@ -56,6 +57,9 @@ class Model(Section):
     polynomial: Annotated[int, Field(ge=0, le=8)] = 1  # degree of the velocity in time; 0 is constant velocity
     refinements: Count = 3  # iterations of the second network; 0 leaves it out
     refine_frames: Positive = 3  # input frames whose loss is differentiated in an iteration
+    refine_velocity: bool = False  # the loss is differentiated by the velocities too
+    lifetime: Length | None = None  # seconds for which a Gaussian is seen at first, then as it learns; null: always
+    moments: Annotated[int, Field(ge=0, le=64)] = 0  # parts of a second; a voxel sees how its points share in them
 
 
 class Losses(Section):
@@ -67,6 +71,7 @@ class Losses(Section):
     inverse_depth: Weight = 0.0  # of 10 / metres: what is near counts, a gap to the sky no more than the rest
     velocity: Weight = 5e-3
     final_velocity: Weight | None = None  # at the end of the run: from half way on the weight moves there; null stays
+    flow: Weight = 0.0  # of velocities against the cuboids' motion, m/s; no photometric loss, for drawn streets
     reweight: bool = True  # pixels count 1 + |image-plane velocity|
 
 

@@ -16,7 +16,8 @@ class MovingGaussians:
 
     means: (N, 3) metres. scales: (N, 3), metres through softplus. quats: (N, 4) wxyz. opacities: (N, 1), [0, 1]
     through sigmoid. colours: (N, 3), sRGB through sigmoid. times: (N,) seconds, when each was seen.
-    velocities: (N, L, 3), coefficients of time^0 .. time^(L-1), m/s. sky: (N,) bool.
+    velocities: (N, L, 3), coefficients of time^0 .. time^(L-1), m/s. sky: (N,) bool. lifetimes: (N,) seconds, after
+    and before which its opacity has fallen to exp(-1/2); left out, or infinite, it is there always.
     """
 
     means: Tensor
@@ -27,6 +28,11 @@ class MovingGaussians:
     times: Tensor
     velocities: Tensor
     sky: Tensor
+    lifetimes: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.lifetimes is None:
+            object.__setattr__(self, "lifetimes", torch.full_like(self.times, torch.inf))
 
     def __len__(self) -> int:
         return len(self.means)
@@ -40,12 +46,22 @@ class MovingGaussians:
         """(N, 14) in the order of `PARAMETERS`."""
         return torch.cat([self.means, self.scales, self.quats, self.opacities, self.colours], 1)
 
-    def with_parameters(self, parameters: Tensor, velocities: Tensor) -> "MovingGaussians":
-        """The same with other parameters (N, 14), whose quaternions are normalised, and velocities."""
+    def with_parameters(
+        self, parameters: Tensor, velocities: Tensor, lifetimes: Tensor | None = None
+    ) -> "MovingGaussians":
+        """The same with other parameters (N, 14), whose quaternions are normalised, velocities, and lifetimes where
+        they are given."""
         means, scales, quats, opacities, colours = parameters.split([3, 3, 4, 1, 3], 1)
         quats = torch.nn.functional.normalize(quats, dim=1)
         return replace(
-            self, means=means, scales=scales, quats=quats, opacities=opacities, colours=colours, velocities=velocities
+            self,
+            means=means,
+            scales=scales,
+            quats=quats,
+            opacities=opacities,
+            colours=colours,
+            velocities=velocities,
+            lifetimes=self.lifetimes if lifetimes is None else lifetimes,
         )
 
     def to(self, device: torch.device | str) -> "MovingGaussians":
@@ -77,6 +93,18 @@ def velocity_at(gaussians: MovingGaussians, times: Tensor) -> Tensor:
     for j in range(gaussians.velocities.shape[1]):
         out = out + gaussians.velocities[None, :, j] * (times[:, None, None] ** j)
     return out
+
+
+def opacities_at(gaussians: MovingGaussians, times: Tensor) -> Tensor:
+    """(F, N) opacities at times (F,): o exp(-(t - t_i)^2 / (2 l^2)), l the lifetime; o for ever before the first and
+    after the last Gaussian's time, where nothing newer takes its place."""
+    opacities = gaussians.opacities[:, 0].sigmoid().expand(len(times), -1)
+    mortal = gaussians.lifetimes.isfinite()
+    if not mortal.any():
+        return opacities
+    first, last = gaussians.times[mortal].aminmax()
+    away = (times.clamp(first, last)[:, None] - gaussians.times) / gaussians.lifetimes.clamp_min(1e-3)
+    return opacities * torch.exp(-away.square() / 2)
 
 
 def deviations(gaussians: MovingGaussians) -> Tensor:

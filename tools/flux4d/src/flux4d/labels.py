@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from flux4d import pandaset
 from flux4d.clips import Clip, in_view
+from flux4d.gaussians import MovingGaussians
 from flux4d.pandaset import Cuboids
 
 CLASSES = ("background", "car", "other vehicle", "pedestrian", "wheeled")
@@ -127,6 +128,25 @@ def of_clip(clip: Clip, root: Path) -> list[tuple[np.ndarray, Labels]] | None:
         found = of_points(own @ turn.T + shift, sweep["d"][inside.numpy()], boxes[frame], steps[frame], seconds)
         out.append((own, Labels(found.velocity @ turn, found.kind, found.moving)))
     return out
+
+
+def motion(clip: Clip, root: Path, gaussians: MovingGaussians) -> torch.Tensor | None:
+    """(N, 3) m/s of Gaussians as they were lifted, by the cuboids of their frames; None for a scene without any."""
+    boxes = cuboids_of(clip.entry, root)
+    if boxes is None:
+        return None
+    steps, times = steps_of(boxes), np.array(clip.entry["timestamps"])
+    turn, shift = clip.ego_to_world[:3, :3], clip.ego_to_world[:3, 3]
+    means, moments = gaussians.means.cpu().double().numpy(), gaussians.times.cpu().numpy()
+    frame_of = np.abs(moments[:, None] - clip.lidar_times[clip.input].numpy()).argmin(1)
+    out = np.zeros(means.shape)
+    for number, frame in enumerate(clip.input):
+        own = (frame_of == number) & ~gaussians.sky.cpu().numpy()
+        at = min(frame, len(times) - 2)
+        seconds = float(times[at + 1] - times[at])
+        placed, device = means[own] @ turn.T + shift, np.zeros(int(own.sum()), np.int64)
+        out[own] = of_points(placed, device, boxes[frame], steps[frame], seconds).velocity @ turn
+    return torch.from_numpy(out).float()
 
 
 def cuboids_of(entry: dict[str, Any], root: Path) -> list[Cuboids] | None:

@@ -8,6 +8,7 @@ from recon4d import InputError
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from flux4d import fill
 from flux4d.clips import Clip, in_view
 from flux4d.config import Lift
 from flux4d.gaussians import MovingGaussians, inverse_softplus
@@ -54,7 +55,8 @@ def lift(
 
     LiDAR points keep their place and time; their colour is the image's of their own frame, and points outside of it
     have none and are left out. Scale is the mean distance to 3 neighbours of the same sweep, opacity 0.5, rotation a
-    random unit quaternion. Sky points stand on a sphere of 4 times the length of the points' bounding box.
+    random unit quaternion. With `fill` pixels become Gaussians, at depths between the points'. Sky points stand on a
+    sphere of 4 times the length of the points' bounding box.
 
     Args:
         depth_points: more points per input frame, (N, 3) and colours (N, 3), as from depth maps.
@@ -63,6 +65,41 @@ def lift(
         InputError: no point is in any image.
     """
     generator = torch.Generator().manual_seed(seed)
+    skies: list[Tensor] | None = None
+    if settings.fill and depth_points is None:
+        parts, skies = fill.points(clip, settings.max_gaussians)
+        mean, colour, time, scale, own_quats = (torch.cat(columns) for columns in zip(*parts))
+    else:
+        mean, colour, time, scale = _seen_points(clip, settings, generator, depth_points)
+        scale, own_quats = scale[:, None].expand(-1, 3), mean.new_zeros(0, 4)
+    if len(mean) == 0:
+        raise InputError(f"clip {clip.name}: no point of its input frames is in the image; check poses and intrinsics")
+    scale = (settings.scale * scale).clamp(0.01, settings.max_scale)
+    sky, sky_colour = _sky(mean, clip, settings.sky_points, skies)
+    # one point's share of the half sphere
+    sky_scale = torch.full(
+        (len(sky), 3), 0.7 * float(sky[:1].norm()) * math.sqrt(2 * math.pi / max(settings.sky_points, 1))
+    )
+
+    n = len(mean) + len(sky)
+    quats = torch.nn.functional.normalize(torch.randn(n, 4, generator=generator), dim=1)
+    quats[: len(own_quats)] = own_quats
+    return MovingGaussians(
+        means=torch.cat([mean, sky]),
+        scales=inverse_softplus(torch.cat([scale, sky_scale])),
+        quats=quats,
+        opacities=torch.full((n, 1), torch.logit(torch.tensor(settings.opacity)).item()),
+        colours=torch.cat([colour, sky_colour]).clamp(0.02, 0.98).logit(),
+        times=torch.cat([time, torch.zeros(len(sky))]),
+        velocities=torch.zeros(n, 1, 3),
+        sky=torch.arange(n) >= len(mean),
+    )
+
+
+def _seen_points(
+    clip: Clip, settings: Lift, generator: torch.Generator, depth_points: list[tuple[Tensor, Tensor]] | None
+) -> tuple[Tensor, ...]:
+    """Places (N, 3), colours (N, 3), moments (N,) and sizes (N,) of the points in the input frames' images."""
     means, colours, times, scales = [], [], [], []
     for number, frame in enumerate(clip.input):
         sets = []
@@ -82,38 +119,26 @@ def lift(
         times.append(moments)
         scales.append(torch.from_numpy(neighbour_distance(points.numpy())).float())
     mean, colour, time, scale = (torch.cat(parts) for parts in (means, colours, times, scales))
-    if len(mean) == 0:
-        raise InputError(f"clip {clip.name}: no point of its input frames is in the image; check poses and intrinsics")
     if len(mean) > settings.max_gaussians:
         # a random choice, so that no region is preferred; the fewer points get larger
         kept = torch.randperm(len(mean), generator=generator)[: settings.max_gaussians].sort().values
         grow = math.sqrt(len(mean) / settings.max_gaussians)
         mean, colour, time, scale = mean[kept], colour[kept], time[kept], scale[kept] * grow
-    scale = (settings.scale * scale).clamp(0.01, settings.max_scale)
+    return mean, colour, time, scale
 
-    length = float((mean.max(0).values - mean.min(0).values).max())
-    sky = sky_points(max(4 * length, 100.0), settings.sky_points)
-    sky_colour = torch.full((len(sky), 3), 0.5)
+
+def _sky(points: Tensor, clip: Clip, number: int, skies: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Places (M, 3) and colours (M, 3) of those of the half sphere's points that an input frame sees; where its sky is
+    known, there alone."""
+    length = float((points.max(0).values - points.min(0).values).max())
+    sky = sky_points(max(4 * length, 100.0), number)
+    colour = torch.full((len(sky), 3), 0.5)
     seen = torch.zeros(len(sky), dtype=torch.bool)
-    for frame in clip.input:
+    for i, frame in enumerate(clip.input):
         found, inside = coloured(sky, clip, frame)
-        sky_colour = torch.where((inside & ~seen)[:, None], found, sky_colour)
+        if skies is not None:
+            column, row = in_view(sky[inside], clip.camera(frame))[0].long().unbind(-1)
+            inside[inside.clone()] = skies[i][row, column]
+        colour = torch.where((inside & ~seen)[:, None], found, colour)
         seen |= inside
-    sky, sky_colour = sky[seen], sky_colour[seen]
-    # one point's share of the half sphere
-    sky_scale = torch.full(
-        (len(sky),), 0.7 * float(sky[:1].norm()) * math.sqrt(2 * math.pi / max(settings.sky_points, 1))
-    )
-
-    n = len(mean) + len(sky)
-    quats = torch.nn.functional.normalize(torch.randn(n, 4, generator=generator), dim=1)
-    return MovingGaussians(
-        means=torch.cat([mean, sky]),
-        scales=inverse_softplus(torch.cat([scale, sky_scale]))[:, None].expand(n, 3).contiguous(),
-        quats=quats,
-        opacities=torch.full((n, 1), torch.logit(torch.tensor(settings.opacity)).item()),
-        colours=torch.cat([colour, sky_colour]).clamp(0.02, 0.98).logit(),
-        times=torch.cat([time, torch.zeros(len(sky))]),
-        velocities=torch.zeros(n, 1, 3),
-        sky=torch.arange(n) >= len(mean),
-    )
+    return sky[seen], colour[seen]

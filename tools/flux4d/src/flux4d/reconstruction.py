@@ -41,22 +41,33 @@ def frame_loss(
     if losses.velocity:
         speed = velocity_at(gaussians, sample.cameras.times[frames]).norm(dim=-1)
         terms["velocity"] = losses.velocity * speed[:, ~gaussians.sky].mean()
+    if losses.flow and sample.motion is not None:
+        terms["flow"] = losses.flow * _motion_error(gaussians, sample.motion)
     total = torch.stack(list(terms.values())).sum()
     values = {name: float(value.detach()) for name, value in terms.items()}
     values["psnr"] = float(-10 * difference.detach().square().mean().log10())
     return total, values
 
 
+def _motion_error(gaussians: MovingGaussians, known: Tensor) -> Tensor:
+    """Mean error in m/s of the velocities at the Gaussians' own times, of what moves plus of what stands: (N, 3)."""
+    powers = gaussians.times[:, None, None] ** torch.arange(gaussians.velocities.shape[1]).to(known)[:, None]
+    own = ~gaussians.sky
+    error = ((gaussians.velocities * powers).sum(1) - known)[own].square().sum(1).add(1e-4).sqrt()
+    moves = known[own].square().sum(1) > 0.01
+    return sum((error[chosen].mean() for chosen in (moves, ~moves) if chosen.any()), error.new_zeros(()))
+
+
 def guide(sample: Sample, config: Config) -> Callable[[MovingGaussians], Tensor]:
     """The loss that guides refinement: photometric and depth, on a few input frames, no labels of the targets."""
     given = sample.clip.input
     chosen = np.linspace(0, len(given) - 1, min(config.model.refine_frames, len(given))).round().astype(int)
-    losses = config.losses.model_copy(update={"reweight": False, "velocity": 0.0})
+    losses = config.losses.model_copy(update={"reweight": False, "velocity": 0.0, "flow": 0.0})
     frames = [given[i] for i in chosen]
     return lambda gaussians: frame_loss(gaussians, sample, frames, losses)[0]
 
 
 def gaussians_of(model: torch.nn.Module, sample: Sample, config: Config) -> MovingGaussians:
     """The Gaussians that the network makes of a clip."""
-    parameters, velocities = model(sample.given, guide(sample, config) if config.model.refinements else None)
-    return sample.given.gaussians.with_parameters(parameters, velocities)
+    found = model(sample.given, guide(sample, config) if config.model.refinements else None)
+    return sample.given.gaussians.with_parameters(*found)

@@ -7,7 +7,7 @@ import torch
 from recon4d import splat
 from torch import Tensor
 
-from flux4d.gaussians import MovingGaussians, deviations, moved, velocity_at
+from flux4d.gaussians import MovingGaussians, deviations, moved, opacities_at, velocity_at
 from flux4d.timed_cameras import TimedCameras
 
 MAX_FLOW = 10.0  # pixels, in the weights of the loss
@@ -59,7 +59,7 @@ def render(
     if flow:
         motion = image_velocity(means.detach(), velocity_at(gaussians, cameras.times).detach(), cameras)
         colours = torch.cat([colours, motion], -1)
-    opacities = each(gaussians.opacities[:, 0].sigmoid())
+    opacities = opacities_at(gaussians, cameras.times)
     if within < math.inf:
         near = (gaussians.times - cameras.times[:, None]).abs() <= within
         opacities = torch.where(near | gaussians.sky, opacities, 0.0)

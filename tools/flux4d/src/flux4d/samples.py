@@ -1,7 +1,7 @@
 """A clip of an index made ready for the network."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from recon4d import InputError
 from torch import Tensor
 
-from flux4d import clips, depthmaps, indices, model
+from flux4d import clips, depthmaps, indices, labels, model
 from flux4d.clips import Clip
 from flux4d.config import Config, load_config
 from flux4d.lift import lift
@@ -19,13 +19,15 @@ from flux4d.timed_cameras import TimedCameras
 @dataclass(frozen=True, eq=False)
 class Sample:
     """A clip ready for the network, on a device. given: its initial Gaussians and their voxels. images: (F, H, W, 3) in
-    [0, 1]. cameras: of the F frames. depths: per frame, as in `Clip`."""
+    [0, 1]. cameras: of the F frames. depths: per frame, as in `Clip`. motion: (N, 3) m/s of the Gaussians by the
+    scene's cuboids, where `losses.flow` asks for it and there are some."""
 
     clip: Clip
     given: model.Input
     images: Tensor
     cameras: TimedCameras
     depths: list[tuple[Tensor, Tensor]]
+    motion: Tensor | None = None
 
 
 def load_sample(entry: dict[str, Any], root: Path, config: Config, device: torch.device) -> Sample:
@@ -41,12 +43,16 @@ def load_sample(entry: dict[str, Any], root: Path, config: Config, device: torch
         if kind == "depth":
             depths = depthmaps.samples(folder, clip, camera)
     gaussians = lift(clip, config.lift, config.seed, points).to(device)
+    motion = labels.motion(clip, root, gaussians) if config.losses.flow else None
+    # the points are in the Gaussians and depths now: a clip held in memory for a training needs them no more
+    none = [torch.zeros(0, 3)] * len(clip.times), [torch.zeros(0)] * len(clip.times)
     return Sample(
-        clip,
+        replace(clip, points=none[0], point_times=none[1]),
         model.prepare(gaussians, config.model),
         clip.images.to(device).float() / 255,
         clip.cameras.to(device),
         [(pixels.to(device), depth.to(device)) for pixels, depth in depths],
+        None if motion is None else motion.to(device),
     )
 
 

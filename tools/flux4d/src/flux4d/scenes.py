@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flux4d import checkpoints, indices, pictures
 from flux4d.clips import path_in_world
-from flux4d.gaussians import MovingGaussians, deviations, inverse_softplus, moved, to_world
+from flux4d.gaussians import MovingGaussians, deviations, inverse_softplus, moved, opacities_at, to_world
 from flux4d.reconstruction import gaussians_of
 from flux4d.samples import load_sample
 from flux4d.timed_cameras import TimedCameras, timed_cameras
@@ -27,26 +27,33 @@ WIDEST = 16384  # pixels of an image
 
 
 def write_gaussians(path: str | Path, gaussians: MovingGaussians) -> None:
-    """A 3DGS file with `time` (seconds), velocity coefficients `vx vy vz`, `vx_1 ...` (m/s, m/s^2 ...) and `sky`."""
+    """A 3DGS file with `time` (seconds), velocity coefficients `vx vy vz`, `vx_1 ...` (m/s, m/s^2 ...), `sky` and,
+    where Gaussians come and go, `lifetime` (seconds)."""
     names = [f"v{axis}{f'_{j}' if j else ''}" for j in range(gaussians.velocities.shape[1]) for axis in "xyz"]
     extra = dict(zip(names, gaussians.velocities.flatten(1).T.numpy().astype(np.float32)))
     extra |= {"time": gaussians.times.numpy(), "sky": gaussians.sky.numpy().astype(np.uint8)}
-    splat.write_ply(path, _splats(gaussians, gaussians.means), extra)
+    if gaussians.lifetimes.isfinite().any():
+        extra["lifetime"] = gaussians.lifetimes.clamp(max=LONGEST).numpy()
+    splat.write_ply(path, _splats(gaussians, gaussians.means, gaussians.opacities[:, 0].sigmoid()), extra)
 
 
-def _splats(gaussians: MovingGaussians, means: Tensor) -> splat.Gaussians:
+def _splats(gaussians: MovingGaussians, means: Tensor, opacities: Tensor) -> splat.Gaussians:
     return splat.Gaussians(
         means=means,
         quats=gaussians.quats,
         scales=deviations(gaussians),
-        opacities=gaussians.opacities[:, 0].sigmoid(),
+        opacities=opacities,
         sh=((gaussians.colours.sigmoid() - 0.5) / splat.SH0)[:, None],
     )
 
 
 def write_static(path: str | Path, gaussians: MovingGaussians, seconds: float) -> None:
     """The Gaussians of one moment, for viewers that know no motion; the kind of file is the suffix's."""
-    scene_files.write(path, _splats(gaussians, moved(gaussians, torch.tensor([seconds]))[0]))
+    moment = torch.tensor([seconds])
+    opacities = opacities_at(gaussians, moment)[0]
+    there = opacities > 1 / 255
+    splats = _splats(gaussians[there], moved(gaussians, moment)[0][there], opacities[there])
+    scene_files.write(path, splats)
 
 
 def read_gaussians(path: str | Path) -> MovingGaussians:
@@ -64,6 +71,7 @@ def read_gaussians(path: str | Path) -> MovingGaussians:
         degree += 1
     columns = [extra[f"v{axis}{f'_{j}' if j else ''}"] for j in range(degree + 1) for axis in "xyz"]
     velocities = torch.from_numpy(np.stack(columns, -1).astype(np.float32)).unflatten(1, (degree + 1, 3))
+    lifetimes = torch.from_numpy(np.asarray(extra["lifetime"], np.float32)) if "lifetime" in extra else None
     return MovingGaussians(
         means=splats.means,
         scales=inverse_softplus(splats.scales.clamp_min(1e-6)),
@@ -73,6 +81,7 @@ def read_gaussians(path: str | Path) -> MovingGaussians:
         times=torch.from_numpy(np.asarray(extra["time"], np.float32)),
         velocities=velocities,
         sky=torch.from_numpy(np.asarray(extra["sky"]) > 0),
+        lifetimes=None if lifetimes is None else torch.where(lifetimes < LONGEST, lifetimes, torch.inf),
     )
 
 
