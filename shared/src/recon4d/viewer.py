@@ -7,10 +7,8 @@ refused, cameras and numbers are clamped, and nothing is uploaded.
 
 import contextlib
 import functools
-import ipaddress
 import logging
 import math
-import socket
 import sys
 import time
 import warnings
@@ -19,7 +17,6 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import roma
@@ -27,8 +24,8 @@ import torch
 import viser
 import websockets.asyncio.server
 
+from recon4d.addresses import check_address, page_of, same_site
 from recon4d.cameras import Camera
-from recon4d.files import InputError
 
 BUDGET = 1 / 25  # seconds for a picture while something moves
 STILL_AFTER = 0.2  # seconds without a change until the picture is rendered at full size
@@ -36,19 +33,6 @@ SMALL_HEIGHT, FULL_HEIGHT = 160, 1080  # of pictures on the page
 WIDEST = 4.0  # width over height of a window, and the other way round
 FARTHEST = 1e6  # metres from the origin at which a browser's camera may be
 MOST_MESSAGE = 1 << 20  # bytes of a browser's message
-
-
-def check_address(host: str, port: int) -> None:
-    """Raise InputError unless a server can listen there; port 0 is any free one. viser would take the next port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (socket.gaierror, UnicodeError) as error:
-            raise InputError(f"--host {host} is not a host's name or address; leave it away") from error
-        except (OSError, OverflowError) as error:
-            raise InputError(f"--port {port} of --host {host} cannot be used ({error}); give another, or 0") from error
 
 
 @contextlib.contextmanager
@@ -77,8 +61,7 @@ def serving(
     with contextlib.redirect_stdout(sys.stderr), _guarded(host):  # viser greets and says goodbye on stdout
         server = viser.ViserServer(host, port, label=label, verbose=False)
     server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False)
-    name = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    page = f"http://{name}:{server.get_port()}"
+    page = page_of(host, server.get_port())
     announce(page)
     try:
         if open_browser:
@@ -130,29 +113,6 @@ def _plausible(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) <= 1000
     return isinstance(value, bool | int | float) and abs(value) < 1e9
-
-
-def same_site(asked: str | None, origin: str | None, host: str) -> bool:
-    """Whether a request is for this server by an address or name of this machine, and from a page of its own.
-
-    Args:
-        asked: the request's Host header. origin: its Origin header, which browsers send with every websocket.
-        host: what the server was told to listen on.
-    """
-    try:
-        name = urlsplit(f"//{asked or ''}").hostname or ""
-        same = origin is None or urlsplit(origin).netloc == asked
-    except ValueError:
-        return False
-    if not same:
-        return False
-    if name in ("localhost", host, socket.gethostname().lower()):
-        return True
-    try:  # a name that someone's own name server points here would be neither
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def number(value: Any, low: float, high: float) -> float:

@@ -45,8 +45,8 @@ def main() -> None:
 
 @main.command()
 @click.argument("frames", type=path_type)
-@click.option("--landmarks", type=path_type, required=True, help="Folder of <frame>.npy, or one npz of all frames.")
-@click.option("--out", type=path_type, required=True, help="Folder to write.")
+@click.option("--landmarks", type=path_type, help="Folder of <frame>.npy, or one npz of all frames.")
+@click.option("--out", type=path_type, help="Folder to write.")
 @with_head
 @click.option(
     "--person",
@@ -94,7 +94,8 @@ def track(live: bool, photometric: bool, calibrate: int, follow: bool, timeout: 
     """Parameters of one person in every frame of FRAMES, from landmarks and, with --photometric, from the images.
 
     Writes track.npz, checkpoint/*.frame (the INSTA folder that gaussian-avatar reads), track.json, overlay.png and
-    overlay.mp4, and prints the reprojection error as JSON; with --stream the frames are printed instead.
+    overlay.mp4, and prints the reprojection error as JSON; with --stream the frames are printed instead. Where FRAMES
+    is - the lines of prep-faces camera are read and passed on with the pose added; nothing else is written.
     """
     from recon4d.formats.track_stream import frame_lines, header_line
 
@@ -104,6 +105,12 @@ def track(live: bool, photometric: bool, calibrate: int, follow: bool, timeout: 
         raise InputError("--photometric looks at the whole clip, which --stream does not have; leave one of them out")
     if follow and not live:
         raise InputError("--follow waits for frames, which only --stream can; add --stream")
+    if str(options["frames"]) == "-":
+        piped_track(live, options)
+        return
+    for name in ("landmarks", "out"):
+        if options[name] is None:
+            raise InputError(f"--{name} is missing; only the lines of a camera (track --stream -) go without")
     if not live:
         print_result(clip.track(**options, photometric=photometric, log=log, progress=progress_bar).figures)
         return
@@ -111,6 +118,23 @@ def track(live: bool, photometric: bool, calibrate: int, follow: bool, timeout: 
     for number, part in enumerate(parts):
         for line in [*([] if number else [header_line(part)]), *frame_lines(part)]:
             click.echo(line)
+
+
+def piped_track(live: bool, options: dict[str, Any]) -> None:
+    """`track --stream -`."""
+    import sys
+
+    import recon4d.head
+
+    from flame_encoder.tracker import piped
+
+    if not live:
+        raise InputError("FRAMES - is the lines of prep-faces camera, which only --stream reads; add it")
+    for name in ("landmarks", "out", "encoder"):
+        if options[name] is not None:
+            raise InputError(f"--{name} is for folders of frames; leave it away with --stream -")
+    head = recon4d.head.load(options["head_model"], options["landmark_embedding"])
+    piped.follow(sys.stdin, sys.stdout, head, focal=options["focal"], log=log)
 
 
 @main.command("track-clips")

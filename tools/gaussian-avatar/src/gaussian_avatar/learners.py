@@ -41,6 +41,7 @@ class Batch:
     pixels: Tensor  # (B, H, W, 4) uint8
     background: Tensor  # (B, 3)
     frames: Tensor | None = None  # (B,) rows of the corrections
+    Ks: Tensor | None = None  # (B, 3, 3) intrinsics of the pictures, where they are not the learner's camera's
 
 
 def new(
@@ -84,6 +85,11 @@ def new(
     )
 
 
+def warm_up() -> None:
+    """Import what the first optimiser of a process imports, which takes seconds."""
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+
+
 def step(
     learner: Learner, batch: Batch, images: int, progress: float, search: Tensor | slice | None
 ) -> dict[str, Tensor]:
@@ -96,9 +102,10 @@ def step(
             initialised; None skips that, which costs about as much as rendering the frames.
     """
     config, avatar, optimizer = learner.config, learner.avatar, learner.optimizer
+    plain = learner.camera if batch.Ks is None else replace(learner.camera, K=batch.Ks)
     for group, rate in zip(optimizer.param_groups, learning_rates(config.train.rates, images, progress).values()):
         group["lr"] = rate
-    camera = learner.camera
+    camera = plain
     if batch.frames is not None and len(learner.corrections):
         # Without its mean: the avatar shall stay where the poses of frames to come expect it.
         corrections = learner.corrections - learner.corrections.mean(0)
@@ -121,7 +128,7 @@ def step(
         initialise_colours(
             avatar,
             splats,
-            learner.camera,
+            plain if batch.Ks is None else replace(plain, K=batch.Ks[search]),
             batch.pixels[search],
             config.train.colour_weight,
             config.train.initial_colours,

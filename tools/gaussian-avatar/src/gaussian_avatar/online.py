@@ -1,20 +1,23 @@
 """Online training: the avatar grows while its frames arrive (RGBAvatar, section 3.4 and online.yaml)."""
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 import torch
 from recon4d import InputError, settings
 from recon4d.cameras import Camera
 from recon4d.cli import pick_device, progress_bar
-from recon4d.files import write_text
+from recon4d.files import parse_json, write_text
+from recon4d.formats import track_stream
 from recon4d.head import HeadModel
 from recon4d.runs import claim
+from recon4d.stages import stopped_by_signal
 
 from gaussian_avatar import checkpoint, learners, model_file, motions, running_mean, sampling, streams
 from gaussian_avatar.avatars import Avatar
@@ -25,6 +28,9 @@ from gaussian_avatar.learners import Batch
 from gaussian_avatar.sampling import Frame, Pools
 from gaussian_avatar.streams import Stream
 from gaussian_avatar.training import COMMAND, log_scalars, tensorboard_writer
+
+if TYPE_CHECKING:
+    from gaussian_avatar.live import Result as LiveResult
 
 FIRST_STEPS = 4  # each of which initialises colours
 COLOUR_STEPS = 10  # after them every so many do: what comes into view stays for longer
@@ -68,9 +74,15 @@ def start(
     resume: bool = False,
     force: bool = False,
     tensorboard: bool = False,
+    view: bool = False,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    open_browser: bool = False,
     log: Callable[[str], None] = print,
-) -> Result:
+) -> "Result | LiveResult":
     """Train an avatar while the frames of a clip or of a tracker arrive; see `train` for what is written.
+
+    A stream of `prep-faces camera` and `flame-encoder track --stream -` has its pictures with it: see `live.run`.
 
     Args:
         folder: the run's, `<output_dir>/<subject>/<work_name>`.
@@ -87,6 +99,7 @@ def start(
         resume: go on with the run's avatar and its own settings.
         force: replace what an earlier run wrote into the folder.
         tensorboard: write TensorBoard events too.
+        view: show camera and avatar in a browser, of a camera's stream. host, port, open_browser: of the page.
 
     Raises:
         InputError: settings, frames or a checkpoint that cannot be used; options that do not fit each other; an
@@ -118,10 +131,22 @@ def start(
     inputs = [subject, images, masks, head_model, config_file(config)]
     with claim(folder, COMMAND, force=force, resume=resume, inputs=inputs) as claimed:
         resume = resume and checkpoint.can_resume(claimed, log)
-        if stream is None:
+        lines, of_camera = (None, False) if stream is None else _begun(stream)
+        if view and not of_camera:
+            raise InputError("--view shows a camera's frames; pipe prep-faces camera through flame-encoder track to it")
+        if of_camera and lines is not None and stream is not None:
+            if images or masks or images_per_frame or post_steps:
+                raise InputError("a camera's stream brings pictures and pace; leave --images, --masks and others away")
+            from gaussian_avatar import live, live_page
+
+            settings.write(folder / "config.yaml", chosen)
+            tracked = track_stream.read_all(lines, stream.name)
+            with stopped_by_signal(), live_page.opened(view, host, port, folder, open_browser, log) as page:
+                return live.run(chosen, head, tracked, folder, place, page, resume, log, claimed.keep)
+        if lines is None:
             source = streams.from_folder(subject, head, chosen, place, repeat, log)
         else:
-            source = streams.from_pipe(stream, subject, head, chosen)
+            source = streams.from_pipe(lines, subject, head, chosen, getattr(stream, "name", None))
         if images_per_frame is not None:
             arrivals = streams.in_step(source.frames, images_per_frame / chosen.train.batch_size)
         else:
@@ -129,6 +154,18 @@ def start(
             arrivals = streams.as_they_come(paced, source.pose)
         settings.write(folder / "config.yaml", chosen)
         return train(chosen, head, arrivals, source, folder, place, resume, tensorboard, log, claimed.keep)
+
+
+def _begun(stream: TextIO) -> tuple[Iterator[str], bool]:
+    """The lines of a stream, and whether they are a camera's: then the first names the folder of its pictures."""
+    # The stages before need seconds to begin: enough to get ready.
+    threading.Thread(target=learners.warm_up, name="warm up", daemon=True).start()
+    first = stream.readline()
+    try:
+        record = parse_json(first, "the first line")
+    except InputError:  # said where all lines are read
+        record = None
+    return chain([first], stream), isinstance(record, dict) and isinstance(record.get("folder"), str)
 
 
 def train(
@@ -263,4 +300,7 @@ def batch_of(frames: list[Frame], background: torch.Tensor, device: torch.device
     vertices, inputs, pixels = (
         torch.stack([getattr(frame, name) for frame in frames]) for name in ("vertices", "inputs", "pixels")
     )
-    return Batch(*(x.to(device) for x in (vertices, inputs, pixels, background)))
+    Ks = [frame.K for frame in frames if frame.K is not None]
+    own = torch.stack(Ks).to(device) if Ks else None
+    vertices, inputs, pixels = (x.to(device) for x in (vertices, inputs, pixels))
+    return Batch(vertices, inputs, pixels, background.to(device), Ks=own)

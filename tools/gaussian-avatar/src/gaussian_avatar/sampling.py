@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from recon4d.formats.track import Track
 from torch import Tensor
 
 from gaussian_avatar.config import Online
@@ -23,6 +24,8 @@ class Frame:
     inputs: Tensor  # (D,)
     pixels: Tensor  # (H, W, 4) uint8
     used: bool = False  # whether it has been in a batch
+    K: Tensor | None = None  # (3, 3) intrinsics of its picture, where they differ from picture to picture
+    track: Track | None = None  # of a frame that is posed only when it is drawn
 
 
 @dataclass

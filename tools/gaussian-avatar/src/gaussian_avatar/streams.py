@@ -90,10 +90,13 @@ def from_folder(
     )
 
 
-def from_pipe(lines: TextIO, folder: Path, head: HeadModel, config: Config) -> Stream:
+def from_pipe(
+    lines: TextIO | Iterable[str], folder: Path, head: HeadModel, config: Config, name: str | None = None
+) -> Stream:
     """The frames of a track stream (`recon4d.formats.track_stream`), with pictures from a folder beside it.
 
-    Pictures are `online.images`, or the subject's; with `online.masks` they may be without alpha.
+    Pictures are `online.images`, or the subject's; with `online.masks` they may be without alpha. `name` is what to
+    call the lines in errors; None asks their file.
 
     Raises InputError for a folder that is missing; the frames raise it as `track_stream.read` does.
     """
@@ -102,10 +105,11 @@ def from_pipe(lines: TextIO, folder: Path, head: HeadModel, config: Config) -> S
     for place in filter(None, (images, masks)):
         if not place.is_dir():
             raise InputError(f"{place} is not a folder; name the stream's pictures with --images and --masks")
+    called: str = getattr(lines, "name", "the stream") if name is None else name
     seen: dict[str, Track] = {}  # by name: a clip shown again and again does not grow
 
     def tracks() -> Iterator[Track]:
-        for track in track_stream.read(lines, lines.name):
+        for track in track_stream.read(lines, called):
             seen.setdefault(str(track.names[0]), track)
             yield track
 
@@ -115,7 +119,7 @@ def from_pipe(lines: TextIO, folder: Path, head: HeadModel, config: Config) -> S
         _poser(head, lambda: next(iter(seen.values())).t[0]),
         lambda: join(list(seen.values())),
         0,
-        lines.name,
+        called,
     )
 
 

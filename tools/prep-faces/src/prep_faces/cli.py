@@ -260,6 +260,31 @@ def ffhq(
     _finish(result, out / "ffhq.jsonl", strict)
 
 
+@main.command()
+@click.argument("source", required=False)
+@click.option("--realtime", is_flag=True, help="Show a file at its own pace, as a camera would.")
+@click.option("--loop", is_flag=True, help="Show a file again and again.")
+@click.option("--seconds", type=Real(0, 1e7, min_open=True), help="End after so long.")
+@click.option("--size", type=click.IntRange(64, 1024), default=256, show_default=True, help="Pixels of a side.")
+@click.option("--fps", type=Real(1, 240), help="Frames per second to ask a camera for.")
+@click.option("--ring", type=path_type, help="Folder of the last frames' files.  [default: one in memory]")
+@click.option("--keep", type=click.IntRange(8, 10**7), help="Frames in it.  [default: 128]")
+@click.option("--leave", is_flag=True, help="Leave the ring as it is at the end.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="browser: address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="browser: 0 is any free.")
+@click.option("--open/--no-open", "open_browser", default=False, show_default=True, help="browser: open the page.")
+def camera(source: str | None, ring: Path | None, **options: Any) -> None:
+    """Find the face in a camera's frames; write the last ones' files into a ring, and a line of JSON each to stdout.
+
+    SOURCE is a camera of this machine (the first one if not given), a video file, a URL, or `browser`: a page that asks
+    for the camera of whoever opens it. Frames that come too fast are dropped, the newest is served. Ends when the
+    frames do, when nobody reads the lines any more, or on Ctrl-C; then the ring is gone.
+    """
+    from prep_faces.camera import stream
+
+    stream(source, ring, **options, log=log)
+
+
 def _device(name: str, detector: str) -> str:
     """The device as PyTorch names it; dlib and mediapipe need none, and PyTorch takes seconds to import."""
     return "cpu" if detector in ("dlib", "mediapipe") and name in ("auto", "cpu") else str(pick_device(name))
