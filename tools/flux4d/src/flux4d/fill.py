@@ -136,12 +136,12 @@ def points(clip: Clip, most: int) -> tuple[list[tuple[Tensor, ...]], list[Tensor
     """
     maps = []
     for frame in clip.input:
-        pixels, depth = clip.depths[frame]
-        maps.append(depth_map(clip.images[frame].numpy(), pixels.numpy(), depth.numpy()))
+        pixels, known = clip.depths[frame]
+        maps.append(depth_map(clip.images[frame].numpy(), pixels.numpy(), known.numpy()))
     total = sum(int((~sky).sum()) for _, sky in maps)
     share = min(most / max(total, 1), 1.0)
     row, column = np.mgrid[: clip.height, : clip.width]
-    out = []
+    out: list[tuple[Tensor, ...]] = []
     for number, (frame, (depth, sky)) in enumerate(zip(clip.input, maps)):
         # a low-discrepancy pattern (Roberts 2018): its share is spread evenly
         kept = ~sky & ((0.7548776662 * column + 0.5698402910 * row + 0.6180339887 * number) % 1 < share)
@@ -150,8 +150,7 @@ def points(clip: Clip, most: int) -> tuple[list[tuple[Tensor, ...]], list[Tensor
         far = torch.from_numpy(depth[kept]).float()
         means = unproject(places, far, camera.K, camera.world_to_camera)
         sizes, turns = footprints(depth, camera)
-        sizes = FOOTPRINT * share**-0.5 * sizes[chosen]
         quats = roma.rotmat_to_unitquat(turns[chosen])[:, [3, 0, 1, 2]]
         colours, moments = clip.images[frame][chosen].float() / 255, clip.times[frame].expand(len(far))
-        out.append((means, colours, moments, sizes, quats))
+        out.append((means, colours, moments, FOOTPRINT * share**-0.5 * sizes[chosen], quats))
     return out, [torch.from_numpy(sky) for _, sky in maps]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -163,12 +164,12 @@ def _look(rng: np.random.Generator, kind: str, half: float, lane: float) -> tupl
     around, up = rng.uniform(0, 2 * math.pi), math.radians(rng.uniform(8, 65))
     grain = rng.uniform(0.15, 0.7)
     pavement = 0.0 if kind == "motorway" else rng.uniform(0.5, 5)
-    road = {"grain": grain, "half_road": half, "lane": lane, "pavement": pavement}
+    road: dict[str, Any] = {"grain": grain, "half_road": half, "lane": lane, "pavement": pavement}
     weather = rng.choice(["sunny", "low sun", "overcast", "rain"], p=[0.4, 0.2, 0.25, 0.15])
     blue = tuple(np.array([0.36, 0.56, 0.86]) * rng.uniform(0.8, 1.1))
     if weather == "sunny":
-        light = {"ambient": rng.uniform(0.35, 0.6), "sunlight": rng.uniform(0.5, 1.0), "shadows": 1.0}
-        sky = {"clouds": rng.uniform(0, 1.2), "high": blue}
+        light: dict[str, Any] = {"ambient": rng.uniform(0.35, 0.6), "sunlight": rng.uniform(0.5, 1.0), "shadows": 1.0}
+        sky: dict[str, Any] = {"clouds": rng.uniform(0, 1.2), "high": blue}
     elif weather == "low sun":
         around, up = rng.normal(math.pi / 2, 0.7), math.radians(rng.uniform(4, 15))
         light = {"ambient": rng.uniform(0.3, 0.55), "sunlight": rng.uniform(0.5, 0.9), "shadows": 1.0}

@@ -71,7 +71,7 @@ def read_gaussians(path: str | Path) -> MovingGaussians:
         degree += 1
     columns = [extra[f"v{axis}{f'_{j}' if j else ''}"] for j in range(degree + 1) for axis in "xyz"]
     velocities = torch.from_numpy(np.stack(columns, -1).astype(np.float32)).unflatten(1, (degree + 1, 3))
-    lifetimes = torch.from_numpy(np.asarray(extra["lifetime"], np.float32)) if "lifetime" in extra else None
+    lifetimes = torch.from_numpy(np.asarray(extra.get("lifetime", np.full(len(splats.means), np.inf)), np.float32))
     return MovingGaussians(
         means=splats.means,
         scales=inverse_softplus(splats.scales.clamp_min(1e-6)),
@@ -81,7 +81,7 @@ def read_gaussians(path: str | Path) -> MovingGaussians:
         times=torch.from_numpy(np.asarray(extra["time"], np.float32)),
         velocities=velocities,
         sky=torch.from_numpy(np.asarray(extra["sky"]) > 0),
-        lifetimes=None if lifetimes is None else torch.where(lifetimes < LONGEST, lifetimes, torch.inf),
+        lifetimes=torch.where(lifetimes < LONGEST, lifetimes, torch.inf),
     )
 
 
