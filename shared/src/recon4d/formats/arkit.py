@@ -68,20 +68,16 @@ def of_track(track: Track, head: HeadModel) -> Activations:
     Raises:
         InputError: a head model whose expressions have no names of ARKit.
     """
-    names = head.expression_names or ()
-    if not set(names) & set(NAMES):
-        raise InputError(
-            f"the expressions of {track.head_model} have no names of ARKit; track with the open head to write them"
-        )
+    names = _named(head, "track with the open head to write them")
     values = np.zeros((len(track), len(NAMES)), np.float32)
     for column, name in enumerate(names):
         if name in NAMES:
             values[:, NAMES.index(name)] = track.expression[:, column]
-    for name, share in zip(JAW, _jaw_shares(track, head).T):
+    for name, share in zip(JAW, _jaw_shares(track.jaw, head).T):
         values[:, NAMES.index(name)] += share
     values[:, [NAMES.index("eyeBlinkLeft"), NAMES.index("eyeBlinkRight")]] += track.eyelids
     flip = torch.tensor([1.0, -1.0, -1.0])  # from OpenCV's axes to a camera that looks back along z, y up
-    pose = flip[:, None] * torch.from_numpy(track.R)
+    pose = flip[:, None] * torch.from_numpy(track.R @ track.neck)
     eyes = torch.from_numpy(track.eyes)
     turns = torch.stack([_angles(pose), _angles(eyes[:, 0]), _angles(eyes[:, 1])], 1).numpy()
     for side, eye, inwards in (("Left", 1, -1), ("Right", 2, 1)):
@@ -92,25 +88,98 @@ def of_track(track: Track, head: HeadModel) -> Activations:
     return Activations(track.fps, values.clip(0, 1), turns)
 
 
+def expressions(frames: Activations, head: HeadModel) -> np.ndarray:
+    """Activations as a head model's expressions (N, E), by their names; those that ARKit lacks are zero.
+
+    Raises:
+        InputError: a head model whose expressions have no names of ARKit.
+    """
+    names = _named(head, "give parameters of that head model, or an avatar of the open head")
+    found = np.zeros((len(frames.values), len(names)), np.float32)
+    for column, name in enumerate(names):
+        if name in NAMES:
+            found[:, column] = frames.values[:, NAMES.index(name)]
+    return found
+
+
+def rotations(frames: Activations) -> np.ndarray:
+    """Head, left eye and right eye as rotations (N, 3, 3, 3), axes as `Activations` has them.
+
+    Eyes without angles turn as far as `eyeLook*` say.
+    """
+    turns = frames.turns.astype(np.float32).copy()
+    if not turns[:, 1:].any():
+        for eye, side, inwards in ((1, "Left", -1), (2, "Right", 1)):
+
+            def look(way: str, side: str = side) -> np.ndarray:
+                values: np.ndarray = frames.values[:, NAMES.index(f"eyeLook{way}{side}")]
+                return values
+
+            turns[:, eye, 0] = FULL_LOOK * inwards * (look("In") - look("Out"))
+            turns[:, eye, 1] = FULL_LOOK * (look("Down") - look("Up"))
+    matrices: np.ndarray = roma.euler_to_rotmat("YXZ", torch.from_numpy(turns)).numpy()
+    return matrices
+
+
+def _named(head: HeadModel, remedy: str) -> tuple[str, ...]:
+    """The names of a head model's expressions. Raises InputError where none is ARKit's."""
+    if not set(head.expression_names) & set(NAMES):
+        raise InputError(f"the expressions of {head.name} have no names of ARKit; {remedy}")
+    return head.expression_names
+
+
 def _angles(R: Tensor) -> Tensor:
     """(N, 3) yaw, pitch and roll of rotations (N, 3, 3), Ry Rx Rz."""
     found: Tensor = roma.rotmat_to_euler("YXZ", R)
     return found
 
 
-def _jaw_shares(track: Track, head: HeadModel) -> np.ndarray:
-    """(N, 4) activations of `JAW` that move the mean face most like the jaw joint's turns."""
+def _jaw_shares(jaw: np.ndarray, head: HeadModel) -> np.ndarray:
+    """(N, 4) activations of `JAW` that move the mean face most like turns (N, 3, 3) of the jaw joint.
+
+    To one side counts as the opposite of to the other, so that one of them is zero.
+    """
     names = head.expression_names or ()
-    present = [name for name in JAW if name in names]
-    shares = np.zeros((len(track), len(JAW)), np.float32)
-    if present:
-        basis = head.expressiondirs[:, :, [names.index(name) for name in present]].flatten(0, 1)
-        jaw = torch.from_numpy(np.asarray(track.jaw, np.float32))
-        for start in range(0, len(track), 64):
-            moved = (head(jaw=jaw[start : start + 64]) - head()).flatten(1)
-            found = torch.linalg.lstsq(basis, moved.T).solution.T
-            shares[start : start + 64, [JAW.index(name) for name in present]] = found.numpy()
-    return shares
+    shares = np.zeros((len(jaw), len(JAW)), np.float32)
+    if not set(JAW) <= set(names):
+        return shares
+    forward, left, opened, right = (head.expressiondirs[:, :, names.index(name)].flatten() for name in JAW)
+    basis = torch.stack([forward, (left - right) / 2, opened], 1)
+    turns = torch.from_numpy(np.asarray(jaw, np.float32))
+    for start in range(0, len(jaw), 64):
+        moved = (head(jaw=turns[start : start + 64]) - head()).flatten(1)
+        ahead, aside, open_ = torch.linalg.lstsq(basis, moved.T).solution.numpy()
+        shares[start : start + 64] = np.stack([ahead, aside.clip(0), open_, (-aside).clip(0)], 1)
+    return shares.clip(0)
+
+
+def jaw_joint(values: np.ndarray, head: HeadModel) -> tuple[np.ndarray, np.ndarray]:
+    """Turns of the jaw joint (N, 3, 3) that `of_track` writes as activations of `JAW`, and what they leave (N, 4).
+
+    The inverse of what it does: trackers turn the joint, and avatars have learned from them. The joint opens and turns
+    to the sides; what it can't do, such as pushing the jaw forward, is left to the activations.
+
+    Args:
+        values: (N, 4) activations in the order of `JAW`.
+    """
+    opening, opened, aside = jaw_table(head)
+    angle = np.interp(values[:, 2], opened, opening)
+    side = (values[:, 1] - values[:, 3]) / np.interp(angle, opening, aside)
+    vectors = np.stack([angle, side.clip(-0.3, 0.3), np.zeros_like(angle)], 1).astype(np.float32)
+    turns: np.ndarray = roma.rotvec_to_rotmat(torch.from_numpy(vectors)).numpy()
+    return turns, (values - _jaw_shares(turns, head)).clip(0, 1)
+
+
+def jaw_table(head: HeadModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(k,) radians of the open jaw joint, jawOpen at each, and jawLeft less jawRight for a radian to the side there."""
+    opening = np.linspace(0, 0.6, 25, dtype=np.float32)
+    step = np.float32(0.05)
+    vectors = np.zeros((2, len(opening), 3), np.float32)
+    vectors[..., 0], vectors[1, :, 1] = opening, step
+    turns = roma.rotvec_to_rotmat(torch.from_numpy(vectors.reshape(-1, 3))).numpy()
+    shares = _jaw_shares(turns, head).reshape(2, len(opening), 4)
+    aside = (shares[1, :, 1] - shares[1, :, 3]) / step
+    return opening, np.maximum.accumulate(shares[0, :, 2]), np.where(np.abs(aside) < 1e-3, np.inf, aside)
 
 
 def read(path: str | Path) -> Activations:

@@ -4,6 +4,7 @@
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,32 @@ def read(
         raise InputError(f"{pictures} has no images; make them with prep-faces matte")
     paths = {path.stem: path for path in sorted(found, key=lambda path: images.natural_key(path.name))}
     pairs, notes = pair(folder, there, list(paths), offset, common)
-    frames = [read_frame(paths[stem]) for _, stem in pairs]
+    track, more = _of_frames([paths[stem] for _, stem in pairs], name, [path.name for path, _ in pairs], pairs[0][0])
+    return track, notes + more
+
+
+def read_motion(folder: str | Path, name: str = "flame") -> tuple[Track, list[str]]:
+    """`.frame` files without their pictures, in natural order, as a Track, and notes as `read` has them.
+
+    Args:
+        folder: with `checkpoint/*.frame`, or with the files themselves.
+
+    Raises:
+        InputError: no or broken frames.
+    """
+    folder = Path(folder)
+    folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
+    found = [path for path in folder.glob("*.frame") if path.name[0] != "."]
+    if not found:
+        raise InputError(f"{folder} has no .frame files; track the clip with flame-encoder track")
+    found.sort(key=lambda path: images.natural_key(path.name))
+    return _of_frames(found, name, [f"{path.stem}.png" for path in found], None)
+
+
+def _of_frames(paths: list[Path], name: str, names: list[str], picture: Path | None) -> tuple[Track, list[str]]:
+    """A Track of frame files, and notes; picture: the first frame's, None where there is none."""
+    notes = []
+    frames = [read_frame(path) for path in paths]
     if any("eyelids" not in frame for frame in frames):
         lacking = sum("eyelids" not in frame for frame in frames)
         notes.append(f"{lacking} of {len(frames)} frames have no eyelids; they are taken as open")
@@ -84,9 +110,7 @@ def read(
     for key in ("exp", "shape"):
         sizes = {len(frame[key]) for frame in frames}
         if len(sizes) > 1:
-            raise InputError(
-                f"{folder / 'checkpoint'}: flame.{key} has different lengths {sorted(sizes)} in its frames"
-            )
+            raise InputError(f"{paths[0].parent}: flame.{key} has different lengths {sorted(sizes)} in its frames")
     stacked = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
     if np.ptp(stacked["shape"], axis=0).max() > 1e-6:
         notes.append("the identity varies over the frames; its mean is used")
@@ -104,10 +128,10 @@ def read(
 
     track = Track(
         head_model=name,
-        image_size=_image_size(stacked["img_size"][0], pairs[0][0]),
+        image_size=_image_size(stacked["img_size"][0], picture),
         fps=25.0,  # not in the format; INSTA's clips have 25
         K=K,
-        names=np.array([path.name for path, _ in pairs]),
+        names=np.array(names),
         valid=np.ones(n, bool),
         shape=stacked["shape"].mean(0),
         expression=stacked["exp"],
@@ -122,12 +146,11 @@ def read(
     return track, notes
 
 
-def _image_size(said: np.ndarray, picture: Path) -> np.ndarray:
+def _image_size(said: np.ndarray, picture: Path | None) -> np.ndarray:
     """Width and height: what the frame says in the order that the picture has; as (height, width) where neither is."""
-    try:
-        size = images.header(picture).upright
-    except InputError:  # said where the picture is read
-        size = (int(said[1]), int(said[0]))
+    size = (int(said[1]), int(said[0]))
+    with suppress(InputError):  # said where the picture is read
+        size = size if picture is None else images.header(picture).upright
     return np.array(size if sorted(size) == sorted(map(int, said)) else said[::-1])
 
 

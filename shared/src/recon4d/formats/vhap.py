@@ -1,6 +1,7 @@
 """VHAP's export: `flame_param/*.npz`, pictures and `transforms.json`, which GaussianAvatars and others train from."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,13 @@ import numpy as np
 import roma
 import torch
 
-from recon4d.files import InputError, write_npz, write_text
+from recon4d import images
+from recon4d.files import InputError, read_json, read_npz, write_npz, write_text
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
+
+FLIP = np.diag(np.array([1, -1, -1], np.float32))  # between OpenCV's axes and y up
+SIZES = {"rotation": 3, "translation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6, "expr": None}
 
 
 def write(folder: str | Path, track: Track, head: HeadModel, pictures: str | Path) -> None:
@@ -32,8 +37,7 @@ def write(folder: str | Path, track: Track, head: HeadModel, pictures: str | Pat
     folder, pictures = Path(folder), Path(pictures).resolve()
     shape, expression = torch.from_numpy(track.shape[None]), torch.from_numpy(track.expression)
     root = head.joints(shape, expression)[:, 0].numpy()
-    flip = np.diag(np.array([1, -1, -1], np.float32))  # OpenCV's axes to y up
-    R, t = flip @ track.R, track.t @ flip
+    R, t = FLIP @ track.R, track.t @ FLIP
     poses = {
         "rotation": _vectors(R),
         "neck_pose": _vectors(track.neck),
@@ -59,6 +63,152 @@ def write(folder: str | Path, track: Track, head: HeadModel, pictures: str | Pat
         "frames": frames,
     }
     write_text(folder / "transforms.json", json.dumps(listed, indent=1) + "\n")
+
+
+@dataclass(frozen=True, eq=False)
+class Parameters:
+    """FLAME's parameters of N frames, float32.
+
+    track: the head before the first camera; where `placed` is off, no camera is known, and it is as if one stood at the
+    world's origin and looked back along z.
+    """
+
+    track: Track
+    placed: bool
+
+
+def is_one(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether an npz file's arrays are FLAME's parameters as VHAP writes them."""
+    return {"rotation", "translation", "expr", "shape"} <= set(arrays)
+
+
+def read(path: str | Path, head: HeadModel) -> Parameters:
+    """Read FLAME's parameters: a folder as VHAP, NeRSemble and GaussianAvatars have it, or one npz of a clip or frame.
+
+    Of a folder with `transforms.json` the frames of its first camera, in their order in time, before that camera; else
+    all `*.npz` of `flame_param/` or of the folder itself. `static_offset` is left out: it is the person's, no motion.
+
+    Args:
+        head: a FLAME model, whose joints the rotations are about.
+
+    Raises:
+        InputError: a missing or broken file, a head model that is no FLAME.
+    """
+    path = Path(path)
+    if head.expression_names:
+        raise InputError(
+            f"{path} holds FLAME's parameters, which do not fit the head model {head.name}; give an avatar of FLAME, "
+            "or drive this one with ARKit's activations (a CSV of Live Link Face, blendshapes as JSON)"
+        )
+    listed = path / "transforms.json"
+    frames = _first_camera(listed) if path.is_dir() and listed.is_file() else None
+    if frames:
+        files = [path / str(frame["flame_param_path"]) for frame in frames]
+        for file in files:
+            if not file.resolve().is_relative_to(path.resolve()):
+                raise InputError(f"{listed} names {file}, outside its folder; correct flame_param_path")
+    elif path.is_dir():
+        folder = path / "flame_param" if (path / "flame_param").is_dir() else path
+        there = [file for file in folder.glob("*.npz") if file.name[0] != "." and "canonical" not in file.name]
+        files = sorted(there, key=lambda file: images.natural_key(file.name))
+    else:
+        files = [path]
+    if not files:
+        raise InputError(f"{path} has no flame_param/*.npz; give a folder of VHAP's or one npz file")
+    parts = [_parameters(file) for file in files]
+    values = {key: np.concatenate([part[key] for part in parts]) for key in SIZES}
+    return Parameters(_track(values, parts[0]["shape"], frames, head, files), bool(frames))
+
+
+def _first_camera(path: Path) -> list[dict[str, Any]]:
+    """The frames of the first camera in time, each with what `read` asks of it."""
+    content = read_json(path)
+    frames = content.get("frames") if isinstance(content, dict) else None
+    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+        raise InputError(f"{path} has no frames; give a folder as VHAP exports it")
+    if not all("flame_param_path" in frame and "transform_matrix" in frame for frame in frames):
+        raise InputError(f"{path} has frames without flame_param_path or transform_matrix; export it with VHAP again")
+    shared = {key: value for key, value in content.items() if key != "frames"}
+    indices = [frame.get("camera_index", 0) for frame in frames]
+    chosen = [shared | frame for frame, index in zip(frames, indices) if index == indices[0]]
+    try:
+        return sorted(chosen, key=lambda frame: int(frame.get("timestep_index", 0)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: timestep_index is no number; export it with VHAP again") from error
+
+
+def _parameters(path: Path) -> dict[str, np.ndarray]:
+    """One file's arrays: (n, size) each, and shape (S,)."""
+    arrays = read_npz(path)
+    if not is_one(arrays):
+        raise InputError(f"{path} holds no FLAME parameters (rotation, translation, expr, shape); give VHAP's files")
+    arrays = {key: np.zeros((1, size or 0), np.float32) for key, size in SIZES.items()} | arrays
+    n = len(np.atleast_2d(arrays["expr"]))
+    found = {}
+    for key, size in SIZES.items():
+        value = np.atleast_2d(np.asarray(arrays[key]))
+        if (
+            value.dtype.kind not in "fiu"
+            or value.ndim != 2
+            or len(value) not in (1, n)
+            or size not in (None, value.shape[1])
+        ):
+            raise InputError(f"{path}: {key} has shape {value.shape}; export it with VHAP again")
+        found[key] = np.broadcast_to(value, (n, value.shape[1])).astype(np.float32)
+    found["shape"] = np.asarray(arrays["shape"]).reshape(-1).astype(np.float32)
+    if not all(np.isfinite(value).all() for value in found.values()):
+        raise InputError(f"{path} holds NaN or infinite numbers; track the clip again")
+    return found
+
+
+def _track(
+    values: dict[str, np.ndarray],
+    shape: np.ndarray,
+    frames: list[dict[str, Any]] | None,
+    head: HeadModel,
+    files: list[Path],
+) -> Track:
+    """The inverse of `write`."""
+    n = len(values["expr"])
+    shape, expression = shape[: head.n_shape], values["expr"][:, : head.n_expression]
+    root = head.joints(torch.from_numpy(shape[None]), torch.from_numpy(expression.copy()))[:, 0].numpy()
+    R = _matrices(values["rotation"])
+    t = values["translation"] - np.einsum("nij,nj->ni", R, root) + root
+    K, size = np.array([[1.0, 0, 0.5], [0, 1.0, 0.5], [0, 0, 1]], np.float32), [1, 1]
+    if frames:
+        try:
+            views = np.linalg.inv(np.array([frame["transform_matrix"] for frame in frames], np.float64))
+            first = frames[0]
+            size = [int(first["w"]), int(first["h"])]
+            fx = float(first["fl_x"])
+            middle = float(first.get("cx", size[0] / 2)), float(first.get("cy", size[1] / 2))
+            K = np.array([[fx, 0, middle[0]], [0, float(first.get("fl_y", fx)), middle[1]], [0, 0, 1]], np.float32)
+            views = np.broadcast_to(views, (n, 4, 4))
+        except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
+            raise InputError(f"{files[0].parent.parent / 'transforms.json'} holds no cameras ({error})") from error
+        R = (views[:, :3, :3] @ R).astype(np.float32)
+        t = (np.einsum("nij,nj->ni", views[:, :3, :3], t) + views[:, :3, 3]).astype(np.float32)
+    return Track(
+        head_model=head.name,
+        image_size=np.array(size),
+        fps=25.0,  # not in the format; VHAP's default
+        K=K,
+        names=np.array([f"{i:05d}.png" for i in range(n)]),
+        valid=np.ones(n, bool),
+        shape=shape,
+        expression=expression,
+        R=FLIP @ R,
+        t=(t @ FLIP).astype(np.float32),
+        neck=_matrices(values["neck_pose"]),
+        jaw=_matrices(values["jaw_pose"]),
+        eyes=_matrices(values["eyes_pose"].reshape(n, 2, 3)),
+        eyelids=np.zeros((n, 2), np.float32),
+    )
+
+
+def _matrices(vectors: np.ndarray) -> np.ndarray:
+    answer: np.ndarray = roma.rotvec_to_rotmat(torch.from_numpy(np.ascontiguousarray(vectors, np.float32))).numpy()
+    return answer
 
 
 def _padded(values: np.ndarray, size: int) -> np.ndarray:

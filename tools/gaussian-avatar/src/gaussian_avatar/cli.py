@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 import click
 from recon4d import InputError
@@ -13,6 +13,8 @@ from gaussian_avatar.config import OFFLINE, ONLINE
 
 FILE = click.Path(path_type=Path)
 FRAME = click.IntRange(-(10**9), 10**9)
+Transfer = Literal["absolute", "relative"]
+TRACK = "What to follow: a track.npz, ARKit's CSV, MediaPipe's JSON, .frame files, VHAP's."
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -40,6 +42,18 @@ def pair_settings(pairs: str | None, frame_offset: int | None) -> tuple[str, ...
     """The same as settings."""
     given = {"data.pairs": pairs, "data.frame_offset": frame_offset}
     return tuple(f"{key}={value}" for key, value in given.items() if value is not None)
+
+
+def transfer_option(command: Callable[..., None]) -> Callable[..., None]:
+    """The option that says how another person moves the avatar."""
+    option = click.option(
+        "--transfer",
+        type=click.Choice(["absolute", "relative"]),
+        default="absolute",
+        show_default=True,
+        help="relative: changes from rest only, of another person's face.",
+    )
+    return option(command)
 
 
 def plain_name(option: str, name: str) -> str:
@@ -191,6 +205,12 @@ def train_offline(
 @click.option("--images", type=click.Path(), help="The stream's pictures.  [default: the subject's images]")
 @click.option("--masks", type=click.Path(), help="Greyscale masks, for pictures without alpha.")
 @click.option("--post-steps", type=click.IntRange(0, 10**7), help="Steps after the stream.  [default: from the config]")
+@click.option("--view", is_flag=True, help="A camera's stream: show camera and avatar in the browser.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="--view: address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="--view: 0 is any free one."
+)
+@click.option("--open/--no-open", "open_browser", default=False, show_default=True, help="--view: open the page.")
 @click.option("--log", "tensorboard", is_flag=True, help="Write TensorBoard events.")
 @click.option("--resume", is_flag=True, help="Go on with the run's avatar.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a setting of the config.")
@@ -215,6 +235,10 @@ def train_online(
     images: str | None,
     masks: str | None,
     post_steps: int | None,
+    view: bool,
+    host: str,
+    port: int,
+    open_browser: bool,
     tensorboard: bool,
     resume: bool,
     overrides: tuple[str, ...],
@@ -222,7 +246,7 @@ def train_online(
     seed: int | None,
     force: bool,
 ) -> None:
-    """Train while frames arrive: DATA_DIR/SUBJECT's at --video-fps, or a tracker's through --stream -."""
+    """Train while frames arrive: DATA_DIR/SUBJECT's at --video-fps, or a tracker's or a camera's through --stream -."""
     from gaussian_avatar import online
 
     result = online.start(
@@ -244,6 +268,10 @@ def train_online(
         resume=resume,
         force=force,
         tensorboard=tensorboard,
+        view=view,
+        host=host,
+        port=port,
+        open_browser=open_browser,
         log=log,
     )
     print_result(asdict(result))
@@ -283,7 +311,8 @@ def metrics(
 @run_options
 @click.option("--white-bg", is_flag=True, help="White background.  [default: black]")
 @click.option("--alpha", is_flag=True, help="RGBA images.")
-@click.option("--track", type=FILE, help="Another clip's track.npz to follow.")
+@click.option("--track", type=FILE, help=TRACK)
+@transfer_option
 @click.option("--turn", type=Real(0, 180), metavar="DEGREES", help="End the video with a turn of the head.")
 @click.option("--model", type=click.Path(), help="Another file of the avatar.  [default: the run's model.ply]")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: as in training]")
@@ -296,6 +325,7 @@ def render(
     white_bg: bool,
     alpha: bool,
     track: Path | None,
+    transfer: Transfer,
     turn: float | None,
     model: str | None,
     head_model: str | None,
@@ -306,7 +336,7 @@ def render(
     from gaussian_avatar import rendering, runs
 
     run = runs.open_run(run_folder(output_dir, subject, work_name), device, head_model, model)
-    print_result(rendering.write_render(run, track, white_bg, alpha, turn, force))
+    print_result(rendering.write_render(run, track, white_bg, alpha, turn, force, transfer, log))
 
 
 @main.command(cls=Command)
@@ -314,19 +344,18 @@ def render(
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["ply", "spz", "sog", "splat", "safetensors"]),
+    type=click.Choice(["ply", "spz", "sog", "splat", "safetensors", "html"]),
     default="ply",
     show_default=True,
 )
 @click.option(
     "--frames", type=click.Choice(["frontal", "all"]), default="frontal", show_default=True, help="Of static files."
 )
-@click.option("--track", type=FILE, help="Another clip's track.npz to take all frames of.")
+@click.option("--track", type=FILE, help=TRACK)
+@transfer_option
 @click.option("--expression", "expressions", multiple=True, metavar="NAME=VALUE", help="Instead of the frame's own.")
 @click.option("--jaw", type=Real(-5, 40), metavar="DEGREES", help="Instead of the frame's own.")
-@click.option(
-    "--bits", type=click.Choice(["8", "16"]), default="8", show_default=True, help="Of the compact file's basis."
-)
+@click.option("--bits", type=click.Choice(["8", "16"]), default="8", show_default=True, help="Of the basis in avatars.")
 @click.option("--model", type=click.Path(), help="Another file of the avatar.  [default: the run's model.ply]")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: as in training]")
 @device_option
@@ -338,6 +367,7 @@ def export(
     kind: str,
     frames: str,
     track: Path | None,
+    transfer: Transfer,
     expressions: tuple[str, ...],
     jaw: float | None,
     bits: str,
@@ -346,14 +376,16 @@ def export(
     device: str,
     force: bool,
 ) -> None:
-    """Write export/*.ply (.spz, .sog, .splat), static Gaussians for any viewer, or the avatar as model.safetensors."""
-    from gaussian_avatar import exports, runs
+    """Write export/*.ply (.spz, .sog, .splat), static Gaussians; or the avatar: model.safetensors, or avatar.html."""
+    from gaussian_avatar import exports, pages, runs
 
     run = runs.open_run(run_folder(output_dir, subject, work_name), device, head_model, model)
     if kind == "safetensors":
         print_result(exports.export_compact(run, int(bits), force))
+    elif kind == "html":
+        print_result(pages.export_page(run, track, transfer, int(bits), force, log))
     else:
-        print_result(exports.export_frames(run, frames, track, expressions, jaw, force, kind))
+        print_result(exports.export_frames(run, frames, track, expressions, jaw, force, kind, transfer, log))
 
 
 @main.command(cls=Command)

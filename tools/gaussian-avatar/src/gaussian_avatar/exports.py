@@ -1,6 +1,6 @@
 """Avatars for other programs: a static 3DGS file of one expression, and a compact file of the whole avatar."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from recon4d.cli import progress
 from recon4d.runs import claim
 from recon4d.splat import Gaussians, scene_files
 
-from gaussian_avatar import avatars, evaluation, model_file, motions
-from gaussian_avatar.motions import Motion
-from gaussian_avatar.rendering import driving_motion, frontal_frame
+from gaussian_avatar import avatars, driving, evaluation, model_file, motions
+from gaussian_avatar.driving import Transfer
+from gaussian_avatar.motions import Motion, frontal_frame
 from gaussian_avatar.runs import Run
 
 VISIBLE = 1 / 255  # opacity below which a Gaussian is never drawn
@@ -29,15 +29,18 @@ def export_frames(
     jaw: float | None = None,
     force: bool = False,
     kind: str = "ply",
+    transfer: Transfer = "absolute",
+    log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, int | str]:
     """Write `export/00000.ply ...` into the run's folder, static Gaussians for any 3DGS viewer; what was written.
 
     Args:
         frames: `frontal`, the one that looks most straight at the camera, or `all`.
-        track: another clip's `track.npz` to take all frames of.
+        track: what to take all frames of, as `driving.track_of` reads it.
         expressions, jaw: a face of one's own instead; see `posed`.
         force: replace an earlier export.
         kind: of the files: one of `recon4d.splat.scene_files.KINDS`.
+        transfer, log: see `driving.track_of`.
 
     Raises:
         InputError: options that do not fit each other, an occupied folder, an unreadable track.
@@ -45,7 +48,7 @@ def export_frames(
     if (expressions or jaw is not None) and (track or frames == "all"):
         raise InputError("--expression and --jaw make one face; leave --frames and --track away")
     if track or frames == "all":
-        motion, _ = driving_motion(run, track)
+        motion, _ = driving.motion_of(run, track, transfer, log)
     else:
         motion = posed(run, expressions, jaw)
     out, total = run.folder / "export", len(motion)

@@ -121,6 +121,11 @@ def from_track(
     return Motion(vertices, inputs, Camera(torch.from_numpy(track.K), E, width, height))
 
 
+def frontal_frame(track: Track) -> int:
+    """The frame in which the head looks most straight at the camera."""
+    return int(np.argmax(np.einsum("nij,ij->n", track.R @ track.neck, AXES)))
+
+
 def resized(motion: Motion, width: int, height: int) -> Motion:
     """The same motion for images of another size."""
     return replace(motion, camera=motion.camera.resized(width, height))

@@ -5,6 +5,7 @@ import gzip
 import html
 import json
 import string
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 from recon4d import rotations
 from recon4d.files import write_text
+from recon4d.formats.track import Track
 from recon4d.head import HeadModel
 from recon4d.runs import claim
 
-from gaussian_avatar import avatars, motions
-from gaussian_avatar.motions import Motion
-from gaussian_avatar.rendering import frontal_frame
+from gaussian_avatar import avatars, driving, motions
+from gaussian_avatar.driving import Transfer
+from gaussian_avatar.motions import Motion, frontal_frame
 from gaussian_avatar.runs import Run
 
 PAGE = "avatar.html"
@@ -29,32 +31,38 @@ Arrays = dict[str, np.ndarray]
 
 
 def export_page(
-    run: Run, motion: Motion, expression: np.ndarray, fps: float, bits: int = 8, force: bool = False
+    run: Run,
+    track: str | Path | None = None,
+    transfer: Transfer = "absolute",
+    bits: int = 8,
+    force: bool = False,
+    log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write `avatar.html` into the run's folder.
 
     Args:
-        motion, expression, fps: the clip that it plays; see `page_of`.
+        track, transfer, log: the clip that it plays, see `driving.track_of`; None is the training clip.
         bits: 8 or 16, of the basis.
         force: replace an earlier one.
 
-    Raises InputError for a file that exists, unless `force` replaces it.
+    Raises InputError for a file that exists, unless `force` replaces it, and as `driving.track_of` does.
     """
-    with claim(run.folder, "gaussian-avatar export html", force=force, names=(PAGE,)):
+    motion, driver = driving.motion_of(run, track, transfer, log)
+    with claim(run.folder, "gaussian-avatar export html", force=force, inputs=[track], names=(PAGE,)):
         path = run.folder / PAGE
-        write_text(path, page_of(run, motion, expression, fps, bits))
+        write_text(path, page_of(run, motion, driver, bits))
     return {"file": str(path), "bytes": path.stat().st_size, "gaussians": int(_drawn(run).sum()), "frames": len(motion)}
 
 
-def page_of(run: Run, motion: Motion, expression: np.ndarray, fps: float, bits: int = 8) -> str:
+def page_of(run: Run, motion: Motion, track: Track, bits: int = 8) -> str:
     """The page's text.
 
     Args:
         motion: the clip that it plays, N frames before one camera.
-        expression: (N, E) its coefficients.
-        fps: its frames per second.
+        track: what it was made of: its coefficients and frame rate.
         bits: 8 or 16: of the whole numbers that hold the avatar's basis.
     """
+    expression = track.expression
     n_inputs = motions.n_inputs(run.head) - 29
     expressions = max(expression.shape[1], n_inputs)
     about, arrays = _avatar(run, bits)
@@ -65,10 +73,10 @@ def page_of(run: Run, motion: Motion, expression: np.ndarray, fps: float, bits: 
         "inputExpressions": n_inputs,
         "names": names[:expressions],
         "activations": bool(run.head.expression_names),
-        "frontal": frontal_frame(run.track) if motion is run.motion else 0,
+        "frontal": frontal_frame(track),
         "clip": {
             "frames": len(motion),
-            "fps": fps,
+            "fps": track.fps,
             "expressions": expressions,
             "K": motion.camera.K.flatten().tolist(),
             "size": [motion.camera.width, motion.camera.height],

@@ -77,7 +77,7 @@ def posed(run: Run, track: Track, along: list[Direction], pose: Pose) -> Motion:
         along: what `pose.expression` counts.
     """
     source = track if pose.follow else run.track
-    frame = pose.frame if pose.follow else rendering.frontal_frame(run.track)
+    frame = pose.frame if pose.follow else motions.frontal_frame(run.track)
     values = {key: getattr(source, key)[frame : frame + 1] for key in PER_FRAME}
     if not pose.follow:
         still = np.eye(3, dtype=np.float32)

@@ -1,7 +1,7 @@
 """Pictures of a trained avatar: its clip again, another clip's motion, and a turn of the head."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,39 +9,19 @@ import numpy as np
 import torch
 from recon4d import video
 from recon4d.cli import progress
-from recon4d.formats.track import Track
-from recon4d.formats.track import read as read_track
 from recon4d.images import write_png
 from recon4d.runs import claim
 from torch import Tensor
 
-from gaussian_avatar import avatars, motions
+from gaussian_avatar import avatars, driving, motions
 from gaussian_avatar.avatars import rasterize
+from gaussian_avatar.driving import Transfer
 from gaussian_avatar.motions import Motion
 from gaussian_avatar.runs import Run
 
 BATCH = 8
 TURN_SECONDS = 5.0
 PICTURES, VIDEO = "render_image", "render.mp4"
-
-
-def driving_motion(run: Run, track_path: str | Path | None) -> tuple[Motion, float]:
-    """The motion to render and its frames per second: the training clip's own, or another track's on this identity."""
-    if track_path is None:
-        return run.motion, run.track.fps
-    track = read_track(track_path)
-    motions.check_track(track, run.head, str(track_path))
-    motion = motions.from_track(track, run.head, shape=run.track.shape)
-    own, camera = run.motion.camera, motion.camera
-    scale = max(own.width, own.height) / max(camera.width, camera.height)
-    if scale < 1:  # not above the size that the Gaussians were made for
-        motion = motions.resized(motion, round(camera.width * scale), round(camera.height * scale))
-    return motion, track.fps
-
-
-def frontal_frame(track: Track) -> int:
-    """The frame in which the head looks most straight at the camera."""
-    return int(np.argmax(np.einsum("nij,ij->n", track.R @ track.neck, motions.AXES)))
 
 
 def turned(run: Run, degrees: float, fps: float) -> Motion:
@@ -53,7 +33,7 @@ def turned(run: Run, degrees: float, fps: float) -> Motion:
     """
     n = max(2, round(TURN_SECONDS * fps))
     track = run.track
-    frontal = frontal_frame(track)
+    frontal = motions.frontal_frame(track)
     frames = np.arange(n) % len(track)
     still = track.take(np.full(n, frontal))
     held = replace(track.take(frames), R=still.R, t=still.t, neck=still.neck)
@@ -95,19 +75,23 @@ def write_render(
     alpha: bool = False,
     turn: float | None = None,
     force: bool = False,
+    transfer: Transfer = "absolute",
+    log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, int | float | str]:
     """Write `render_image/00000.png ...` and `render.mp4` into the run's folder; counts and render speed.
 
     Args:
-        track: another clip's `track.npz` to follow; None is the training clip.
+        track: what to follow, as `driving.track_of` reads it; None is the training clip.
         white_bg: a white background instead of a black one.
         alpha: RGBA pictures; the video, which has no alpha, is on the background in any case.
         turn: end the video with a turn of the head through so many degrees.
         force: replace what was rendered before.
+        transfer, log: see `driving.track_of`.
 
-    Raises InputError for a track that is not readable or is of another head model, and for renders that are there.
+    Raises InputError as `driving.track_of` does, and for renders that are there.
     """
-    motion, fps = driving_motion(run, track)
+    motion, driver = driving.motion_of(run, track, transfer, log)
+    fps = driver.fps
     background = torch.full((3,), 1.0 if white_bg else 0.0)
     shots = [motion]
     if turn is not None:

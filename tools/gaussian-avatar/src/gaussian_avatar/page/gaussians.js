@@ -14,7 +14,9 @@ function newGaussians(content) {
     faceTurns: new Float32Array(4 * faces),
     keys: new Uint16Array(n),
     depths: new Float32Array(n),
+    seen: new Uint32Array(n),
     order: new Uint32Array(n),
+    opacities: content.opacityLogits.map((logit) => 1 / (1 + Math.exp(-logit))),
     buckets: new Uint32Array(65537),
   };
 }
@@ -106,22 +108,25 @@ function attach(g, vertices, weights, eye) {
   }
 }
 
-// The order from back to front: counted into 65,536 steps of depth.
+// The order from back to front of those that can be seen, counted into 65,536 steps of depth; how many they are.
 function sort(g, view) {
-  const { n, means, depths, keys, buckets, order } = g;
-  let least = Infinity, most = -Infinity;
-  for (let i = 0; i < n; i++) {
+  const { means, opacities, depths, keys, buckets, order, seen } = g;
+  let least = Infinity, most = -Infinity, count = 0;
+  for (let i = 0; i < g.n; i++) {
+    if (means[4 * i + 3] * opacities[i] < 1 / 255) continue;
     const depth = view[8] * means[4 * i] + view[9] * means[4 * i + 1] + view[10] * means[4 * i + 2];
-    depths[i] = depth;
+    depths[count] = depth;
+    seen[count++] = i;
     if (depth < least) least = depth;
     if (depth > most) most = depth;
   }
   const scale = 65535 / Math.max(most - least, 1e-9);
   buckets.fill(0);
-  for (let i = 0; i < n; i++) {
+  for (let i = 0; i < count; i++) {
     keys[i] = (most - depths[i]) * scale;
     buckets[keys[i] + 1]++;
   }
   for (let b = 0; b < 65536; b++) buckets[b + 1] += buckets[b];
-  for (let i = n - 1; i >= 0; i--) order[buckets[keys[i]]++] = i;
+  for (let i = 0; i < count; i++) order[buckets[keys[i]]++] = seen[i];
+  return count;
 }

@@ -21,7 +21,7 @@ async function start() {
     const last = state.clip.frames - 1, index = Math.max(0, Math.min(last, Math.floor(state.position)));
     return pinned(state.follow ? frameOf(state.clip, index) : resting(rest, content.frontal), names, state.pins);
   };
-  let centre = null, speed = 0;
+  let centre = null, speed = 0, drawn = 0;
   const render = (width, height) => {
     [canvas.width, canvas.height] = [width, height];
     const frame = frameNow();
@@ -31,8 +31,8 @@ async function start() {
     const weights = blendWeights(gaussians, inputOf(frame, content.inputExpressions));
     faceFrames(gaussians, vertices);
     attach(gaussians, vertices, weights, camera.eye);
-    sort(gaussians, camera.view);
-    draw(renderer, weights, camera, state.background);
+    const count = sort(gaussians, camera.view);
+    draw(renderer, weights, camera, count, state.background);
     return frame;
   };
   const api = {
@@ -75,29 +75,45 @@ async function start() {
   dropping(api, head, content, rest, note);
   note.textContent = "";
 
-  let before = performance.now(), shown = 0, since = before;
+  let before = performance.now(), shown = 0, since = before, pace = sharpened();
   const loop = (now) => {
+    const passed = now - before;
+    before = now;
     if (state.playing && state.follow && state.clip.frames > 1) {
-      state.position = (state.position + Math.min(now - before, 250) / 1000 * state.clip.fps) % state.clip.frames;
+      state.position = (state.position + Math.min(passed, 250) / 1000 * state.clip.fps) % state.clip.frames;
       touch();
     }
-    before = now;
-    if (state.dirty && canvas.clientWidth > 0) {
+    const scale = pace(state.dirty, passed) * Math.min(devicePixelRatio || 1, 2);
+    if ((state.dirty || scale !== drawn) && canvas.clientWidth > 0) {
       state.dirty = false;
-      const dense = Math.min(devicePixelRatio || 1, 2);
-      const frame = render(Math.round(canvas.clientWidth * dense), Math.round(canvas.clientHeight * dense));
+      drawn = scale;
+      const frame = render(Math.round(canvas.clientWidth * scale), Math.round(canvas.clientHeight * scale));
       panel?.(frame, state.pins);
       shown += 1;
     }
     if (now - since > 1000) {
       speed = Math.round(shown / (now - since) * 10000) / 10;
-      if (!options.has("bare") && !note.classList.contains("error")) note.textContent = shown > 1 ? `${Math.round(speed)} pictures a second` : "";
+      if (!note.classList.contains("error")) note.textContent = shown > 1 ? `${Math.round(speed)} pictures a second` : "";
       [shown, since] = [0, now];
     }
     requestAnimationFrame(loop);
   };
   requestAnimationFrame(loop);
   return api;
+}
+
+// The share of the full resolution that a machine has time for while something moves, told in each turn of the loop
+// whether it does and how long the last one took; all of it when it rests.
+function sharpened() {
+  let share = 1, slow = 20, still = 0;
+  return (moving, milliseconds) => {
+    still = moving ? 0 : still + milliseconds;
+    if (!moving) return still > 150 ? 1 : share;
+    slow += 0.25 * (Math.min(milliseconds, 400) - slow);
+    if (slow > 45) share = Math.max(0.3, share * 0.93);
+    else if (slow < 25) share = Math.min(1, share * 1.05);
+    return share;
+  };
 }
 
 function clipArrays(content) {

@@ -1,7 +1,7 @@
 // Gaussians to pixels in WebGL 2, as recon4d.splat.rasterize projects and blends them.
 //
-// Three passes: `shapes` blends rotations and colours and writes covariances, a pixel for each Gaussian; `splats` draws
-// one rectangle for each, back to front, into half floats; `screen` puts the picture over the background.
+// Three passes: `shapes` blends rotations and colours and projects, a pixel for each Gaussian; `splats` draws a rectangle
+// for each, back to front; `screen` puts the picture over the background.
 
 const COLUMNS = 512; // of textures that hold a pixel for each Gaussian
 const SHAPES = `
@@ -10,8 +10,11 @@ uniform sampler2D quats, scales, colours, faceTurns, means;
 uniform vec4 quatWeights[BASIS];
 uniform vec3 colourWeights[BASIS];
 layout(location = 0) out vec4 colour;
-layout(location = 1) out vec4 first;
-layout(location = 2) out vec2 second;
+layout(location = 1) out vec4 ellipse; // centre, and the longer half axis as far as it can be seen, pixels
+layout(location = 2) out vec4 form; // conic, and the length of the shorter half axis
+uniform mat4 view;
+uniform vec4 lens; // fx, fy, cx, cy in pixels
+uniform vec2 size;
 ivec2 place(int i) { return ivec2(i % COLUMNS, i / COLUMNS); }
 void main() {
   ivec2 at = ivec2(gl_FragCoord.xy);
@@ -35,46 +38,44 @@ void main() {
     2.0 * (x * z + w * y), 2.0 * (y * z - w * x), 1.0 - 2.0 * (x * x + y * y));
   M[0] *= s.x; M[1] *= s.y; M[2] *= s.z;
   mat3 S = M * transpose(M);
-  colour = vec4(max(0.5 + SH0 * sh0, 0.0), s.w * texelFetch(means, at, 0).w);
-  first = vec4(S[0][0], S[0][1], S[0][2], S[1][1]);
-  second = vec2(S[1][2], S[2][2]);
+  vec4 mean = texelFetch(means, at, 0);
+  vec3 seen = (view * vec4(mean.xyz, 1.0)).xyz;
+  colour = vec4(max(0.5 + SH0 * sh0, 0.0), s.w * mean.w);
+  ellipse = form = vec4(0.0);
+  vec2 margin = 0.15 * size / lens.xy;
+  vec2 slope = clamp(seen.xy / seen.z, -lens.zw / lens.xy - margin, (size - lens.zw) / lens.xy + margin);
+  vec2 f = lens.xy / seen.z;
+  mat3 W = transpose(mat3(view));
+  vec3 jx = W * vec3(f.x, 0.0, -f.x * slope.x), jy = W * vec3(0.0, f.y, -f.y * slope.y);
+  float xx = dot(jx, S * jx) + 0.3, xy = dot(jx, S * jy), yy = dot(jy, S * jy) + 0.3;
+  float det = xx * yy - xy * xy;
+  if (seen.z < 0.01 || colour.a < 1.0 / 255.0 || !(det > 0.0)) return; // nothing of it is drawn
+  // The ellipse on which it falls to 1/255.
+  float reach = min(sqrt(2.0 * log(255.0 * colour.a)), 3.33);
+  float middle = 0.5 * (xx + yy), apart = length(vec2(0.5 * (xx - yy), xy));
+  vec2 axis = apart < 1e-6 ? vec2(1.0, 0.0) : xx > yy
+    ? normalize(vec2(0.5 * (xx - yy) + apart, xy)) : normalize(vec2(xy, apart - 0.5 * (xx - yy)));
+  ellipse = vec4(f * seen.xy + lens.zw, (reach * sqrt(middle + apart) + 0.01) * axis);
+  form = vec4(vec3(yy, -xy, xx) / det, reach * sqrt(max(middle - apart, 0.0)) + 0.01);
 }`;
 const CORNERS = `
-uniform sampler2D means, colours, first, second;
-uniform mat4 view;
-uniform vec4 lens; // fx, fy, cx, cy in pixels
+uniform highp usampler2D order;
+uniform sampler2D colours, ellipses, forms;
 uniform vec2 size;
-layout(location = 0) in uint index;
 flat out vec2 centre;
 flat out vec3 conic;
 flat out vec4 colour;
 void main() {
-  ivec2 at = ivec2(int(index) % COLUMNS, int(index) / COLUMNS);
-  vec3 p = (view * vec4(texelFetch(means, at, 0).xyz, 1.0)).xyz;
+  int rank = gl_VertexID >> 2;
+  int index = int(texelFetch(order, ivec2(rank % COLUMNS, rank / COLUMNS), 0).r);
+  ivec2 at = ivec2(index % COLUMNS, index / COLUMNS);
+  vec4 ellipse = texelFetch(ellipses, at, 0), form = texelFetch(forms, at, 0);
   colour = texelFetch(colours, at, 0);
-  gl_Position = vec4(2.0, 2.0, 2.0, 1.0); // outside
-  if (p.z < 0.01 || colour.a < 1.0 / 255.0) return;
-  vec4 a = texelFetch(first, at, 0);
-  vec2 b = texelFetch(second, at, 0).xy;
-  mat3 S = mat3(a.x, a.y, a.z, a.y, a.w, b.x, a.z, b.x, b.y);
-  vec2 margin = 0.15 * size / lens.xy;
-  vec2 slope = clamp(p.xy / p.z, -lens.zw / lens.xy - margin, (size - lens.zw) / lens.xy + margin);
-  mat3 W = mat3(view);
-  vec2 f = lens.xy / p.z;
-  vec3 jx = transpose(W) * vec3(f.x, 0.0, -f.x * slope.x), jy = transpose(W) * vec3(0.0, f.y, -f.y * slope.y);
-  float xx = dot(jx, S * jx) + 0.3, xy = dot(jx, S * jy), yy = dot(jy, S * jy) + 0.3;
-  float det = xx * yy - xy * xy;
-  if (!(det > 0.0)) return;
-  centre = f * p.xy + lens.zw;
-  conic = vec3(yy, -xy, xx) / det;
-  // The ellipse on which it falls to 1/255, and a rectangle along its axes.
-  float reach = min(sqrt(2.0 * log(255.0 * colour.a)), 3.33);
-  float middle = 0.5 * (xx + yy), apart = length(vec2(0.5 * (xx - yy), xy));
-  vec2 axis = apart < 1e-6 ? vec2(1.0, 0.0) : 0.5 * (xx - yy) > 0.0
-    ? normalize(vec2(0.5 * (xx - yy) + apart, xy)) : normalize(vec2(xy, apart - 0.5 * (xx - yy)));
-  vec2 sides = reach * sqrt(vec2(middle + apart, max(middle - apart, 0.0))) + 0.01;
-  vec2 corner = vec2(gl_VertexID & 1, gl_VertexID >> 1) * 2.0 - 1.0;
-  vec2 pixel = centre + corner.x * sides.x * axis + corner.y * sides.y * vec2(-axis.y, axis.x);
+  centre = ellipse.xy;
+  conic = form.xyz;
+  vec2 longer = ellipse.zw, shorter = form.w * vec2(-longer.y, longer.x) / max(length(longer), 1e-6);
+  vec2 corner = vec2(gl_VertexID & 1, (gl_VertexID >> 1) & 1) * 2.0 - 1.0;
+  vec2 pixel = centre + corner.x * longer + corner.y * shorter;
   gl_Position = vec4(2.0 * pixel / size - 1.0, 0.0, 1.0);
 }`;
 const SPLATS = `
@@ -112,7 +113,7 @@ function newRenderer(canvas, g) {
     quats: floats(gl, rows, filled(rows, g.n, (i, to) => to.set(g.quats.subarray(4 * i, 4 * i + 4)))),
     scales: floats(gl, rows, filled(rows, g.n, (i, to) => {
       for (let c = 0; c < 3; c++) to[c] = Math.exp(g.logScales[3 * i + c]);
-      to[3] = 1 / (1 + Math.exp(-g.opacityLogits[i]));
+      to[3] = g.opacities[i];
     })),
     colours: floats(gl, rows, filled(rows, g.n, (i, to) => {
       to.set(g.colours.subarray(3 * i, 3 * i + 3));
@@ -120,18 +121,18 @@ function newRenderer(canvas, g) {
     })),
   };
   const moving = { means: floats(gl, rows, null), faceTurns: floats(gl, faceRows, null) };
-  const made = [gl.RGBA32F, gl.RGBA32F, gl.RG32F].map((format) => storage(gl, format, COLUMNS, rows));
+  const order = storage(gl, gl.R32UI, COLUMNS, rows);
+  const made = [0, 1, 2].map(() => storage(gl, gl.RGBA32F, COLUMNS, rows));
   const define = { BASIS: g.basis, COLUMNS, SH0: 0.28209479177387814 };
+  // All rectangles in one piece, not an instance each: those cost more than their pixels do.
   const array = gl.createVertexArray();
-  const order = gl.createBuffer();
   gl.bindVertexArray(array);
-  gl.bindBuffer(gl.ARRAY_BUFFER, order);
-  gl.bufferData(gl.ARRAY_BUFFER, 4 * g.n, gl.STREAM_DRAW);
-  gl.enableVertexAttribArray(0);
-  gl.vertexAttribIPointer(0, 1, gl.UNSIGNED_INT, 0, 0);
-  gl.vertexAttribDivisor(0, 1);
+  gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
+  const triangles = new Uint32Array(6 * g.n);
+  for (let i = 0; i < g.n; i++) triangles.set([4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 2, 4 * i + 1, 4 * i + 3], 6 * i);
+  gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, triangles, gl.STATIC_DRAW);
   return {
-    gl, canvas, g, rows, faceRows, fixed, moving, made, array, order,
+    gl, g, rows, fixed, moving, made, array, order,
     shapes: program(gl, WHOLE, SHAPES, define),
     splats: program(gl, CORNERS, SPLATS, define),
     screen: program(gl, WHOLE, SCREEN, define),
@@ -222,31 +223,33 @@ function use(gl, { made, places }, textures) {
   });
 }
 
-function upload(gl, texture, values) {
+// The first `count` quadruples of floats, or whole numbers one by one, into a texture.
+function upload(gl, texture, values, count) {
+  const [format, type, width] =
+    values instanceof Float32Array ? [gl.RGBA, gl.FLOAT, 4] : [gl.RED_INTEGER, gl.UNSIGNED_INT, 1];
   gl.activeTexture(gl.TEXTURE0);
   gl.bindTexture(gl.TEXTURE_2D, texture);
-  const count = values.length / 4, whole = Math.floor(count / COLUMNS), rest = count % COLUMNS;
-  if (whole) gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, COLUMNS, whole, gl.RGBA, gl.FLOAT, values);
-  if (rest) gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, whole, rest, 1, gl.RGBA, gl.FLOAT, values, 4 * COLUMNS * whole);
+  const whole = Math.floor(count / COLUMNS), rest = count % COLUMNS;
+  if (whole) gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, COLUMNS, whole, format, type, values);
+  if (rest) gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, whole, rest, 1, format, type, values, width * COLUMNS * whole);
 }
 
-// The Gaussians, attached and sorted, on the canvas. camera: view (16, row by row), lens, width, height.
-function draw(r, weights, camera, background) {
+// The first `count` Gaussians of the order on the canvas. camera: view (16, row by row), lens, width, height.
+function draw(r, weights, camera, count, background) {
   const { gl, g } = r, { width, height } = camera;
   if (!r.picture || r.width !== width || r.height !== height) {
     if (r.picture) {
       gl.deleteTexture(r.picture);
       gl.deleteFramebuffer(r.pictureTarget);
     }
-    r.picture = storage(gl, gl.RGBA16F, width, height);
+    r.picture = storage(gl, gl.RGBA8, width, height);
     r.pictureTarget = target(gl, [r.picture]);
     [r.width, r.height] = [width, height];
   }
-  upload(gl, r.moving.means, g.means);
-  upload(gl, r.moving.faceTurns, g.faceTurns);
+  upload(gl, r.moving.means, g.means, g.n);
+  upload(gl, r.moving.faceTurns, g.faceTurns, g.faceTurns.length / 4);
+  upload(gl, r.order, g.order, count);
   gl.bindVertexArray(r.array);
-  gl.bindBuffer(gl.ARRAY_BUFFER, r.order);
-  gl.bufferSubData(gl.ARRAY_BUFFER, 0, g.order);
 
   gl.disable(gl.BLEND);
   gl.bindFramebuffer(gl.FRAMEBUFFER, r.shapeTarget);
@@ -254,6 +257,9 @@ function draw(r, weights, camera, background) {
   use(gl, r.shapes, { ...r.fixed, ...r.moving });
   gl.uniform4fv(r.shapes.places.quatWeights, g.quatScales.map((scale, i) => scale * weights[i >> 2]));
   gl.uniform3fv(r.shapes.places.colourWeights, g.colourScales.map((scale, i) => scale * weights[Math.floor(i / 3)]));
+  gl.uniformMatrix4fv(r.shapes.places.view, true, camera.view);
+  gl.uniform4fv(r.shapes.places.lens, camera.lens);
+  gl.uniform2f(r.shapes.places.size, width, height);
   gl.drawArrays(gl.TRIANGLES, 0, 3);
 
   gl.bindFramebuffer(gl.FRAMEBUFFER, r.pictureTarget);
@@ -262,12 +268,10 @@ function draw(r, weights, camera, background) {
   gl.clear(gl.COLOR_BUFFER_BIT);
   gl.enable(gl.BLEND);
   gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
-  const [colours, first, second] = r.made;
-  use(gl, r.splats, { means: r.moving.means, colours, first, second });
-  gl.uniformMatrix4fv(r.splats.places.view, true, camera.view);
-  gl.uniform4fv(r.splats.places.lens, camera.lens);
+  const [colours, ellipses, forms] = r.made;
+  use(gl, r.splats, { order: r.order, colours, ellipses, forms });
   gl.uniform2f(r.splats.places.size, width, height);
-  gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, g.n);
+  gl.drawElements(gl.TRIANGLES, 6 * count, gl.UNSIGNED_INT, 0);
 
   gl.disable(gl.BLEND);
   gl.bindFramebuffer(gl.FRAMEBUFFER, null);
