@@ -20,6 +20,8 @@ SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2",
     ".heic", ".heif", ".hif", ".avif",
 }  # fmt: skip
+# Half of the time of OpenCV's own choice, at the same size.
+PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_PAETH]
 MOST_PIXELS = 150_000_000  # of a picture that is read; it is refused before it is decoded
 
 
@@ -179,7 +181,7 @@ def encode(suffix: str, image: np.ndarray, quality: int = 95) -> bytes:
     """
     code = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(image.shape[-1] if image.ndim == 3 else 1)
     swapped = image if code is None else cv2.cvtColor(np.ascontiguousarray(image), code)
-    options = [cv2.IMWRITE_PNG_COMPRESSION, 3] if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, quality]
+    options = PNG_OPTIONS if suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, quality]
     done, content = cv2.imencode(suffix, swapped, options)
     if not done:
         raise ValueError(f"an array of shape {image.shape} and type {image.dtype} does not become a {suffix} file")

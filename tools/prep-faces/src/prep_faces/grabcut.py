@@ -61,9 +61,10 @@ def distances(
         inside = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1] / scale
     else:
         inside = np.full(head.shape, 9.0)
-    ys, xs = np.mgrid[0:height, 0:width] + 0.5
-    offset = (np.stack([xs, ys], -1) - to_small[:, 2]) @ np.linalg.inv(to_small[:, :2]).T - shape.middle
-    return outside, inside, offset @ shape.up / shape.width
+    along = shape.up @ np.linalg.inv(to_small[:, :2]) / shape.width  # (2,) height per pixel right and down
+    start = shape.middle @ shape.up / shape.width + along @ to_small[:, 2]
+    above = along[1] * (np.arange(height)[:, None] + 0.5) + (along[0] * (np.arange(width) + 0.5) - start)
+    return outside, inside, above
 
 
 def seeds(

@@ -57,7 +57,12 @@ def agreed(own: np.ndarray, others: list[tuple[np.ndarray, np.ndarray]]) -> np.n
     """
     if not others:
         return own
-    stack = np.sort(np.stack([own, *(np.where(sure, values, own) for values, sure in others)]), axis=0)
+    stack = np.stack([own, *(np.where(sure, values, own) for values, sure in others)])
     cut = len(stack) // 4
-    middle: np.ndarray = stack[cut : len(stack) - cut].mean(0)
+    middle: np.ndarray
+    if cut == 1:  # without a sort, which takes most of the time
+        middle = (stack.sum(0) - stack.min(0) - stack.max(0)) / (len(stack) - 2)
+    else:
+        stack.sort(axis=0)
+        middle = stack[cut : len(stack) - cut].mean(0)
     return middle
