@@ -162,7 +162,7 @@ def jaw_joint(values: np.ndarray, head: HeadModel) -> tuple[np.ndarray, np.ndarr
     Args:
         values: (N, 4) activations in the order of `JAW`.
     """
-    opening, opened, aside = jaw_table(head)
+    opening, opened, _, aside = jaw_table(head)
     angle = np.interp(values[:, 2], opened, opening)
     side = (values[:, 1] - values[:, 3]) / np.interp(angle, opening, aside)
     vectors = np.stack([angle, side.clip(-0.3, 0.3), np.zeros_like(angle)], 1).astype(np.float32)
@@ -170,8 +170,8 @@ def jaw_joint(values: np.ndarray, head: HeadModel) -> tuple[np.ndarray, np.ndarr
     return turns, (values - _jaw_shares(turns, head)).clip(0, 1)
 
 
-def jaw_table(head: HeadModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(k,) radians of the open jaw joint, jawOpen at each, and jawLeft less jawRight for a radian to the side there."""
+def jaw_table(head: HeadModel) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(k,) radians of the open jaw joint; at each jawOpen, jawForward, and jawLeft less jawRight of a radian aside."""
     opening = np.linspace(0, 0.6, 25, dtype=np.float32)
     step = np.float32(0.05)
     vectors = np.zeros((2, len(opening), 3), np.float32)
@@ -179,7 +179,7 @@ def jaw_table(head: HeadModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     turns = roma.rotvec_to_rotmat(torch.from_numpy(vectors.reshape(-1, 3))).numpy()
     shares = _jaw_shares(turns, head).reshape(2, len(opening), 4)
     aside = (shares[1, :, 1] - shares[1, :, 3]) / step
-    return opening, np.maximum.accumulate(shares[0, :, 2]), np.where(np.abs(aside) < 1e-3, np.inf, aside)
+    return opening, np.maximum.accumulate(shares[0, :, 2]), shares[0, :, 0], np.where(np.abs(aside) < 1e-3, 1e9, aside)
 
 
 def read(path: str | Path) -> Activations:

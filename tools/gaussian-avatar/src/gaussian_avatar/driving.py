@@ -131,10 +131,10 @@ def _of_activations(run: Run, frames: Activations) -> Track:
     turns = arkit.rotations(frames)
     still = np.tile(np.eye(3, dtype=np.float32), (n, 1, 1))
     expression, jaw, eyelids = arkit.expressions(frames, run.head), still, np.zeros((n, 2), np.float32)
-    if np.ptp(run.track.jaw, axis=0).any() and set(arkit.JAW) <= set(names):
+    if turns_jaw(run):
         columns = [names.index(name) for name in arkit.JAW]
         jaw, expression[:, columns] = arkit.jaw_joint(expression[:, columns], run.head)
-    if run.track.eyelids.any() and run.head.eyelids is not None and set(BLINKS) <= set(names):
+    if closes_eyelids(run):
         columns = [names.index(name) for name in BLINKS]
         eyelids, expression[:, columns] = expression[:, columns].copy(), 0
     return Track(
@@ -153,6 +153,17 @@ def _of_activations(run: Run, frames: Activations) -> Track:
         eyes=turns[:, 1:],
         eyelids=eyelids,
     )
+
+
+def turns_jaw(run: Run) -> bool:
+    """Whether the avatar's own clip turns the jaw's joint, of a head that has ARKit's jaw too."""
+    return bool(np.ptp(run.track.jaw, axis=0).any()) and set(arkit.JAW) <= set(run.head.expression_names)
+
+
+def closes_eyelids(run: Run) -> bool:
+    """Whether the avatar's own clip closes the eyelids, of a head that has ARKit's blinks too."""
+    there = run.head.eyelids is not None and set(BLINKS) <= set(run.head.expression_names)
+    return there and bool(run.track.eyelids.any())
 
 
 # ------------------------------------------------------------------------------------------------------ head and place

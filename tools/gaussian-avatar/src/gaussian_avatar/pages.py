@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from recon4d import rotations
 from recon4d.files import write_text
+from recon4d.formats import arkit
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
 from recon4d.runs import claim
@@ -24,7 +25,7 @@ from gaussian_avatar.motions import Motion, frontal_frame
 from gaussian_avatar.runs import Run
 
 PAGE = "avatar.html"
-SCRIPTS = ("unpack", "rotations", "head", "gaussians", "renderer", "face", "view", "files", "panel", "page")
+SCRIPTS = ("unpack rotations head gaussians renderer face view files drivers panel page").split()
 STEPS = {8: (127, np.int8), 16: (32767, np.int16)}  # whole numbers that the largest value becomes, by bits
 STILL = 1e-8  # metres: what moves a vertex less does not move it
 Arrays = dict[str, np.ndarray]
@@ -74,23 +75,57 @@ def page_of(run: Run, motion: Motion, track: Track, bits: int = 8) -> str:
         "names": names[:expressions],
         "activations": bool(run.head.expression_names),
         "frontal": frontal_frame(track),
+        "own": _own(run),
+        "neutral": _neutral(run, expressions),
         "clip": {
             "frames": len(motion),
             "fps": track.fps,
             "expressions": expressions,
-            "K": motion.camera.K.flatten().tolist(),
-            "size": [motion.camera.width, motion.camera.height],
-            "origin": motion.camera.world_to_camera[:3, 3].tolist(),
+            **_camera(motion),
         },
     }
     folder = resources.files("gaussian_avatar") / "page"
-    script = "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    script = f"const ARKIT = {json.dumps(arkit.NAMES)};\n" + "\n".join(
+        (folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS
+    )
     return string.Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
         title=html.escape(f"{run.folder.parent.name}: {run.folder.name}"),
         style=(folder / "page.css").read_text(encoding="utf-8"),
         script=script,
         content=base64.b64encode(_packed(about, arrays)).decode(),
     )
+
+
+def _camera(motion: Motion) -> dict[str, Any]:
+    return {
+        "K": motion.camera.K.flatten().tolist(),
+        "size": [motion.camera.width, motion.camera.height],
+        "origin": motion.camera.world_to_camera[:3, 3].tolist(),
+    }
+
+
+def _own(run: Run) -> dict[str, Any]:
+    """Where the avatar's own clip has the head, and what it moves: see page/drivers.js and `driving`."""
+    frontal = frontal_frame(run.track)
+    own: dict[str, Any] = _camera(run.motion) | {"translation": run.motion.inputs[frontal, -3:].tolist()}
+    own["eyelids"] = driving.closes_eyelids(run)
+    if driving.turns_jaw(run):
+        table = arkit.jaw_table(run.head)
+        own["jaw"] = {name: values.tolist() for name, values in zip(("opening", "opened", "forward", "aside"), table)}
+    return own
+
+
+def _neutral(run: Run, expressions: int) -> dict[str, Any]:
+    """`driving.neutral` of the avatar's own clip; the translation is in the world of its first frame."""
+    rest = driving.neutral(run.track, run.head)
+    expression = np.zeros(expressions, np.float32)
+    expression[: len(rest.expression)] = rest.expression
+    return {
+        "expression": expression.tolist(),
+        "eyelids": rest.eyelids.tolist(),
+        "turns": [R.flatten().tolist() for R in (rest.turn, rest.jaw, *rest.eyes)],
+        "translation": (rest.place - motions.AXES @ run.track.t[0]).tolist(),
+    }
 
 
 def _packed(about: dict[str, Any], arrays: Arrays) -> bytes:

@@ -12,7 +12,7 @@ async function start() {
   const state = {
     clip: content.clip, position: Number(options.get("frame") ?? 0), playing: !options.has("frame"), follow: true,
     pins: new Map(), orbit: { yaw: 0, pitch: 0, distance: 1 }, background: colourOf(options.get("background") ?? "18181c"),
-    dirty: true,
+    transfer: "absolute", dirty: true,
   };
   Object.assign(state.clip, clipArrays(content));
   const rest = state.clip, names = content.names;
@@ -49,8 +49,14 @@ async function start() {
     play() { state.playing = true; },
     pause() { state.playing = false; },
     orbit(yaw, pitch = 0, distance = 1) { Object.assign(state.orbit, { yaw, pitch, distance }); touch(); },
-    load(clip) { Object.assign(state, { clip, position: 0, playing: true, follow: true }); touch(); },
-    vertices() { frameNow(); return head.vertices; },
+    // Follow a File: track.npz, a CSV of Live Link Face, MediaPipe's JSON; transfer: "absolute" or "relative".
+    async load(file, transfer = state.transfer) {
+      const found = await clipOf(file, head, content), clip = transfer === "relative" ? relative(found, content) : found;
+      Object.assign(state, { clip, position: 0, playing: true, follow: true });
+      touch();
+    },
+    get transfer() { return state.transfer; },
+    set transfer(kind) { state.transfer = kind === "relative" ? "relative" : "absolute"; },
     // A PNG of the frame as the page shows it, as a data URL.
     snapshot(width = canvas.width, height = canvas.height) {
       render(width, height);
@@ -68,12 +74,17 @@ async function start() {
     set background(colour) { state.background = colourOf(colour); touch(); },
     get framesPerSecond() { return speed; }, // of pictures, in the last second
   };
-  const panel = options.has("bare") ? null : controls(document.getElementById("panel"), api, content);
-  listen(canvas, state.orbit, touch);
+    listen(canvas, state.orbit, touch);
   new ResizeObserver(touch).observe(canvas);
   addEventListener("message", (event) => { if (event.data?.set) api.set(event.data.set); });
-  dropping(api, head, content, rest, note);
-  note.textContent = "";
+  const said = (error) => {
+    note.classList.toggle("error", Boolean(error));
+    note.textContent = error?.message ?? "";
+  };
+  const open = (file) => api.load(file).then(() => said(null), said);
+  dropping(open);
+  const panel = options.has("bare") ? null : controls(document.getElementById("panel"), api, content, open);
+  said(null);
 
   let before = performance.now(), shown = 0, since = before, pace = sharpened();
   const loop = (now) => {

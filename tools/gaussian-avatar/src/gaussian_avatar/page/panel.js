@@ -8,7 +8,7 @@ const MAIN = [
 const REACH = { headYaw: 60, headPitch: 40, headRoll: 40, gazeYaw: 30, gazePitch: 25 };
 
 // Fill the form; what it answers is called with each frame that is shown.
-function controls(form, api, content) {
+function controls(form, api, content, open) {
   const { names } = content, sliders = new Map();
   const add = (parent, kind, properties) => parent.appendChild(Object.assign(document.createElement(kind), properties));
   const button = (text, action) => add(form, "button", { type: "button", textContent: text, onclick: action });
@@ -24,6 +24,13 @@ function controls(form, api, content) {
   button("Save picture", () => {
     add(form, "a", { href: api.snapshot(), download: "avatar.png" }).click();
   });
+  const chosen = add(form, "input", { type: "file", accept: ".npz,.csv,.json,.jsonl", hidden: true });
+  chosen.onchange = () => chosen.files.length && open(chosen.files[0]);
+  button("Open clip", () => chosen.click());
+  const label = add(form, "label", { className: "check", title: "of another person's clip: only what changes from rest" });
+  const check = add(label, "input", { type: "checkbox" });
+  label.append("relative");
+  check.onchange = () => { api.transfer = check.checked ? "relative" : "absolute"; };
   const frame = slider(form, "frame", 0, Math.max(1, api.frames - 1), 1, (value) => { api.pause(); api.frame = value; });
   const group = (title, list, open, least, reach) => {
     const box = add(form, "details", { open });

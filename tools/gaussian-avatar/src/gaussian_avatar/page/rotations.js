@@ -33,3 +33,20 @@ function angles(a) {
   const pitch = Math.asin(Math.max(-1, Math.min(1, -a[5])));
   return [Math.atan2(a[2], a[8]), pitch, Math.atan2(a[3], a[4])].map((angle) => angle / RADIANS);
 }
+
+// A rotation vector (radians) to a matrix, and back; half turns are not met here.
+function vectorTurn(vector) {
+  const angle = Math.hypot(...vector), [x, y, z] = vector.map((value) => value / Math.max(angle, 1e-12));
+  const c = Math.cos(angle), s = Math.sin(angle), k = 1 - c;
+  return [
+    c + k * x * x, k * x * y - s * z, k * x * z + s * y,
+    k * x * y + s * z, c + k * y * y, k * y * z - s * x,
+    k * x * z - s * y, k * y * z + s * x, c + k * z * z,
+  ];
+}
+
+function turnVector(R) {
+  const axis = [R[7] - R[5], R[2] - R[6], R[3] - R[1]], twice = Math.hypot(...axis);
+  const angle = Math.atan2(twice, R[0] + R[4] + R[8] - 1);
+  return axis.map((value) => (twice < 1e-9 ? value / 2 : (value * angle) / twice));
+}
