@@ -14,7 +14,10 @@ from gaussian_avatar import avatars, losses, unseen
 from gaussian_avatar.avatars import TRAINED, Avatar, Splats, rasterize
 from gaussian_avatar.backgrounds import composite
 from gaussian_avatar.config import Config, Rates
+from gaussian_avatar.sampling import Frame
 
+FIRST_STEPS = 4  # of a stream, each of which initialises colours
+COLOUR_STEPS = 10  # after them every so many do: what comes into view stays for longer
 HEAD_RADIUS = 0.1  # metres: a correction's translation is in these, so that it moves pixels as its rotation does
 
 
@@ -83,6 +86,22 @@ def new(
         init_log_scale=avatar.log_scales.detach()[:, :1].clone(),
         pairs=avatars.neighbours(head, config.model.tex_size).to(device),
     )
+
+
+def searched(step: int) -> slice | None:
+    """What `step` searches for Gaussians that were never seen, in a stream's step of this number."""
+    return slice(None) if step < FIRST_STEPS or step % COLOUR_STEPS == 0 else None
+
+
+def batch_of(frames: list[Frame], background: Tensor, device: torch.device) -> Batch:
+    """Frames and their backgrounds (B, 3) on the device."""
+    vertices, inputs, pixels = (
+        torch.stack([getattr(frame, name) for frame in frames]) for name in ("vertices", "inputs", "pixels")
+    )
+    Ks = [frame.K for frame in frames if frame.K is not None]
+    own = torch.stack(Ks).to(device) if Ks else None
+    vertices, inputs, pixels = (x.to(device) for x in (vertices, inputs, pixels))
+    return Batch(vertices, inputs, pixels, background.to(device), Ks=own)
 
 
 def warm_up() -> None:

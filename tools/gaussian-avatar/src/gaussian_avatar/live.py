@@ -21,7 +21,6 @@ from recon4d.formats.camera_stream import AGAIN, IMAGES, MATTES
 from recon4d.formats.track import Track, join
 from recon4d.head import HeadModel
 from recon4d.stages import Inbox, Meter
-from torch import Tensor
 
 from gaussian_avatar import avatars, checkpoint, learners, model_file, motions, running_mean, sampling
 from gaussian_avatar.avatars import Avatar
@@ -29,7 +28,6 @@ from gaussian_avatar.backgrounds import random_backgrounds
 from gaussian_avatar.checkpoint import CHECKPOINT
 from gaussian_avatar.config import Config
 from gaussian_avatar.learners import Learner
-from gaussian_avatar.online import COLOUR_STEPS, FIRST_STEPS, SOON, batch_of
 from gaussian_avatar.sampling import Frame, Pools
 
 WAITING = 8  # frames that may wait to be taken; then the oldest is dropped
@@ -88,6 +86,7 @@ class Result:
     shown_per_second: float
     latency_ms: tuple[float, float]
     first_face_seconds: float | None  # from the first line until the avatar was shown after RECOGNISABLE images
+    stages: dict[str, Any]  # figures at the end
     ended: str
     folder: str
 
@@ -130,6 +129,7 @@ class _Session:
     learning: Meter = field(default_factory=Meter)
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
     first_face: float | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
 
 
 def arrivals(lines: Iterable[track_stream.Line], folder: Path) -> Iterator[Arrival | str | None]:
@@ -175,7 +175,10 @@ def run(
     Raises:
         InputError: no frame of a face came.
     """
-    header = next(lines).said
+    first = next(lines, None)
+    header = {} if first is None else first.said
+    if not isinstance(header.get("folder"), str):
+        raise InputError("the stream is not a camera's; pipe prep-faces camera through flame-encoder track to it")
     folder, patient = Path(str(header["folder"])), header.get("live") is False
     inbox = Inbox(arrivals(lines, folder), 1 if patient else WAITING, patient)
     page = page or Page(lambda seen: None, Wishes())
@@ -201,46 +204,45 @@ def _look(session: _Session) -> None:
     """Until nothing more comes: take frames, keep those that show the head, show the newest and the avatar."""
     try:
         while not session.over.is_set() and (taken := session.inbox.take(0.1)) is not None:
-            newest: Arrival | None = None
+            newest: tuple[Arrival, Frame | None] | None = None
             for item in taken:
                 if isinstance(item, Arrival):
-                    _take(session, item)
-                    newest = item
+                    newest = item, _take(session, item)
                 elif item is None:
                     session.lost += 1
                 else:
                     session.ended = item
             if newest is not None:
-                _show(session, newest)
+                _show(session, *newest)
     except BaseException as error:  # raised again by the other thread
         session.error = error
     session.over.set()
 
 
-def _take(session: _Session, item: Arrival) -> None:
-    """Keep a frame to learn from; the first begins the avatar."""
+def _take(session: _Session, item: Arrival) -> Frame | None:
+    """A frame of a head, kept to learn from; the first begins the avatar."""
     session.frames += 1
     state = session.state
     if state is None:
         if not item.matted:
-            return
+            return None
         state = session.state = _begin(session, item)
     if not item.track.valid[0]:
-        return
+        return None
+    none = torch.empty(0)  # posed when it is needed
+    frame = Frame(session.frames, str(item.track.names[0]), none, none, torch.from_numpy(item.pixels), track=item.track)
     with session.lock:
         state.tracks.append(item.track)
         if item.matted and session.page.wishes.learn:
-            none = torch.empty(0)  # posed when it is drawn
-            frame = Frame(session.frames, str(item.track.names[0]), none, none, torch.from_numpy(item.pixels))
-            frame.track = item.track
             sampling.add(state.pools, frame)
+    return frame
 
 
-def _show(session: _Session, item: Arrival) -> None:
+def _show(session: _Session, item: Arrival, frame: Frame | None) -> None:
     begin = time.perf_counter()
     state, picture = session.state, None
-    if state is not None and state.images and item.track.valid[0]:
-        picture = _picture(state, session.head, item.track)
+    if state is not None and state.images and frame is not None:
+        picture = _picture(state, _posed(frame, session.head, state.origin))
         if session.first_face is None and state.images >= RECOGNISABLE:
             session.first_face = time.monotonic() - session.began
     age = max(0.0, time.time() - float(item.said.get("time", 0.0)))
@@ -256,6 +258,7 @@ def _show(session: _Session, item: Arrival) -> None:
         "latency_ms": round(1e3 * float(np.median(latest))) if latest else None,
         "age_ms": round(1e3 * age),
     }
+    session.figures = figures
     session.page.show(Seen(item.pixels[..., :3], picture, figures))
 
 
@@ -307,11 +310,15 @@ def _begin(session: _Session, item: Arrival) -> _State:
     return _State(learner, running_mean.copy_of(learner.avatar), pools, origin, images, 0, seconds)
 
 
-def _posed(track: Track, head: HeadModel, origin: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Vertices (V, 3), blendshape input (D,) and intrinsics (3, 3) of a track of one frame."""
-    motion = motions.from_track(track, head, origin=origin)
-    K = torch.from_numpy(track.K if track.Ks is None else track.Ks[0])
-    return motion.vertices[0], motion.inputs[0], K
+def _posed(frame: Frame, head: HeadModel, origin: np.ndarray) -> Frame:
+    """The frame with its vertices, blendshape input and intrinsics. Both threads may ask: they find the same."""
+    track = frame.track
+    if track is not None:
+        motion = motions.from_track(track, head, origin=origin)
+        frame.vertices, frame.inputs = motion.vertices[0], motion.inputs[0]
+        frame.K = torch.from_numpy(track.K if track.Ks is None else track.Ks[0])
+        frame.track = None
+    return frame
 
 
 def _learn(session: _Session, state: _State) -> None:
@@ -321,13 +328,11 @@ def _learn(session: _Session, state: _State) -> None:
     with session.lock:
         frames = sampling.draw(state.pools, config.train.batch_size)
     for frame in frames:
-        if frame.track is not None:
-            frame.vertices, frame.inputs, frame.K = _posed(frame.track, session.head, state.origin)
-            frame.track = None
-    search = slice(None) if state.steps < FIRST_STEPS or state.steps % COLOUR_STEPS == 0 else None
-    batch = batch_of(frames, random_backgrounds(state.images, len(frames), config.seed), session.device)
-    learners.step(learner, batch, state.images, 0.0, search)
-    running_mean.follow(state.shown, learner.avatar, max(1 - config.online.average, 1 / (1 + SOON * state.steps)))
+        _posed(frame, session.head, state.origin)
+    background = random_backgrounds(state.images, len(frames), config.seed)
+    batch = learners.batch_of(frames, background, session.device)
+    learners.step(learner, batch, state.images, 0.0, learners.searched(state.steps))
+    running_mean.follow(state.shown, learner.avatar, running_mean.share(config.online.average, state.steps))
     spent = time.perf_counter() - begin
     for _ in frames:
         session.learning.add(spent / len(frames))
@@ -337,16 +342,16 @@ def _learn(session: _Session, state: _State) -> None:
 
 
 @torch.no_grad()
-def _picture(state: _State, head: HeadModel, track: Track) -> np.ndarray:
-    """The avatar as a frame has it, before black: (S, S, 3) uint8."""
+def _picture(state: _State, frame: Frame) -> np.ndarray:
+    """The avatar as a posed frame has it, before black: (S, S, 3) uint8."""
     learner, device = state.learner, state.shown.means.device
-    vertices, inputs, K = (x.to(device) for x in _posed(track, head, state.origin))
-    camera = replace(learner.camera, K=K)
+    assert frame.K is not None
+    camera = replace(learner.camera, K=frame.K.to(device))
     splats, _ = avatars.deform(
         state.shown,
         learner.head,
-        vertices[None],
-        inputs[None],
+        frame.vertices[None].to(device),
+        frame.inputs[None].to(device),
         camera.world_to_camera,
         state.images >= learner.config.train.blend_start,
         learner.config.model.one_sided,
@@ -388,6 +393,7 @@ def _finish(session: _Session, state: _State, output: Path) -> Result:
         shown_per_second=round(session.showing.frames / max(elapsed, 1e-9), 1),
         latency_ms=(round(1e3 * times[len(times) // 2]), round(1e3 * times[int(0.95 * (len(times) - 1))])),
         first_face_seconds=None if session.first_face is None else round(session.first_face, 1),
+        stages=session.figures,
         ended=session.ended,
         folder=str(output),
     )

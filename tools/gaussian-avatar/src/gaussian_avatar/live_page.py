@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import viser
 from recon4d.viewer import serving, window
@@ -15,18 +14,12 @@ from recon4d.viewer import serving, window
 from gaussian_avatar.live import Page, Seen, Wishes
 
 EVERY = 0.5  # seconds between two looks at the figures
-WIDTH = 960  # pixels of the picture that is sent, at most
 GREY = 24
 
 
 @contextlib.contextmanager
-def opened(
-    view: bool, host: str, port: int, run: Path, open_browser: bool, log: Callable[[str], None]
-) -> Iterator[Page | None]:
-    """A page for the block; None where none is wanted. Raises InputError for an address that cannot be used."""
-    if not view:
-        yield None
-        return
+def opened(host: str, port: int, run: Path, open_browser: bool, log: Callable[[str], None]) -> Iterator[Page]:
+    """A page for the block. Raises InputError for an address that cannot be used."""
     title = f"{run.parent.name}: {run.name}"
     with serving(host, port, title, lambda page: log(f"watch at {page}"), log, open_browser) as server:
         wishes, controls = Wishes(), _Controls(server)
@@ -117,9 +110,6 @@ def composed(seen: Seen, aspect: float) -> np.ndarray:
     """Camera and avatar side by side, (h, w, 3) uint8 of a browser window's proportions."""
     blank = np.full_like(seen.camera, GREY)
     both = np.hstack([seen.camera, blank if seen.avatar is None else seen.avatar])
-    scale = WIDTH / both.shape[1]
-    if scale > 1:
-        both = cv2.resize(both, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     height, width = both.shape[:2]
     tall, wide = max(height, round(width / aspect)), max(width, round(height * aspect))
     canvas = np.full((tall, wide, 3), GREY, np.uint8)

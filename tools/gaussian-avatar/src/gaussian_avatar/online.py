@@ -1,12 +1,13 @@
 """Online training: the avatar grows while its frames arrive (RGBAvatar, section 3.4 and online.yaml)."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -19,22 +20,14 @@ from recon4d.head import HeadModel
 from recon4d.runs import claim
 from recon4d.stages import stopped_by_signal
 
-from gaussian_avatar import checkpoint, learners, model_file, motions, running_mean, sampling, streams
+from gaussian_avatar import checkpoint, learners, live, model_file, motions, running_mean, sampling, streams
 from gaussian_avatar.avatars import Avatar
 from gaussian_avatar.backgrounds import random_backgrounds
 from gaussian_avatar.checkpoint import CHECKPOINT
 from gaussian_avatar.config import Config, config_file
-from gaussian_avatar.learners import Batch
 from gaussian_avatar.sampling import Frame, Pools
 from gaussian_avatar.streams import Stream
 from gaussian_avatar.training import COMMAND, log_scalars, tensorboard_writer
-
-if TYPE_CHECKING:
-    from gaussian_avatar.live import Result as LiveResult
-
-FIRST_STEPS = 4  # each of which initialises colours
-COLOUR_STEPS = 10  # after them every so many do: what comes into view stays for longer
-SOON = 0.05  # of the steps so far: the most that the mean reaches back, so that a young avatar is not held back
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,7 @@ def start(
     port: int = 8080,
     open_browser: bool = False,
     log: Callable[[str], None] = print,
-) -> "Result | LiveResult":
+) -> Result | live.Result:
     """Train an avatar while the frames of a clip or of a tracker arrive; see `train` for what is written.
 
     A stream of `prep-faces camera` and `flame-encoder track --stream -` has its pictures with it: see `live.run`.
@@ -107,6 +100,8 @@ def start(
     """
     if stream is None and (images or masks):
         raise InputError("--images and --masks are for the frames of --stream; a subject's folder has its own")
+    if view and (stream is None or images or masks or images_per_frame or post_steps):
+        raise InputError("--view shows a camera's frames (--stream), which bring their pictures and their pace")
     if stream is not None and (split or repeat > 1):
         raise InputError("--split and --repeat need a clip whose end is known; leave them away with --stream")
     folder = Path(folder)
@@ -131,17 +126,11 @@ def start(
     inputs = [subject, images, masks, head_model, config_file(config)]
     with claim(folder, COMMAND, force=force, resume=resume, inputs=inputs) as claimed:
         resume = resume and checkpoint.can_resume(claimed, log)
-        lines, of_camera = (None, False) if stream is None else _begun(stream)
-        if view and not of_camera:
-            raise InputError("--view shows a camera's frames; pipe prep-faces camera through flame-encoder track to it")
-        if of_camera and lines is not None and stream is not None:
-            if images or masks or images_per_frame or post_steps:
-                raise InputError("a camera's stream brings pictures and pace; leave --images, --masks and others away")
-            from gaussian_avatar import live, live_page
-
-            settings.write(folder / "config.yaml", chosen)
-            tracked = track_stream.read_all(lines, stream.name)
-            with stopped_by_signal(), live_page.opened(view, host, port, folder, open_browser, log) as page:
+        with stopped_by_signal(), _page(view, host, port, folder, open_browser, log) as page:
+            lines, of_camera = (None, False) if stream is None else _begun(stream)
+            if stream is not None and lines is not None and (view or of_camera):
+                settings.write(folder / "config.yaml", chosen)
+                tracked = track_stream.read_all(lines, stream.name)
                 return live.run(chosen, head, tracked, folder, place, page, resume, log, claimed.keep)
         if lines is None:
             source = streams.from_folder(subject, head, chosen, place, repeat, log)
@@ -154,6 +143,17 @@ def start(
             arrivals = streams.as_they_come(paced, source.pose)
         settings.write(folder / "config.yaml", chosen)
         return train(chosen, head, arrivals, source, folder, place, resume, tensorboard, log, claimed.keep)
+
+
+def _page(
+    view: bool, host: str, port: int, folder: Path, open_browser: bool, log: Callable[[str], None]
+) -> contextlib.AbstractContextManager[live.Page | None]:
+    """The page of a live run, where one is wanted."""
+    if not view:
+        return contextlib.nullcontext()
+    from gaussian_avatar import live_page  # imports a web server
+
+    return live_page.opened(host, port, folder, open_browser, log)
 
 
 def _begun(stream: TextIO) -> tuple[Iterator[str], bool]:
@@ -222,12 +222,11 @@ def train(
     ):
         started = previewed = time.perf_counter()
         for step, (frames, post) in enumerate(batches):
-            search = slice(None) if step < FIRST_STEPS or step % COLOUR_STEPS == 0 else None
+            search = learners.searched(step)
             background = random_backgrounds(learned, len(frames), config.seed)
-            terms = learners.step(learner, batch_of(frames, background, device), learned, post, search)
+            terms = learners.step(learner, learners.batch_of(frames, background, device), learned, post, search)
             if config.online.average:
-                share = max(1 - config.online.average, 1 / (1 + SOON * step))
-                running_mean.follow(shown, learner.avatar, share)
+                running_mean.follow(shown, learner.avatar, running_mean.share(config.online.average, step))
             used += sum(not frame.used for frame in frames)
             for frame in frames:
                 frame.used = True
@@ -293,14 +292,3 @@ def _batches(
     for step in range(post_steps):
         chosen = pools.rng.choice(len(kept), min(size, len(kept)), replace=False)
         yield [kept[i] for i in chosen], (step + 1) / post_steps
-
-
-def batch_of(frames: list[Frame], background: torch.Tensor, device: torch.device) -> Batch:
-    """Frames and their backgrounds (B, 3) on the device."""
-    vertices, inputs, pixels = (
-        torch.stack([getattr(frame, name) for frame in frames]) for name in ("vertices", "inputs", "pixels")
-    )
-    Ks = [frame.K for frame in frames if frame.K is not None]
-    own = torch.stack(Ks).to(device) if Ks else None
-    vertices, inputs, pixels = (x.to(device) for x in (vertices, inputs, pixels))
-    return Batch(vertices, inputs, pixels, background.to(device), Ks=own)

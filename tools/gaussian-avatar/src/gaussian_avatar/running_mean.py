@@ -8,6 +8,13 @@ from torch import Tensor
 
 from gaussian_avatar.avatars import TRAINED, Avatar
 
+SOON = 0.05  # of the steps so far: the most that the mean reaches back, so that a young avatar is not held back
+
+
+def share(average: float, step: int) -> float:
+    """How much of the way to the avatar its mean goes in a step, where `average` of it is to be kept."""
+    return max(1 - average, 1 / (1 + SOON * step))
+
 
 def copy_of(avatar: Avatar) -> Avatar:
     """The same avatar, sharing no memory that training writes to."""
