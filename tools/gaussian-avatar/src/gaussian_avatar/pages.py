@@ -25,7 +25,7 @@ from gaussian_avatar.motions import Motion, frontal_frame
 from gaussian_avatar.runs import Run
 
 PAGE = "avatar.html"
-SCRIPTS = ("unpack rotations head gaussians renderer face view files drivers panel page").split()
+SCRIPTS = ("unpack", "rotations", "head", "gaussians", "renderer", "face", "view", "files", "drivers", "panel", "page")
 STEPS = {8: (127, np.int8), 16: (32767, np.int16)}  # whole numbers that the largest value becomes, by bits
 STILL = 1e-8  # metres: what moves a vertex less does not move it
 Arrays = dict[str, np.ndarray]
