@@ -85,7 +85,7 @@ def maps(root, tmp_path_factory):
 
 
 def test_points_of_depth_maps_lie_where_lidar_points_do(root, indexed, clip, maps, small):
-    found = depthmaps.points(maps, clip, "front_camera", 2)
+    found = depthmaps.points(maps, clip, 2)
     assert len(found) == len(clip.input) and min(len(points) for points, _ in found) > 600
     for number in (0, 2):
         points, colours = found[number]

@@ -35,6 +35,16 @@ slow_option = click.option(
 )
 
 
+workers_option = click.option("--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one per core]")
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Processes of this machine, or Ray: RAY_ADDRESS names a cluster.",
+)
+
+
 def out_option(default: str) -> Callable[..., Any]:
     return click.option("--out-dir", type=PathType, default=default, show_default=True, help="Output.")
 
@@ -116,7 +126,7 @@ def main() -> None:
     help="Town streets, or any road, light, weather and sensors.",
 )
 @click.option("--cameras", callback=names, default="front_camera", show_default=True, help="Cameras, with commas.")
-@click.option("--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one per core]")
+@workers_option
 @seed_option
 @force_option
 def synth(**options: Any) -> None:
@@ -139,6 +149,10 @@ def synth(**options: Any) -> None:
 )
 @click.option("--scenes", callback=names, help="Of several logs these, with commas.  [default: all]")
 @click.option("--cameras", callback=names, help="These, with commas: front_camera,left_camera.  [default: all]")
+@click.option(
+    "--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes, of several logs."
+)
+@engine_option
 @force_option
 def import_(**options: Any) -> None:
     """Bring a log, SOURCE, into PandaSet's layout as the scene OUT; or a folder of logs as the scenes in OUT."""
@@ -169,6 +183,8 @@ def import_(**options: Any) -> None:
 )
 @click.option("--val-scenes", callback=names, help="Scenes to test on: 010,020.  [default: the paper's]")
 @click.option("--cameras", callback=names, default="front_camera", show_default=True, help="Cameras, with commas.")
+@workers_option
+@engine_option
 @force_option
 def index(**options: Any) -> None:
     """Cut scenes into clips. The paper's preset: 11 and 16 frames to train on, 16 to test on."""

@@ -30,19 +30,22 @@ def read(path: Path) -> np.ndarray:
     return np.where(np.isfinite(depth) & (depth > 0) & (depth < 1e9), depth, 0).astype(np.float32)
 
 
-def find(folder: Path, clip: Clip, camera: str, frame: int) -> Path | None:
-    """The depth map of a frame: FOLDER/SCENE/CAMERA/<image's stem>.npy or .png."""
-    stem = Path(clip.entry["cameras"][camera]["images"][frame]).stem
+def _place(folder: Path, clip: Clip, picture: int) -> Path:
+    return folder / clip.entry["scene"] / clip.name_of_camera(picture) / clip.image_file(picture).stem
+
+
+def find(folder: Path, clip: Clip, picture: int) -> Path | None:
+    """The depth map of a picture: FOLDER/SCENE/CAMERA/<image's stem>.npy or .png."""
     for suffix in (".npy", ".png"):
-        path = folder / clip.entry["scene"] / camera / f"{stem}{suffix}"
+        path = Path(f"{_place(folder, clip, picture)}{suffix}")
         if path.is_file():
             return path
     return None
 
 
-def of_frame(folder: Path, clip: Clip, camera: str, frame: int) -> Tensor | None:
-    """The depth map (H, W) of a frame at the clip's image size; None where there is none."""
-    path = find(folder, clip, camera, frame)
+def of_picture(folder: Path, clip: Clip, picture: int) -> Tensor | None:
+    """The depth map (H, W) of a picture at the clip's image size; None where there is none."""
+    path = find(folder, clip, picture)
     if path is None:
         return None
     # nearest: between a car and the house behind it there is nothing
@@ -50,17 +53,16 @@ def of_frame(folder: Path, clip: Clip, camera: str, frame: int) -> Tensor | None
     return torch.from_numpy(depth)
 
 
-def points(folder: Path, clip: Clip, camera: str, stride: int) -> list[tuple[Tensor, Tensor]]:
-    """Per input frame, points (N, 3) in the clip's frame and their colours (N, 3): every `stride`-th row and column.
+def points(folder: Path, clip: Clip, stride: int) -> list[tuple[Tensor, Tensor]]:
+    """Per input picture, points (N, 3) in the clip's frame and their colours (N, 3): every `stride`-th row and column.
 
-    Raises InputError when an input frame has no depth map.
+    Raises InputError when an input picture has no depth map.
     """
     out = []
     for frame in clip.input:
-        depth = of_frame(folder, clip, camera, frame)
+        depth = of_picture(folder, clip, frame)
         if depth is None:
-            stem = Path(clip.entry["cameras"][camera]["images"][frame]).stem
-            path = folder / clip.entry["scene"] / camera / f"{stem}.npy"
+            path = f"{_place(folder, clip, frame)}.npy"
             raise InputError(f"{path} does not exist; give a depth map for every input frame")
         row, column = torch.meshgrid(
             torch.arange(stride // 2, clip.height, stride), torch.arange(stride // 2, clip.width, stride), indexing="ij"
@@ -73,11 +75,11 @@ def points(folder: Path, clip: Clip, camera: str, stride: int) -> list[tuple[Ten
     return out
 
 
-def samples(folder: Path, clip: Clip, camera: str) -> list[tuple[Tensor, Tensor]]:
-    """Per frame, pixels and depths to compare renders with; none for frames without a map."""
+def samples(folder: Path, clip: Clip) -> list[tuple[Tensor, Tensor]]:
+    """Per picture, pixels and depths to compare renders with; none for those without a map."""
     out = []
     for frame in range(len(clip.times)):
-        depth = of_frame(folder, clip, camera, frame)
+        depth = of_picture(folder, clip, frame)
         flat = torch.zeros(0) if depth is None else depth.flatten()
         (pixels,) = ((flat > 0) & (flat < LIMIT)).nonzero(as_tuple=True)
         out.append((pixels, flat[pixels]))

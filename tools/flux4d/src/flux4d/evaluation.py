@@ -64,24 +64,27 @@ def predicted_velocity(gaussians: MovingGaussians, points: np.ndarray, time: tor
 
 
 def measure_clip(gaussians: MovingGaussians, sample: Sample, root: Path, save: Path | None = None) -> dict[str, Any]:
-    """Measures of one clip: `rows`, one per target frame, and `flows` at the points of frames up to the last input."""
+    """Measures of one clip: `rows`, one per target picture; `flows` at the points of frames up to the last input."""
     clip = sample.clip
     known = labels.of_clip(clip, root)
     rows = []
-    last = max(clip.input)
+    last = max(clip.entry["input"])
     for frame in clip.target:
+        moment, camera = clip.frame_of(frame), clip.name_of_camera(frame)
         shown = render(gaussians, sample.cameras[[frame]])
         mask = None
         if known is not None:
             points, found = known[frame]
             mask = labels.dynamic_mask(points, found.moving, clip, frame)
         values = image_measures(shown.colour[0], sample.images[frame], shown.depth[0], sample.depths[frame], mask)
-        rows.append({"frame": frame, "setting": "future" if frame > last else "interpolation", **values})
+        setting = "future" if moment > last else "interpolation"
+        rows.append({"frame": moment, "camera": camera, "setting": setting, **values})
         if save is not None:
-            images.write_png(save / clip.name / f"{frame:02d}.png", pictures.comparison(gaussians, sample, frame))
+            folder = save / clip.name / camera if len(clip.names) > 1 else save / clip.name
+            images.write_png(folder / f"{moment:02d}.png", pictures.comparison(gaussians, sample, frame))
     flows: list[Flow] = []
     for frame, (points, found) in enumerate(known or []):
-        if frame <= last and len(points):
+        if clip.frame_of(frame) <= last and len(points):
             predicted = predicted_velocity(gaussians, points, sample.cameras.times[frame])
             flows.append((predicted, found.velocity, found.kind))
     return {"name": clip.name, "rows": rows, "flows": flows}

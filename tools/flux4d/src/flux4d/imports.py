@@ -1,13 +1,14 @@
 """Logs of other layouts brought into PandaSet's, after which nothing knows where they came from."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from recon4d import InputError, runs
 
-from flux4d import argoverse2, kitti, log_folders, nuscenes, waymo
+from flux4d import argoverse2, kitti, log_folders, many, nuscenes, waymo
 from flux4d.log_scenes import write_scene
 from flux4d.logs import Log
 from flux4d.odometry import kiss_icp_poses
@@ -30,6 +31,8 @@ def import_log(
     deskew: bool = True,
     scenes: tuple[str, ...] | None = None,
     cameras: tuple[str, ...] | None = None,
+    workers: int | None = 1,
+    engine: str = "local",
     force: bool = False,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -45,6 +48,7 @@ def import_log(
         rate: sweeps a second where the log has no timestamps.
         deskew: where the moments of a sweep's points are known, place each by the LiDAR's pose at its own.
         scenes: names of those to take of several. cameras: names of those to take, as PandaSet calls them.
+        workers, engine: of several logs; as in `many.over`.
         force: replace what an earlier import wrote. log: told of what a user should know.
 
     Raises:
@@ -55,37 +59,70 @@ def import_log(
     if not source.is_dir():
         raise InputError(f"{source} is not a folder; give that of one log")
     given = poses if poses not in (None, "oxts", "kiss-icp") else None
-
-    def one(opened: Callable[[], Log], folder: Path) -> dict[str, Any]:
-        with runs.claim(folder, "flux4d import", force=force, inputs=[source, given]) as claimed:
-            found = _seen_by(opened(), cameras, source)
-            if found.poses is None and poses is None:
-                raise InputError(f"{source} has no poses; give a file of them with --poses, or --poses kiss-icp")
-            known = kiss_icp_poses(found, deskew) if found.poses is None else found.poses
-            return write_scene(found, known, claimed.folder, deskew, log)
-
-    there = LAYOUTS[layout](source, rate, poses)
+    _logs.cache_clear()  # the source may be another one now
+    task = Task(layout, source, rate, poses, given, deskew, cameras, force)
+    there = list(_logs(layout, source, rate, poses))
     if scenes is not None:
         missing = [name for name in scenes if name not in there or not name]
         if missing:
             has = ", ".join(name for name in there if name)[:200] or "one log without a name"
             raise InputError(f"--scenes {missing[0]}: {source} has no such log; it has {has}")
-        there = {name: there[name] for name in scenes}
+        there = list(dict.fromkeys(scenes))
     if "" in there:
-        return one(there[""], Path(out))
+        summary, sentences = bring(task, ("", Path(out)))
+        for sentence in sentences:
+            log(sentence)
+        return summary
     if given is not None:
         raise InputError(f"--poses {given}: {source} holds several logs; import each by itself")
     runs.check_place(out, [source])
     done, failed = [], {}
-    for name, opened in there.items():
-        try:
-            done.append(one(opened, Path(out) / name))
-        except InputError as error:
-            failed[name] = str(error)
-            log(f"{name}: {error}")
+    answers = many.over(partial(bring, task), [(name, Path(out) / name) for name in there], workers, engine)
+    for name, answer in zip(there, answers):
+        if isinstance(answer, InputError):
+            failed[name] = str(answer)
+            log(f"{name}: {answer}")
+            continue
+        summary, sentences = answer
+        done.append(summary)
+        for sentence in sentences:
+            log(sentence)
+    _logs.cache_clear()
     if not done:
         raise InputError(f"none of the {len(failed)} logs of {source} was brought in: {next(iter(failed.values()))}")
     return {"folder": str(out), "scenes": done, "failed": failed}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done with each of several logs; as in `import_log`, `given` the file of poses."""
+
+    layout: str
+    source: Path
+    rate: float
+    poses: str | None
+    given: str | None
+    deskew: bool
+    cameras: tuple[str, ...] | None
+    force: bool
+
+
+def bring(task: Task, job: tuple[str, Path]) -> tuple[dict[str, Any], list[str]]:
+    """Bring in a log by its name as the scene of a folder; a summary, and what a user should know."""
+    name, folder = job
+    said: list[str] = []
+    with runs.claim(folder, "flux4d import", force=task.force, inputs=[task.source, task.given]) as claimed:
+        opened = _logs(task.layout, task.source, task.rate, task.poses)[name]
+        found = _seen_by(opened(), task.cameras, task.source)
+        if found.poses is None and task.poses is None:
+            raise InputError(f"{task.source} has no poses; give a file of them with --poses, or --poses kiss-icp")
+        known = kiss_icp_poses(found, task.deskew) if found.poses is None else found.poses
+        return write_scene(found, known, claimed.folder, task.deskew, said.append), said
+
+
+@lru_cache(maxsize=1)  # nuScenes' tables are read once a process
+def _logs(layout: str, source: Path, rate: float, poses: str | None) -> dict[str, Callable[[], Log]]:
+    return LAYOUTS[layout](source, rate, poses)
 
 
 def _seen_by(found: Log, cameras: tuple[str, ...] | None, source: Path) -> Log:

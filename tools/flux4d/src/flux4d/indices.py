@@ -1,5 +1,6 @@
 """Clips of scenes: which frames are input, which are targets, and where their files are. JSON, whatever the suffix."""
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from recon4d import InputError
 from recon4d.files import atomic_path, read_json, write_text
 from recon4d.runs import claim_file
 
-from flux4d import pandaset
+from flux4d import many, pandaset
 from flux4d.index_files import FORMAT, IndexFile
 from flux4d.pandaset import Scene
 
 TEST_SCENES = ("001", "011", "016", "065", "084", "090", "106", "115", "123", "158")  # the paper's
 RATE = 10.0  # sweeps per second that the paper's slicing counts on
+FEW = 12  # scenes for which starting processes costs more than it saves
 JUMP_SPEED = 70.0  # m/s; a faster move from one frame to the next is a jump of the pose
 
 
@@ -161,11 +163,14 @@ def build(
     val_scenes: tuple[str, ...] | None,
     cameras: tuple[str, ...],
     log: Callable[[str], None],
+    workers: int | None = 1,
+    engine: str = "local",
 ) -> dict[str, Any]:
     """The index of all scenes under `root`.
 
     Args:
         val_scenes: the scenes to test on; None takes the paper's, but a lone scene is trained on.
+        workers, engine: as in `many.over`.
 
     Raises:
         InputError: no scenes, an unknown scene, a broken scene, or no clip at all.
@@ -180,15 +185,24 @@ def build(
         else:
             log("all scenes here are the paper's test scenes: there is none to train on; name those with --val-scenes")
     clips: list[dict[str, Any]] = []
-    for folder in scenes:
-        test = folder.name in tested
-        found, left_out = clips_of(pandaset.open_scene(folder, cameras), slicing, "test" if test else "train")
+    jobs = [(folder, "test" if folder.name in tested else "train") for folder in scenes]
+    for answer in many.over(functools.partial(_scene_clips, cameras, slicing), jobs, workers, engine, few=FEW):
+        if isinstance(answer, InputError):
+            raise answer
+        found, left_out = answer
         clips += found
         for sentence in left_out:
             log(sentence)
     if not clips:
         raise InputError(f"--data-root {root}: no scene is long enough for a clip; use --clip-len-s with less")
     return {"format": FORMAT, "root": str(root.resolve()), "clips": clips}
+
+
+def _scene_clips(
+    cameras: tuple[str, ...], slicing: Slicing, job: tuple[Path, str]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    folder, split = job
+    return clips_of(pandaset.open_scene(folder, cameras), slicing, split)
 
 
 def find_scenes(root: Path) -> list[Path]:
@@ -271,6 +285,8 @@ def write_clips(
     tiny_number: int = 2,
     val_scenes: tuple[str, ...] | None = None,
     cameras: tuple[str, ...] = ("front_camera",),
+    workers: int | None = None,
+    engine: str = "local",
     force: bool = False,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -280,7 +296,7 @@ def write_clips(
         preset: `paper`, or `debug` for clips of one length; None is `debug` where seconds are given, else `paper`.
         clip_seconds, stride_seconds: length of a clip and time to the next, of `debug`; None is 1.
         tiny_scenes, tiny_number: the scenes of `out_tiny`, or how many, the first ones.
-        val_scenes, cameras, log: as in `build`.
+        val_scenes, cameras, workers, engine, log: as in `build`.
 
     Raises:
         InputError: `paper` with seconds, outputs that exist (unless `force`), or as `build`.
@@ -296,7 +312,7 @@ def write_clips(
         raise InputError(f"--out-tiny {out_tiny} is --out-full too; give another")
     for path in filter(None, (out_full, out_tiny)):
         claim_file(path, force=force, inputs=[data_root])
-    full = build(data_root, slicing, val_scenes, cameras, log)
+    full = build(data_root, slicing, val_scenes, cameras, log, workers, engine)
     result: dict[str, Any] = {"full": str(out_full), "clips": len(full["clips"])}
     with atomic_path(out_full) as temporary:
         temporary.write_text(json.dumps(full))

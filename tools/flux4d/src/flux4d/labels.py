@@ -109,8 +109,8 @@ def of_points(
 
 
 def of_clip(clip: Clip, root: Path) -> list[tuple[np.ndarray, Labels]] | None:
-    """Per frame, the LiDAR points in the camera's view (N, 3) and their labels, in the clip's frame; None for a scene
-    without cuboids."""
+    """Per picture, the LiDAR points in its view (N, 3) and their labels, in the clip's frame; None for a scene without
+    cuboids."""
     boxes = cuboids_of(clip.entry, root)
     if boxes is None:
         return None
@@ -118,10 +118,12 @@ def of_clip(clip: Clip, root: Path) -> list[tuple[np.ndarray, Labels]] | None:
     steps = steps_of(boxes)
     turn, shift = clip.ego_to_world[:3, :3], clip.ego_to_world[:3, 3]
     out = []
-    for frame, name in enumerate(clip.entry["lidar"]):
-        sweep = pandaset.read_points(root / name)
+    sweeps = [pandaset.read_points(root / name) for name in clip.entry["lidar"]]
+    for picture in range(len(clip.times)):
+        frame = clip.frame_of(picture)
+        sweep = sweeps[frame]
         points = torch.from_numpy((sweep["xyz"] - shift) @ turn).float()
-        inside = in_view(points, clip.camera(frame))[2]
+        inside = in_view(points, clip.camera(picture))[2]
         own = points[inside].numpy().astype(np.float64)
         at = min(frame, len(times) - 2)
         seconds = float(times[at + 1] - times[at])
@@ -138,9 +140,10 @@ def motion(clip: Clip, root: Path, gaussians: MovingGaussians) -> torch.Tensor |
     steps, times = steps_of(boxes), np.array(clip.entry["timestamps"])
     turn, shift = clip.ego_to_world[:3, :3], clip.ego_to_world[:3, 3]
     means, moments = gaussians.means.cpu().double().numpy(), gaussians.times.cpu().numpy()
-    frame_of = np.abs(moments[:, None] - clip.lidar_times[clip.input].numpy()).argmin(1)
+    frames = clip.entry["input"]
+    frame_of = np.abs(moments[:, None] - clip.lidar_times[frames].numpy()).argmin(1)
     out = np.zeros(means.shape)
-    for number, frame in enumerate(clip.input):
+    for number, frame in enumerate(frames):
         own = (frame_of == number) & ~gaussians.sky.cpu().numpy()
         at = min(frame, len(times) - 2)
         seconds = float(times[at + 1] - times[at])

@@ -104,8 +104,12 @@ def _seen_points(
     for number, frame in enumerate(clip.input):
         sets = []
         if settings.points != "depth":
-            points, moments = clip.points[frame], clip.point_times[frame]
+            sweep = clip.frame_of(frame)
+            points, moments = clip.points[sweep], clip.point_times[sweep]
             colour, inside = coloured(points, clip, frame)
+            for other in clip.input[:number]:  # what another camera saw of this sweep is there already
+                if clip.frame_of(other) == sweep:
+                    inside &= ~in_view(points, clip.camera(other))[2]
             sets.append((points[inside], colour[inside], moments[inside]))
         if depth_points is not None:
             points, colour = depth_points[number]

@@ -80,6 +80,8 @@ def write_alignment(
     if not 0 <= frame < len(entry["frames"]):
         raise InputError(f"--frame-index {frame}: the clip has frames 0 to {len(entry['frames']) - 1}")
     path = Path(out_dir) / f"{clips.name_of(entry)}_{frame:02d}.png"
+    if "," in camera:
+        raise InputError(f"--camera {camera}: give one")
     runs.claim_file(path, force=force, inputs=[index_path, root])
     clip = clips.load(entry, root, camera)
     points = clip.points[frame]

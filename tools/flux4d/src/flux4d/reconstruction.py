@@ -61,7 +61,8 @@ def _motion_error(gaussians: MovingGaussians, known: Tensor) -> Tensor:
 def guide(sample: Sample, config: Config) -> Callable[[MovingGaussians], Tensor]:
     """The loss that guides refinement: photometric and depth, on a few input frames, no labels of the targets."""
     given = sample.clip.input
-    chosen = np.linspace(0, len(given) - 1, min(config.model.refine_frames, len(given))).round().astype(int)
+    number = min(config.model.refine_frames * len(sample.clip.names), len(given))
+    chosen = np.linspace(0, len(given) - 1, number).round().astype(int)
     losses = config.losses.model_copy(update={"reweight": False, "velocity": 0.0, "flow": 0.0})
     frames = [given[i] for i in chosen]
     return lambda gaussians: frame_loss(gaussians, sample, frames, losses)[0]

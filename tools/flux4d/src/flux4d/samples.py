@@ -18,8 +18,8 @@ from flux4d.timed_cameras import TimedCameras
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A clip ready for the network, on a device. given: its initial Gaussians and their voxels. images: (F, H, W, 3) in
-    [0, 1]. cameras: of the F frames. depths: per frame, as in `Clip`. motion: (N, 3) m/s of the Gaussians by the
+    """A clip ready for the network, on a device. given: its initial Gaussians and their voxels. images: (C F, H, W, 3)
+    in [0, 1]. cameras: of the pictures. depths: per picture, as in `Clip`. motion: (N, 3) m/s of the Gaussians by the
     scene's cuboids, where `losses.flow` asks for it and there are some."""
 
     clip: Clip
@@ -39,13 +39,13 @@ def load_sample(entry: dict[str, Any], root: Path, config: Config, device: torch
     points, depths = None, clip.depths
     if kind != "lidar":
         folder = Path(config.data.depth_dir or "")
-        points = depthmaps.points(folder, clip, camera, config.lift.depth_stride)
+        points = depthmaps.points(folder, clip, config.lift.depth_stride)
         if kind == "depth":
-            depths = depthmaps.samples(folder, clip, camera)
+            depths = depthmaps.samples(folder, clip)
     gaussians = lift(clip, config.lift, config.seed, points).to(device)
     motion = labels.motion(clip, root, gaussians) if config.losses.flow else None
     # the points are in the Gaussians and depths now: a clip held in memory for a training needs them no more
-    none = [torch.zeros(0, 3)] * len(clip.times), [torch.zeros(0)] * len(clip.times)
+    none = [torch.zeros(0, 3)] * len(clip.points), [torch.zeros(0)] * len(clip.points)
     return Sample(
         replace(clip, points=none[0], point_times=none[1]),
         model.prepare(gaussians, config.model),

@@ -42,6 +42,17 @@ def timed_cameras(world_to_camera: Tensor, K: Tensor, times: Tensor, width: int,
     return TimedCameras(batch, times, steps_to_next(times))
 
 
+def joined(parts: Sequence[TimedCameras]) -> TimedCameras:
+    """All of several, one after the other; images of one size."""
+    batches = [part.batch for part in parts]
+    batch = replace(
+        batches[0],
+        K=torch.cat([one.K for one in batches]),
+        world_to_camera=torch.cat([one.world_to_camera for one in batches]),
+    )
+    return TimedCameras(batch, torch.cat([p.times for p in parts]), torch.cat([p.steps for p in parts]))
+
+
 def steps_to_next(times: Tensor) -> Tensor:
     """(F,) seconds from each moment to the next; the last has the step before it, a single one has 0.1."""
     order = times.argsort()
