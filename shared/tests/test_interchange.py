@@ -1,6 +1,7 @@
 """Tracks as other programs take them: Live Link Face's CSV and VHAP's folder."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,8 +59,13 @@ def test_arkit_there_and_back(tmp_path):
     header, first, *_ = (tmp_path / "a.csv").read_text().splitlines()
     assert header.startswith("Timecode,BlendshapeCount,EyeBlinkLeft,EyeLookDownLeft,EyeLookInLeft,")
     assert header.endswith("TongueOut,HeadYaw,HeadPitch,HeadRoll,LeftEyeYaw,LeftEyePitch,LeftEyeRoll,RightEyeYaw,"
-                           "RightEyePitch,RightEyeRoll")  # fmt: skip
-    assert len(header.split(",")) == 63 and first.startswith("00:00:00:00.000,61,")
+                           "RightEyePitch,RightEyeRoll,JawYaw,JawPitch,JawRoll")  # fmt: skip
+    assert len(header.split(",")) == 66 and first.startswith("00:00:00:00.000,61,")
+    arkit.write(tmp_path / "phone.csv", replace(found, jaw=None))
+    assert len((tmp_path / "phone.csv").read_text().split("\n")[0].split(",")) == 63
+    assert arkit.read(tmp_path / "phone.csv").jaw is None
+    np.testing.assert_allclose(arkit.expressions(again, model), track.expression, atol=1e-4)
+    np.testing.assert_allclose(arkit.rotations(again)[:, 1:], track.eyes, atol=1e-5)
 
 
 def test_a_jaw_that_turns_is_a_jaw_that_opens():
@@ -71,6 +77,25 @@ def test_a_jaw_that_turns_is_a_jaw_that_opens():
     opened = values[:, arkit.NAMES.index("jawOpen")]
     assert opened[0] == 0 and 0.6 < opened[1] <= 1
     assert values[1, [arkit.NAMES.index("jawLeft"), arkit.NAMES.index("jawRight")]].max() < 0.05
+
+
+def test_a_jaw_there_and_back():
+    """Activations of turns of the joint become those turns again, and leave nothing."""
+    model = head.load()
+    vectors = torch.tensor([[0.0, 0, 0], [0.3, 0, 0], [0.1, 0.06, 0], [0.2, -0.04, 0]])
+    jaw = roma.rotvec_to_rotmat(vectors).numpy()
+    track = some_track(model, 4, np.zeros((4, 3)), np.zeros((4, model.n_expression)), jaw)
+    found = arkit.of_track(track, model)
+    turns, left = arkit.jaw_joint(replace(found, jaw=None), model)
+    np.testing.assert_allclose(roma.rotmat_to_rotvec(torch.from_numpy(turns)), vectors, atol=0.01)
+    assert left.max() < 0.05
+    # What a track has as activation beside the joint comes back too.
+    opened = track.expression.copy()
+    opened[:, model.expression_names.index("jawLeft")] = 0.3
+    both = arkit.of_track(replace(track, expression=opened), model)
+    turns, left = arkit.jaw_joint(both, model)
+    np.testing.assert_allclose(turns, jaw, atol=1e-5)
+    np.testing.assert_allclose(left, np.tile([0, 0.3, 0, 0], (4, 1)), atol=1e-5)
 
 
 def test_arkit_as_others_write_it(tmp_path):

@@ -28,6 +28,7 @@ NAMES = (
 )
 TURNS = ("Head", "LeftEye", "RightEye")
 ANGLES = tuple(f"{part}{axis}" for part in TURNS for axis in ("Yaw", "Pitch", "Roll"))
+JAW_ANGLES = ("JawYaw", "JawPitch", "JawRoll")  # ours, after those of the format
 JAW = ("jawForward", "jawLeft", "jawOpen", "jawRight")
 FULL_LOOK = 0.5  # radians of an eye's turn at which eyeLook* is 1
 
@@ -39,21 +40,25 @@ class Activations:
     fps: frames per second. values: (N, 52) float32, of 1, in the order of `NAMES`. turns: (N, 3, 3) radians: yaw,
     pitch and roll of head, left eye and right eye, each to be applied as Ry(yaw) Rx(pitch) Rz(roll). Axes are x to the
     person's left, y up, z out of the face: a positive yaw looks to the person's left, a positive pitch down. The head
-    turns in the camera's frame, an eye in the head's.
+    turns in the camera's frame, an eye in the head's. jaw: (N, 3) of the same for the jaw's joint of a track; None where
+    a file has only activations.
     """
 
     fps: float
     values: np.ndarray
     turns: np.ndarray
+    jaw: np.ndarray | None = None
 
 
 def write(path: str | Path, frames: Activations) -> None:
-    """Write the CSV, with time codes from zero."""
+    """Write the CSV, with time codes from zero; the jaw's joint, where it is known, in three columns more."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["Timecode", "BlendshapeCount", *(name[0].upper() + name[1:] for name in NAMES), *ANGLES])
+    more = () if frames.jaw is None else JAW_ANGLES
+    table.writerow(["Timecode", "BlendshapeCount", *(name[0].upper() + name[1:] for name in NAMES), *ANGLES, *more])
     rate = max(1, round(frames.fps))
-    for i, row in enumerate(np.concatenate([frames.values, frames.turns.reshape(-1, 9)], 1)):
+    columns = [frames.values, frames.turns.reshape(-1, 9), *([] if frames.jaw is None else [frames.jaw])]
+    for i, row in enumerate(np.concatenate(columns, 1)):
         seconds, frame = divmod(i * rate / frames.fps, rate)
         clock = f"{int(seconds) // 3600:02d}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
         table.writerow([f"{clock}:{frame:06.3f}", len(NAMES) + len(ANGLES), *(f"{value:.8f}" for value in row)])
@@ -63,7 +68,8 @@ def write(path: str | Path, frames: Activations) -> None:
 def of_track(track: Track, head: HeadModel) -> Activations:
     """A track's expressions, jaw, gaze and pose as ARKit says them.
 
-    The jaw joint's turns become the activations that move the face the same way, by least squares over the vertices.
+    The jaw joint's turns become the activations that move the face the same way, by least squares over the vertices;
+    they are kept beside them too, since a track has both.
 
     Raises:
         InputError: a head model whose expressions have no names of ARKit.
@@ -85,7 +91,7 @@ def of_track(track: Track, head: HeadModel) -> Activations:
         looks |= {"Down": turns[:, eye, 1], "Up": -turns[:, eye, 1]}
         for way, angle in looks.items():
             values[:, NAMES.index(f"eyeLook{way}{side}")] = angle / FULL_LOOK
-    return Activations(track.fps, values.clip(0, 1), turns)
+    return Activations(track.fps, values.clip(0, 1), turns, _angles(torch.from_numpy(track.jaw)).numpy())
 
 
 def expressions(frames: Activations, head: HeadModel) -> np.ndarray:
@@ -153,15 +159,17 @@ def _jaw_shares(jaw: np.ndarray, head: HeadModel) -> np.ndarray:
     return shares.clip(0)
 
 
-def jaw_joint(values: np.ndarray, head: HeadModel) -> tuple[np.ndarray, np.ndarray]:
+def jaw_joint(frames: Activations, head: HeadModel) -> tuple[np.ndarray, np.ndarray]:
     """Turns of the jaw joint (N, 3, 3) that `of_track` writes as activations of `JAW`, and what they leave (N, 4).
 
     The inverse of what it does: trackers turn the joint, and avatars have learned from them. The joint opens and turns
-    to the sides; what it can't do, such as pushing the jaw forward, is left to the activations.
-
-    Args:
-        values: (N, 4) activations in the order of `JAW`.
+    to the sides; what it can't do, such as pushing the jaw forward, is left to the activations. Where the file says how
+    the joint turns, it does so.
     """
+    values = frames.values[:, [NAMES.index(name) for name in JAW]]
+    if frames.jaw is not None:
+        said: np.ndarray = roma.euler_to_rotmat("YXZ", torch.from_numpy(frames.jaw)).numpy()
+        return said, (values - _jaw_shares(said, head)).clip(0, 1)
     opening, opened, _, aside = jaw_table(head)
     angle = np.interp(values[:, 2], opened, opening)
     side = (values[:, 1] - values[:, 3]) / np.interp(angle, opening, aside)
@@ -201,15 +209,19 @@ def read(path: str | Path) -> Activations:
         turns = np.zeros((len(body), len(ANGLES)), np.float32)
         turned = [i for i, name in enumerate(ANGLES) if name.lower() in head]
         turns[:, turned] = [[float(row[head[ANGLES[i].lower()]]) for i in turned] for row in body]
+        jaw = None
+        if all(name.lower() in head for name in JAW_ANGLES):
+            jaw = np.array([[float(row[head[name.lower()]]) for name in JAW_ANGLES] for row in body], np.float32)
         fps = _rate([row[head["timecode"]] for row in body]) if "timecode" in head else 60.0
         fine = len(there) > 0 and len(body) > 0 and np.isfinite(values).all() and np.isfinite(turns).all()
+        fine = fine and (jaw is None or bool(np.isfinite(jaw).all()))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a CSV of Live Link Face") from error
     except (csv.Error, ValueError, IndexError, OverflowError):
         fine = False
     if not fine:
         raise InputError(f"{path} is not a CSV of Live Link Face with ARKit's names and numbers; record it again")
-    return Activations(fps, values, turns.reshape(-1, 3, 3))
+    return Activations(fps, values, turns.reshape(-1, 3, 3), jaw)
 
 
 def _rate(codes: list[str]) -> float:

@@ -133,7 +133,7 @@ def _of_activations(run: Run, frames: Activations) -> Track:
     expression, jaw, eyelids = arkit.expressions(frames, run.head), still, np.zeros((n, 2), np.float32)
     if turns_jaw(run):
         columns = [names.index(name) for name in arkit.JAW]
-        jaw, expression[:, columns] = arkit.jaw_joint(expression[:, columns], run.head)
+        jaw, expression[:, columns] = arkit.jaw_joint(frames, run.head)
     if closes_eyelids(run):
         columns = [names.index(name) for name in BLINKS]
         eyelids, expression[:, columns] = expression[:, columns].copy(), 0

@@ -46,18 +46,19 @@ function clipOfActivations({ fps, frames }, content) {
   const { names, own } = content;
   if (!names.some((name) => ARKIT.includes(name))) throw new Error("has ARKit's names, this avatar's head has none");
   const clip = emptyClip(frames.length, fps, content, { K: own.K, size: own.size, origin: own.origin });
-  frames.forEach(({ values, head, eyes }, i) => {
+  frames.forEach(({ values, head, jaw: told, eyes }, i) => {
     const get = (name) => Math.max(0, Math.min(1, values[name] ?? 0));
     const expression = clip.expression.subarray(i * content.expressions, (i + 1) * content.expressions);
     names.forEach((name, column) => { expression[column] = get(name); });
     const put = (name, value) => { expression[names.indexOf(name)] = value; };
     let jaw = IDENTITY;
     if (own.jaw) {
-      const { opening, opened, forward, aside } = own.jaw, open = between(get("jawOpen"), opened, opening);
-      const side = (get("jawLeft") - get("jawRight")) / between(open, opening, aside);
-      jaw = vectorTurn([open, Math.max(-0.3, Math.min(0.3, side)), 0]);
-      put("jawForward", Math.max(0, get("jawForward") - between(open, opening, forward)));
-      for (const name of ["jawOpen", "jawLeft", "jawRight"]) put(name, 0);
+      const { opening, opened, forward, aside } = own.jaw, aim = get("jawLeft") - get("jawRight");
+      const open = told ? told[1] * RADIANS : between(get("jawOpen"), opened, opening), way = between(open, opening, aside);
+      const side = told ? told[0] * RADIANS : Math.max(-0.3, Math.min(0.3, aim / way));
+      jaw = told ? turn(told) : vectorTurn([open, side, 0]);
+      const left = { jawOpen: between(open, opening, opened), jawForward: between(open, opening, forward), jawLeft: Math.max(0, side * way), jawRight: Math.max(0, -side * way) };
+      for (const [name, share] of Object.entries(left)) put(name, Math.max(0, get(name) - share));
     }
     if (own.eyelids) {
       clip.eyelids.set([get("eyeBlinkLeft"), get("eyeBlinkRight")], 2 * i);

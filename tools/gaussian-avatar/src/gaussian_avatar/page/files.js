@@ -36,7 +36,8 @@ function readNpy(buffer) {
   return { shape: sizes, values };
 }
 
-// Activations of a face: { fps, frames: [{ values: {name: number}, head, eyes: [left, right] }] }, turns in degrees or null.
+// Activations of a face: { fps, frames: [{ values: {name: number}, head, jaw, eyes: [left, right] }] }, turns in degrees,
+// null where they are not known.
 function readCsv(text) {
   const [first, ...rows] = text.replace(/^\ufeff/, "").split(/\r?\n/).filter((line) => line.trim()).map((line) => line.split(","));
   const titles = first.map((title) => title.trim().toLowerCase());
@@ -48,6 +49,7 @@ function readCsv(text) {
   const frames = rows.map((row) => ({
     values: Object.fromEntries(known.map((name) => [name, number(row, name.toLowerCase())])),
     head: turned(row, "head"),
+    jaw: titles.includes("jawpitch") ? turned(row, "jaw") : null,
     eyes: looking ? [turned(row, "lefteye"), turned(row, "righteye")] : null,
   }));
   const seconds = titles.includes("timecode") ? rows.map((row) => row[titles.indexOf("timecode")].replace(/:[^:]*$/, "")) : [];
@@ -68,7 +70,7 @@ function readJson(text) {
   let before = null;
   const found = frames.map((frame) => {
     const values = namesOf(shapes.map((key) => frame?.[key]).find((one) => one !== undefined) ?? frame);
-    if (ARKIT.some((name) => name in values)) before = { values, head: headOf(frame), eyes: null };
+    if (ARKIT.some((name) => name in values)) before = { values, head: headOf(frame), jaw: null, eyes: null };
     return before;
   });
   if (!before) throw new Error("has none of MediaPipe's blendshapes");
