@@ -22,6 +22,9 @@ def opened(host: str, port: int, run: Path, open_browser: bool, log: Callable[[s
     """A page for the block. Raises InputError for an address that cannot be used."""
     title = f"{run.parent.name}: {run.name}"
     with serving(host, port, title, lambda page: log(f"watch at {page}"), log, open_browser) as server:
+        server.gui.configure_theme(
+            dark_mode=True, show_logo=False, show_share_button=False, control_layout="fixed", control_width="medium"
+        )
         wishes, controls = Wishes(), _Controls(server)
         controls.bind(wishes)
         ended = threading.Event()

@@ -159,6 +159,7 @@ def stream(
         InputError: a source that cannot be opened, or that stops with an error; nobody reads any more.
     """
     networks.check("live")
+    landmarker.landmarks(np.zeros((64, 64, 3), np.uint8), landmarker.Square((32.0, 32.0), 64.0, 0.0))  # loads it
     cv2.setNumThreads(1)  # the other stages need the other cores
     live = realtime or source is None or not Path(source).is_file()
     with (
