@@ -32,7 +32,7 @@ def main(out: Path) -> None:
         ),
         ("held-out PSNR", f"{metrics['psnr']:.2f} dB inside the mask"),
         ("held-out SSIM", f"{metrics['ssim']:.4f}"),
-        ("held-out LPIPS", "no weights" if metrics["lpips"] is None else f"{metrics['lpips']:.4f}"),
+        ("held-out LPIPS", "too small" if metrics["lpips"] is None else f"{metrics['lpips']:.4f}"),
         ("Gaussians", f"{train['gaussians']}"),
         ("training", f"{train['images_per_second']:.1f} images per second"),
     ]

@@ -1,4 +1,4 @@
-"""Metrics against scikit-image and by hand; LPIPS with weights that the test makes."""
+"""Metrics against scikit-image, the package lpips and by hand."""
 
 import numpy as np
 import pytest
@@ -50,12 +50,29 @@ def test_small_images(pair):
         metrics.ssim(*(x[..., :10] for x in pair))
 
 
+def test_lpips_is_that_of_its_package(pair):
+    import lpips
+
+    network = metrics.lpips_network()
+    theirs = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()  # their channels' weights, our convolutions
+    for k, place in enumerate((0, 3, 6, 8, 10)):
+        layer = theirs.net.get_submodule(f"slice{k + 1}.{place}")
+        layer.load_state_dict({"weight": network.get_buffer(f"weight{k}"), "bias": network.get_buffer(f"bias{k}")})
+        assert (theirs.lins[k].model[1].weight.ravel() - network.get_buffer(f"channels{k}")).abs().max() < 1e-3
+    prediction, target = (torch.nn.functional.interpolate(x, (70, 64)) for x in pair)
+    expected = theirs(prediction, target, normalize=True).ravel()
+    torch.testing.assert_close(metrics.lpips(prediction, target), expected, rtol=1e-3, atol=1e-5)
+    assert (metrics.lpips(target, target) == 0).all()
+    with pytest.raises(InputError, match="at least 31 by 31"):
+        metrics.lpips(*(x[..., :30] for x in pair))
+
+
 def test_lpips_names_the_file_it_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
     metrics.lpips_network.cache_clear()
-    with pytest.raises(InputError, match=r"alexnet-owt-7be5be79\.pth.*no network.*checkpoints"):
-        metrics.lpips_network()
+    with pytest.raises(InputError, match=r"vgg16-397923af\.pth.*no network.*checkpoints"):
+        metrics.lpips_network("vgg")
 
 
 def test_lpips_with_local_weights(tmp_path, monkeypatch, pair):

@@ -1,4 +1,4 @@
-"""Image metrics: PSNR, SSIM and LPIPS (by the lpips package), whole or inside a mask."""
+"""Image metrics: PSNR, SSIM and LPIPS, whole or inside a mask."""
 
 import os
 from contextlib import redirect_stdout
@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recon4d import perceptual
 from recon4d.files import InputError
 
-LPIPS_BACKBONES = {
-    "alex": "alexnet-owt-7be5be79.pth",
+LPIPS_BACKBONES = {  # others than "alex", whose weights ship with the library
     "vgg": "vgg16-397923af.pth",
     "squeeze": "squeezenet1_1-b8a52dc0.pth",
 }
@@ -65,11 +65,15 @@ def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
 
 @lru_cache(maxsize=3)
 def lpips_network(backbone: str = "alex", device: str = "cpu") -> torch.nn.Module:
-    """The LPIPS network (Zhang et al. 2018). Its backbone's ImageNet weights come from torchvision on first use.
+    """The LPIPS network (Zhang et al. 2018) on AlexNet, or by the package `lpips` on VGG-16 or SqueezeNet.
+
+    The ImageNet weights of the latter come from torchvision on first use.
 
     Raises:
-        InputError: the weights are not in torch's cache and can't be fetched; the message says which file goes where.
+        InputError: those are not in torch's cache and can't be fetched; the message says which file goes where.
     """
+    if backbone == "alex":
+        return perceptual.AlexDistance().to(device).eval().requires_grad_(False)
     import lpips
 
     name = LPIPS_BACKBONES[backbone]
@@ -90,8 +94,11 @@ def lpips_network(backbone: str = "alex", device: str = "cpu") -> torch.nn.Modul
 def lpips(prediction: Tensor, target: Tensor, mask: Tensor | None = None, backbone: str = "alex") -> Tensor:
     """Learned perceptual distance per image (B,); outside the mask both images are set to the target.
 
-    Shapes as in `psnr`; differentiable in `prediction`. Raises InputError when the weights are missing.
+    Shapes as in `psnr`; differentiable in `prediction`. Raises InputError for images under 31 pixels, and where the
+    weights of another backbone are missing.
     """
+    if min(prediction.shape[-2:]) < perceptual.SMALLEST:
+        raise InputError(f"LPIPS needs images of at least 31 by 31 pixels, not {tuple(prediction.shape[-2:])}")
     network = lpips_network(backbone, str(prediction.device))
     if mask is not None:
         prediction = prediction * mask + target * (1 - mask)

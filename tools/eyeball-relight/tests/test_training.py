@@ -114,7 +114,7 @@ def test_only_material_learns_in_the_mesh_phase(trained):
     field.requires_grad_(True)
     views = surface_phase.surface_views(field, field.active(step), loaded)
     terms = surface_phase.surface_terms(
-        field, loaded, views, field.active(step), intensity, training.generator_of(0, 1), 0.0
+        field, loaded, views, field.active(step), intensity, training.generator_of(0, 1)
     )
     sum(terms.values()).backward()
     grown = {name for name, p in field.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
@@ -122,29 +122,19 @@ def test_only_material_learns_in_the_mesh_phase(trained):
     assert not grown & {"distance_table", "eye_centres", "beta"} and not any(n.startswith("distance") for n in grown)
 
 
-def test_lpips_is_left_out_where_its_weights_are_missing(trained, monkeypatch):
+def test_lpips_joins_in_the_mesh_phase(trained):
     loaded, _, out, _ = trained
     field, intensity, step = checkpoint.open_field(out / checkpoint.CHECKPOINT)
     view = surface_phase.surface_views(field, field.active(step), loaded)[0]
-    said = []
-
-    def missing(*_):
-        raise InputError("no weights")
-
-    monkeypatch.setattr("recon4d.metrics.lpips_network", missing)
-    assert surface_phase.usable_lpips_weight(0.0, said.append) == 0 and not said  # nobody asked for it
-    assert surface_phase.usable_lpips_weight(0.5, said.append) == 0
-    assert said == ["training without LPIPS: no weights"]
-    # with a network, its distance between the two pictures counts
-    monkeypatch.setattr("recon4d.metrics.lpips_network", lambda *_: lambda a, b: (a - b).abs().mean((1, 2, 3), True))
-    assert surface_phase.usable_lpips_weight(0.5, said.append) == 0.5 and len(said) == 1
+    losses = field.config.losses.model_copy(update={"lpips": 0.5})
+    field.config = field.config.model_copy(update={"losses": losses})
     field.requires_grad_(True)
     arguments = (field, loaded, [view], field.active(step), intensity, training.generator_of(0, 1))
-    terms = surface_phase.surface_terms(*arguments, 0.5)
+    found = surface_phase.surface_terms(*arguments)["lpips"]
     rendered = torch.rand(len(view.pixel), 3, requires_grad=True)
     distance = surface_phase.perceptual(loaded, view, rendered)
-    (distance + terms["lpips"]).backward()
-    assert 0 < terms["lpips"] < 0.5 * distance and rendered.grad.abs().max() > 0
+    (distance + found).backward()
+    assert 0 < found < 0.5 * distance and rendered.grad.abs().max() > 0
     assert field.material_table.grad.abs().max() > 0
 
 

@@ -102,27 +102,8 @@ def test_total_says_what_is_wrong():
         losses.total({"pixel": torch.tensor(float("nan"))}, LossWeights(pixel=1.0))
 
 
-def test_lpips_without_weights_says_which_file(judge, batch, monkeypatch, tmp_path):
-    from recon4d import metrics
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-
-    def unreachable(*args, **kwargs):
-        raise OSError("no network")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    metrics.lpips_network.cache_clear()
-    with pytest.raises(InputError, match=r"alexnet-owt-7be5be79\.pth"):
-        losses.terms(judge, batch.vectors, batch, LossWeights(perceptual=1.0))
-
-
-def test_perceptual_with_a_network(judge, batch, monkeypatch):
-    """LPIPS with random weights for its backbone: zero for the same pictures, and with a gradient for others."""
-    import lpips
-    from recon4d import metrics
-
-    network = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval().requires_grad_(False)
-    monkeypatch.setattr(metrics, "lpips_network", lambda *args: network)
+def test_perceptual_with_a_network(judge, batch):
+    """LPIPS: zero for the same pictures, and with a gradient for others."""
     vectors = batch.vectors.clone().requires_grad_()
     found = losses.terms(judge, vectors, batch, LossWeights(perceptual=1.0))["perceptual"]
     found.backward()

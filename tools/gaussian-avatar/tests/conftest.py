@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from gaussian_avatar import motions, synth
-from recon4d import InputError
 
 
 @pytest.fixture(scope="session")
@@ -18,13 +17,3 @@ def data_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     synth.synthesise(folder / "one", 24, 64, seed=3)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_downloads(monkeypatch):
-    """LPIPS without its weights, whether or not this machine has them or could fetch them."""
-
-    def missing(*_):
-        raise InputError("LPIPS needs torchvision's weights")
-
-    monkeypatch.setattr("recon4d.metrics.lpips_network", missing)

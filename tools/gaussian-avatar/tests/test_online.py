@@ -42,7 +42,7 @@ def stream_training(head, folder, output, images_per_frame, *more, repeat=1, res
 def held_out_psnr(folder, output):
     run = runs.open_run(output, CPU)
     frames = runs.held_out(run, None, lambda _: None)
-    return float(evaluation.measure(run, frames, runs.pictures(run, folder), lambda _: None)["psnr"].mean())
+    return float(evaluation.measure(run, frames, runs.pictures(run, folder))["psnr"].mean())
 
 
 def steps_of(output):

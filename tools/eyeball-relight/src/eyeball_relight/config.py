@@ -84,7 +84,7 @@ class Losses(Section):
     smooth_hair: Weight = 0.02
     landmarks: Weight = 1.0
     roughness: Weight = 0.002  # roughness of neighbouring points
-    lpips: Weight = 0.0  # in the mesh phase, where its weights are
+    lpips: Weight = 0.0  # in the mesh phase
 
 
 class Train(Section):

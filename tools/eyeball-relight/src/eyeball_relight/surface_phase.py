@@ -1,6 +1,5 @@
 """The second phase of training: the extracted surface stays, its material and the room's light fit the pictures."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -82,25 +81,20 @@ def surface_terms(
     active: list[int],
     intensity: Tensor,
     generator: torch.Generator,
-    lpips_weight: float,
 ) -> dict[str, Tensor]:
-    """Loss terms of one whole picture; only material and room light have gradients.
-
-    Args:
-        lpips_weight: of the perceptual term; 0 leaves it out, and takes SURFACE_PIXELS of the picture at most.
-    """
+    """Loss terms of one whole picture, or of SURFACE_PIXELS of it without LPIPS; of material and room light alone."""
     losses = field.config.losses
     view = views[int(torch.randint(len(views), (1,), generator=generator))]
     pick = torch.arange(len(view.pixel))
-    if not lpips_weight and len(pick) > SURFACE_PIXELS:
+    if not losses.lpips and len(pick) > SURFACE_PIXELS:
         pick = torch.randperm(len(pick), generator=generator)[:SURFACE_PIXELS]
     colour = surface_colours(field, capture, view, pick, active, intensity)
     truth = capture.image.view(-1, 3)[view.pixel[pick]].float() / 255
     # In the picture's own encoding: what is seen is what is compared.
     rendered = brdf.to_picture(colour)
     terms = {"pbr": losses.pbr * (rendered - truth).abs().mean()}
-    if lpips_weight:
-        terms["lpips"] = lpips_weight * perceptual(capture, view, rendered)
+    if losses.lpips:
+        terms["lpips"] = losses.lpips * perceptual(capture, view, rendered)
     face = view.part[pick] == 0
     at = view.position[pick][face] / field.config.data.bound
     if len(at):
@@ -113,17 +107,6 @@ def surface_terms(
         terms["roughness"] = losses.roughness * rough.mean()
         terms["hair"] = losses.hair * (hair * here.specular[:, 0]).mean()
     return terms
-
-
-def usable_lpips_weight(weight: float, log: Callable[[str], None]) -> float:
-    """The weight of LPIPS: as it is set, or 0 where the network's own weights are missing, which `log` says."""
-    if weight:
-        try:
-            metrics.lpips_network()
-        except InputError as error:
-            log(f"training without LPIPS: {error}")
-            return 0.0
-    return weight
 
 
 def perceptual(capture: Capture, view: SurfaceView, rendered: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ def train(
         log(f"resumed at step {first}")
     elif settings.eyes.enabled:
         spheres.place_eyes(field, capture, intensity, log)
-    pool, loss, views, rays_seen, lpips_weight = pool_of(capture), torch.zeros(()), None, 0, 0.0
+    pool, loss, views, rays_seen = pool_of(capture), torch.zeros(()), None, 0
 
     def save(step: int) -> None:
         spent = seconds + time.perf_counter() - started
@@ -170,8 +170,7 @@ def train(
             else:
                 if views is None:
                     views = surface_phase.surface_views(field, active, capture)
-                    lpips_weight = surface_phase.usable_lpips_weight(settings.losses.lpips, log)
-                terms = surface_phase.surface_terms(field, capture, views, active, intensity, generator, lpips_weight)
+                terms = surface_phase.surface_terms(field, capture, views, active, intensity, generator)
             loss = torch.stack(list(terms.values())).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

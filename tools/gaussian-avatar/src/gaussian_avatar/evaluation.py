@@ -1,7 +1,6 @@
 """How good a trained avatar is: image metrics on held-out frames, and a contact sheet to look at."""
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,11 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from recon4d import InputError, metrics
+from recon4d import metrics
 from recon4d.cameras import Camera
 from recon4d.files import write_npz, write_text
 from recon4d.images import write_png
+from recon4d.perceptual import SMALLEST
 from recon4d.runs import claim
 from torch import Tensor
 
@@ -57,7 +57,7 @@ def evaluate(
     captures.check_images(capture, frames)
     frames = captures.with_heads(capture, frames, log)
     with claim(run.folder, "gaussian-avatar metrics", force=force, inputs=[subject], names=FILES):
-        values = measure(run, frames, capture, log, refine_pose)
+        values = measure(run, frames, capture, refine_pose)
         means = summary(values, run)
         write_metrics(run.folder, values, means)
         write_png(run.folder / "contact.png", contact_sheet(run, frames, capture))
@@ -89,16 +89,15 @@ def _posed(run: Run, frames: np.ndarray) -> tuple[Splats, Camera]:
 
 
 def measure(
-    run: Run, frames: np.ndarray, capture: Capture, log: Callable[[str], None], refine_pose: bool = False
+    run: Run, frames: np.ndarray, capture: Capture, refine_pose: bool = False
 ) -> dict[str, np.ndarray]:
     """Per-frame metrics, inside the mask (`psnr` ...) and over the whole image on black (`full_psnr` ...).
 
-    Renders and targets have the size that the avatar was trained on. LPIPS is NaN where its weights are missing.
+    Renders and targets have the size that the avatar was trained on. LPIPS is NaN where they are too small for it.
     With `refine_pose`, `refined_psnr` and `refined_ssim` follow a correction of each frame's pose that is fitted to
     the very image it is measured on: they tell what the track's pose costs, not how good the avatar is on new frames.
     """
     rows: dict[str, list[Tensor]] = {}
-    lpips_missing = False
     device = run.avatar.means.device
     for start in range(0, len(frames), BATCH):
         chosen = frames[start : start + BATCH]
@@ -115,15 +114,8 @@ def measure(
             "full_psnr": metrics.psnr(a, b),
             "full_ssim": metrics.ssim(a, b),
         }
-        values["lpips"] = torch.full_like(values["psnr"], float("nan"))
-        if not lpips_missing:
-            try:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", module="torchvision")  # lpips uses its older arguments
-                    values["lpips"] = metrics.lpips(a, b, m)
-            except InputError as error:
-                log(str(error))
-                lpips_missing = True
+        large = min(a.shape[-2:]) >= SMALLEST
+        values["lpips"] = metrics.lpips(a, b, m) if large else torch.full_like(values["psnr"], float("nan"))
         if refine_pose:
             a = refined(run, chosen, target).permute(0, 3, 1, 2)
             values |= {"refined_psnr": metrics.psnr(a, b, m), "refined_ssim": metrics.ssim(a, b, m)}

@@ -12,7 +12,7 @@ import recon4d.head
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
-from recon4d import metrics, runs, settings
+from recon4d import runs, settings
 from recon4d.cli import pick_device
 from recon4d.files import InputError
 from recon4d.head import HeadModel, with_uv
@@ -176,8 +176,6 @@ def _train(
     world, rank = fabric.world_size, fabric.global_rank
     if config.train.batch_size % world:
         raise InputError(f"train.batch_size {config.train.batch_size} does not divide by the {world} processes")
-    if any(stage.loss_weights.perceptual for stage in config.stages):
-        metrics.lpips_network()  # says at once when its weights are missing
     training, held_out = datasets(config, head)
     plan = Plan(config.stages, max(len(training) // config.train.batch_size, 1), config.train.warmup)
     torch.manual_seed(config.seed)
