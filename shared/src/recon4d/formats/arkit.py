@@ -40,8 +40,8 @@ class Activations:
     fps: frames per second. values: (N, 52) float32, of 1, in the order of `NAMES`. turns: (N, 3, 3) radians: yaw,
     pitch and roll of head, left eye and right eye, each to be applied as Ry(yaw) Rx(pitch) Rz(roll). Axes are x to the
     person's left, y up, z out of the face: a positive yaw looks to the person's left, a positive pitch down. The head
-    turns in the camera's frame, an eye in the head's. jaw: (N, 3) of the same for the jaw's joint of a track; None where
-    a file has only activations.
+    turns in the camera's frame, an eye in the head's. jaw: (N, 3) of the same for the jaw's joint of a track; None
+    where a file has only activations.
     """
 
     fps: float

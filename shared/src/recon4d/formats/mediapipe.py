@@ -22,8 +22,8 @@ def read(path: str | Path) -> Activations:
 
     A frame is a list of `{categoryName, score}` (Python's `category_name` too), names with their values, or an object
     with either as `blendshapes` (or MediaPipe's own name of it); of several faces the first counts. Beside them
-    `facial_transformation_matrixes` (4x4, or its 16 numbers by rows or columns) turns the head, and `timestamp_ms` gives
-    the frame rate, which is 30 where nothing does. A frame without a face is as the one before.
+    `facial_transformation_matrixes` (4x4, or its 16 numbers by rows or columns) turns the head, and `timestamp_ms`
+    gives the frame rate, which is 30 where nothing does. A frame without a face is as the one before.
 
     Raises:
         InputError: a missing or broken file, one without a frame with ARKit's names.

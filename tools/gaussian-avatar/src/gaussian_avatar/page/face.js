@@ -4,6 +4,7 @@
 // eye, eyelids (N, 2), translation (N, 3); fps, and the camera that saw it: K (9), size, translation.
 
 const OPEN_JAW = 25; // degrees, for heads whose jaw has a joint only
+const BLINKS = ["eyeBlinkLeft", "eyeBlinkRight"];
 const HEAD = { headYaw: 0, headPitch: 1, headRoll: 2 };
 const GAZE = { gazeYaw: 0, gazePitch: 1 };
 
@@ -30,19 +31,30 @@ function resting(clip, index) {
 function known(names, name) {
   if (name in HEAD || name in GAZE) return [name];
   const sides = [name, `${name}Left`, `${name}Right`].filter((side) => names.includes(side));
-  if (sides.length || ["jawOpen", "eyeBlinkLeft", "eyeBlinkRight"].includes(name)) return sides.length ? sides : [name];
-  return name === "eyeBlink" ? ["eyeBlinkLeft", "eyeBlinkRight"] : [];
+  if (sides.length) return sides;
+  if (name === "jawOpen" || BLINKS.includes(name)) return [name];
+  return name === "eyeBlink" ? BLINKS : [];
 }
 
-// A frame with pinned values in the place of its own.
-function pinned(frame, names, pins) {
+// A frame with pinned values in the place of its own. Jaw and eyelids go where the avatar's own clip has them: the joint
+// and the lids (content.own), else the expressions.
+function pinned(frame, { names, own }, pins) {
   const { expression, eyelids } = frame, turns = frame.turns.slice();
   const given = (table) => Object.keys(table).filter((name) => pins.has(name));
   for (const [name, value] of pins) {
-    const column = names.indexOf(name), lid = ["eyeBlinkLeft", "eyeBlinkRight"].indexOf(name);
-    if (name === "jawOpen") turns[1] = column < 0 ? turn([0, OPEN_JAW * value, 0]) : IDENTITY;
-    if (lid >= 0) eyelids[lid] = column < 0 ? value : 0;
-    if (column >= 0) expression[column] = value;
+    const column = names.indexOf(name), lid = BLINKS.indexOf(name);
+    let left = value;
+    if (name === "jawOpen" && (column < 0 || own.jaw)) {
+      turns[1] = vectorTurn([own.jaw ? between(value, own.jaw.opened, own.jaw.opening) : OPEN_JAW * RADIANS * value, 0, 0]);
+      left = 0;
+    } else if (name === "jawOpen") {
+      turns[1] = IDENTITY;
+    }
+    if (lid >= 0) {
+      eyelids[lid] = column < 0 || own.eyelids ? value : 0;
+      if (own.eyelids) left = 0;
+    }
+    if (column >= 0) expression[column] = left;
   }
   if (given(HEAD).length) {
     const way = angles(turns[0]);
@@ -60,13 +72,14 @@ function pinned(frame, names, pins) {
 }
 
 // The value that a frame has for a name.
-function valueOf(frame, names, name) {
+function valueOf(frame, { names, own }, name) {
   if (name in HEAD) return angles(frame.turns[0])[HEAD[name]];
   if (name in GAZE) return angles(frame.turns[2])[GAZE[name]];
-  const column = names.indexOf(name);
-  if (column >= 0) return frame.expression[column];
-  if (name === "jawOpen") return angles(frame.turns[1])[1] / OPEN_JAW;
-  return frame.eyelids[name === "eyeBlinkLeft" ? 0 : 1];
+  const column = names.indexOf(name), said = column < 0 ? 0 : frame.expression[column], lid = BLINKS.indexOf(name);
+  if (lid >= 0) return said + frame.eyelids[lid];
+  if (name !== "jawOpen") return said;
+  const open = turnVector(frame.turns[1])[0];
+  return said + (own.jaw ? between(open, own.jaw.opening, own.jaw.opened) : open / RADIANS / OPEN_JAW);
 }
 
 // The network's input: expression, the first two rows of each turn, eyelids, translation.

@@ -19,7 +19,7 @@ async function start() {
   const touch = () => { state.dirty = true; };
   const frameNow = () => {
     const last = state.clip.frames - 1, index = Math.max(0, Math.min(last, Math.floor(state.position)));
-    return pinned(state.follow ? frameOf(state.clip, index) : resting(rest, content.frontal), names, state.pins);
+    return pinned(state.follow ? frameOf(state.clip, index) : resting(rest, content.frontal), content, state.pins);
   };
   let centre = null, speed = 0, drawn = 0;
   const render = (width, height) => {

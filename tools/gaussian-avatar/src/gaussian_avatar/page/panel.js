@@ -58,7 +58,7 @@ function controls(form, api, content, open) {
     for (const [name, { label, input }] of sliders) {
       const stands = known(names, name);
       label.classList.toggle("pinned", stands.some((one) => pins.has(one)));
-      if (input !== document.activeElement || !pins.has(stands[0])) input.value = valueOf(shown, names, stands[0]);
+      if (input !== document.activeElement || !pins.has(stands[0])) input.value = valueOf(shown, content, stands[0]);
     }
   };
 }
