@@ -257,6 +257,7 @@ def _show(session: _Session, item: Arrival, frame: Frame | None) -> None:
         "learn": {"fps": session.learning.figures()["fps"], "images": 0 if state is None else state.images},
         "latency_ms": round(1e3 * float(np.median(latest))) if latest else None,
         "age_ms": round(1e3 * age),
+        "name": str(item.track.names[0]),
     }
     session.figures = figures
     session.page.show(Seen(item.pixels[..., :3], picture, figures))

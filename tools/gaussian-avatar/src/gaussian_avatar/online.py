@@ -129,6 +129,11 @@ def start(
         with stopped_by_signal(), _page(view, host, port, folder, open_browser, log) as page:
             lines, of_camera = (None, False) if stream is None else _begun(stream)
             if stream is not None and lines is not None and (view or of_camera):
+                if images or masks or images_per_frame or post_steps:
+                    raise InputError(
+                        "a camera's stream brings its pictures and its pace; leave --images, --masks, "
+                        "--images-per-frame and --post-steps away"
+                    )
                 settings.write(folder / "config.yaml", chosen)
                 tracked = track_stream.read_all(lines, stream.name)
                 return live.run(chosen, head, tracked, folder, place, page, resume, log, claimed.keep)
