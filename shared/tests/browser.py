@@ -107,8 +107,11 @@ def _unpack(archive: Path, folder: Path, final: Path) -> None:
 
 
 @contextmanager
-def open_page(width: int = 1280, height: int = 800) -> Iterator[Page]:
-    """A blank page of a fresh browser, `width` x `height` pixels, WebGL by software; closed when the block ends."""
+def open_page(width: int = 1280, height: int = 800, switches: tuple[str, ...] = ()) -> Iterator[Page]:
+    """A blank page of a fresh browser, `width` x `height` pixels, WebGL by software; closed when the block ends.
+
+    `switches` are added to the browser's command line.
+    """
     executable = find()
     environment = dict(os.environ)
     if (executable.parent / "fonts.conf").exists():
@@ -117,7 +120,7 @@ def open_page(width: int = 1280, height: int = 800) -> Iterator[Page]:
             "FONTCONFIG_FILE": str(executable.parent / "fonts.conf"),
         }
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=SWITCHES, env=environment)
+        browser = playwright.chromium.launch(executable_path=executable, args=[*SWITCHES, *switches], env=environment)
         try:
             yield browser.new_page(viewport={"width": width, "height": height}, locale="en-US")
         finally:
