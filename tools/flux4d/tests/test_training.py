@@ -6,7 +6,7 @@ from dataclasses import replace
 import lightning_fabric as lightning
 import pytest
 import torch
-from flux4d import checkpoints, reconstruction, training
+from flux4d import checkpoints, reconstruction, schedule, training
 from flux4d.config import change_config
 from flux4d.model import Flux
 from flux4d.rendering import render
@@ -63,43 +63,43 @@ def test_depth_samples_are_the_nearest_points(clip):
 
 def test_rates_clips_and_frames(small, clip):
     steps = small.model_copy(update={"train": small.train.model_copy(update={"iterations": 100, "warmup": 10})})
-    rates = [training.rate(step, steps) for step in range(100)]
+    rates = [schedule.rate(step, steps) for step in range(100)]
     assert rates[0] == pytest.approx(steps.train.rate / 10) and max(rates) == rates[9]
     assert rates[99] == pytest.approx(steps.train.final_rate, rel=0.03)
     steps = change_config(steps.model_dump(), "test", ["train.narrow=0"])
-    passes = [training.chosen_clips(step, steps, 5)[0] for step in range(20)]
+    passes = [schedule.chosen_clips(step, steps, 5)[0] for step in range(20)]
     assert all(sorted(passes[i : i + 5]) == list(range(5)) for i in range(0, 20, 5)) and passes[:5] != passes[5:10]
-    frames = [training.chosen_frames(step, 0, steps, clip) for step in range(60)]
+    frames = [schedule.chosen_frames(step, 0, steps, clip) for step in range(60)]
     assert {f for chosen in frames for f in chosen} == set(range(11)) and {len(f) for f in frames} == {2}
     fixed = change_config(steps.model_dump(), "test", ["train.fixed_frame=3"])
-    assert training.chosen_frames(7, 0, fixed, clip) == [3]
+    assert schedule.chosen_frames(7, 0, fixed, clip) == [3]
 
 
 def test_weight_of_the_velocity(small):
     """It stays in the first half of a run and goes to its final value in the second; the rest stays."""
     given = ["train.iterations=100", "losses.velocity=0.01", "losses.final_velocity=0.03"]
     run = change_config(small.model_dump(), "test", given)
-    found = [training.weights(step, run).velocity for step in (0, 49, 50, 75, 100)]
+    found = [schedule.weights(step, run).velocity for step in (0, 49, 50, 75, 100)]
     assert found == pytest.approx([0.01, 0.01, 0.01, 0.02, 0.03])
-    assert training.weights(75, run).model_copy(update={"velocity": 0.01}) == run.losses
-    assert training.weights(99, small) == small.losses
+    assert schedule.weights(75, run).model_copy(update={"velocity": 0.01}) == run.losses
+    assert schedule.weights(99, small) == small.losses
 
 
 def test_window(small, sample):
     """First the neighbouring sweeps alone, at targets; then more; then all."""
     steps = change_config(small.model_dump(), "test", ["train.iterations=100", "train.narrow=0.4", "train.window=0.15"])
-    widths = [training.window(step, steps) for step in range(100)]
+    widths = [schedule.window(step, steps) for step in range(100)]
     assert set(widths[:40]) == {0.15} and set(widths[71:]) == {math.inf} and widths == sorted(widths)
     assert 1.0 < widths[69] < 1.2
     clip = sample.clip
-    narrow = {f for step in range(40) for f in training.chosen_frames(step, 0, steps, clip)}
+    narrow = {f for step in range(40) for f in schedule.chosen_frames(step, 0, steps, clip)}
     assert narrow == set(clip.target)  # the clip's targets lie between its inputs
     # frames long after the last input come when the window reaches them
     future = replace(clip, input=[0, 2, 4], target=[1, 3, 5, 6, 7, 8, 9, 10])
-    reached = [{f for i in range(60) for f in training.chosen_frames(at, i, steps, future)} for at in (5, 50, 80)]
+    reached = [{f for i in range(60) for f in schedule.chosen_frames(at, i, steps, future)} for at in (5, 50, 80)]
     assert reached == [{1, 3, 5}, set(range(9)), set(range(11))]
     everything = change_config(small.model_dump(), "test", ["train.narrow=0"])
-    assert training.window(0, everything) == math.inf
+    assert schedule.window(0, everything) == math.inf
     # what is drawn at a target is what a scene of the two sweeps beside it shows
     gaussians, cameras = sample.given.gaussians, sample.cameras[[3]]
     near = ((gaussians.times - cameras.times[0]).abs() <= 0.15) | gaussians.sky

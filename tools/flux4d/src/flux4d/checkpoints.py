@@ -8,6 +8,7 @@ import torch
 from recon4d import InputError, runs
 from recon4d.files import write_bytes, write_torch
 
+from flux4d import shipped
 from flux4d.config import Config, change_config, load_config
 from flux4d.model import Flux
 
@@ -65,7 +66,7 @@ def fill(
 
 
 def open_model(
-    path: str | Path,
+    path: str | Path | None,
     device: torch.device,
     config: str | Path | None = None,
     overrides: Iterable[str] = (),
@@ -74,10 +75,16 @@ def open_model(
     """A trained network, ready to use, and the settings it was trained with, or those of a config that it fits.
 
     Args:
+        path: a checkpoint; None is the network that ships.
         config, overrides: as in `config.load_config`; None takes the checkpoint's own. camera: whose images, by name.
     """
-    state = read(path)
     values = {"data.camera": camera}
+    if path is None:
+        settings = load_config(config or shipped.PRESET, overrides, values)
+        model = Flux(settings.model)
+        shipped.fill(model, lambda text: None)
+        return model.to(device).eval(), settings
+    state = read(path)
     if config is None:
         settings = change_config(state["config"], str(path), overrides, values)
     else:

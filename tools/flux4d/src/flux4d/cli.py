@@ -1,102 +1,33 @@
 """The command line: options in, one function per command, its result out."""
 
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
-from recon4d.cli import Command, Group, Real, device_option, force_option, log, print_result, seed_option, seed_type
+from recon4d.cli import Command, Group, Real, device_option, force_option, log, print_result, seed_option
 
-PathType = click.Path(path_type=Path)
-MOST = 1_000_000_000
-
-index_option = click.option("--index-path", required=True, type=PathType, help="Of flux4d index.")
-root_option = click.option("--data-root", help="Where the scenes are now.  [default: as in the index]")
-clip_option = click.option(
-    "--clip-index", type=click.IntRange(0, MOST), default=0, show_default=True, help="Number of a clip."
+from flux4d.options import (
+    MOST,
+    PathType,
+    camera_option,
+    cameras_option,
+    checkpoint_option,
+    clip_option,
+    config_option,
+    engine_option,
+    fps_option,
+    index_option,
+    names,
+    out_option,
+    root_option,
+    run_option,
+    set_option,
+    settings_option,
+    sky_option,
+    slow_option,
+    training_options,
+    workers_option,
 )
-camera_option = click.option("--camera", default="front_camera", show_default=True, help="Whose images.")
-config_option = click.option(
-    "--config", default="cpu-quick", show_default=True, help="A YAML file, or: paper, cpu-quick, cpu-scenes."
-)
-set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a setting.")
-checkpoint_option = click.option("--ckpt", "checkpoint", required=True, type=PathType, help="Of overfit or train.")
-settings_option = click.option("--config", help="Settings of data and lift.  [default: the checkpoint's]")
-sky_option = click.option(
-    "--num-sky-points",
-    "sky_points",
-    type=click.IntRange(0, 50_000_000),
-    help="On the half sphere.  [default: from the config]",
-)
-fps_option = click.option("--fps", type=Real(1, 120), default=30.0, show_default=True, help="Of the video.")
-slow_option = click.option(
-    "--slow", type=Real(0.1, 20), default=4.0, show_default=True, help="Video seconds per second."
-)
-
-
-workers_option = click.option("--workers", type=click.IntRange(1, 1024), help="Processes.  [default: one per core]")
-engine_option = click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Processes of this machine, or Ray: RAY_ADDRESS names a cluster.",
-)
-
-
-def out_option(default: str) -> Callable[..., Any]:
-    return click.option("--out-dir", type=PathType, default=default, show_default=True, help="Output.")
-
-
-def run_option(default: str) -> Callable[..., Any]:
-    return click.option("--output-dir", type=PathType, default=default, show_default=True, help="The run's folder.")
-
-
-def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What overfit and train share."""
-    for option in (
-        force_option,
-        click.option("--seed", type=seed_type, help="Seed of all random numbers.  [default: from the config]"),
-        click.option(
-            "--grad-accum-steps",
-            "accumulate",
-            type=click.IntRange(1, 1000),
-            help="Batches per step.  [default: 1]",
-        ),
-        click.option(
-            "--resume-no-optim",
-            "with_optimizer",
-            flag_value=False,
-            default=True,
-            help="Leave the optimizer's state; parameters may differ.",
-        ),
-        click.option("--resume-from", type=PathType, help="A checkpoint to go on from."),
-        click.option("--resume", is_flag=True, help="Go on from the output's ckpt_last.pt."),
-        click.option(
-            "--no-projected-depth", "projected_depth", flag_value=False, default=True, help="No loss on LiDAR depth."
-        ),
-        click.option("--iters", "iterations", type=click.IntRange(1, MOST), help="Steps.  [default: from the config]"),
-        click.option("--depth-dir", help="Depth maps, SCENE/CAMERA/NN.npy or .png, for lift.points."),
-        click.option(
-            "--max-gaussians", type=click.IntRange(1, MOST), help="Most Gaussians.  [default: from the config]"
-        ),
-        sky_option,
-        set_option,
-        click.option(
-            "--config",
-            help="A YAML file, or: paper, cpu-quick, cpu-scenes.  [default: cpu-quick; with --resume the run's own]",
-        ),
-        root_option,
-        index_option,
-    ):
-        command = option(command)
-    return command
-
-
-def names(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[str, ...] | None:
-    """Names with commas between them."""
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 @click.group(cls=Group)
@@ -227,7 +158,6 @@ def inspect_voxels(**options: Any) -> None:
 
 @main.command(cls=Command)
 @click.option("--clip-index", type=click.IntRange(0, MOST), help="Number of a clip.  [default: 0]")
-@click.option("--camera", help="Whose images.  [default: from the config]")
 @training_options
 @click.option(
     "--fixed-target-frame",
@@ -268,6 +198,7 @@ def train(**options: Any) -> None:
 @checkpoint_option
 @click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="Which clips.")
 @click.option("--clip-index", type=click.IntRange(0, MOST), help="One clip by its number.  [default: all of the split]")
+@cameras_option
 @out_option("out/eval")
 @click.option("--save-renders", is_flag=True, help="Write truth, render, depth and motion of each target frame.")
 @set_option
@@ -277,7 +208,7 @@ def eval_(**options: Any) -> None:
     """Measure a network: images, depth, scene flow; whole and moving things, interpolation and future. metrics.json."""
     from flux4d.evaluation import evaluate
 
-    print_result(evaluate(**options))
+    print_result(evaluate(**options, log=log))
 
 
 @main.command("vis-flow", cls=Command)
@@ -319,6 +250,7 @@ def vis_flow(**options: Any) -> None:
 @root_option
 @clip_option
 @checkpoint_option
+@cameras_option
 @out_option("out/scene")
 @click.option(
     "--static",
@@ -335,7 +267,7 @@ def reconstruct(**options: Any) -> None:
     """A clip as Gaussians with velocities (scene.ply, cameras.json) and a video along its path (render.mp4)."""
     from flux4d.scenes import reconstruct
 
-    print_result(reconstruct(**options))
+    print_result(reconstruct(**options, log=log))
 
 
 @main.command(cls=Command)

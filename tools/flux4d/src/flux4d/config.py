@@ -10,7 +10,7 @@ from recon4d.settings import Section
 
 MOST_SKY = 50_000_000
 LONGEST = 400  # letters of a --set option
-PRESETS = ("paper", "cpu-quick", "cpu-scenes", "cpu-streets")
+PRESETS = ("paper", "cpu-quick", "cpu-scenes", "cpu-streets", "shipped")
 
 Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]

@@ -1,7 +1,7 @@
 """How well a network does on clips: images and depth at the targets' moments, and scene flow on LiDAR points."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from recon4d.cli import pick_device, progress
 from recon4d.files import write_text
 from scipy.spatial import cKDTree
 
-from flux4d import checkpoints, flow, indices, labels, pictures
+from flux4d import checkpoints, flow, indices, labels, memory, pictures
 from flux4d.config import Config, config_file
 from flux4d.gaussians import MovingGaussians, moved, velocity_at
 from flux4d.model import Flux
@@ -101,7 +101,7 @@ def mean_of(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def evaluate(
-    checkpoint: str | Path,
+    checkpoint: str | Path | None,
     index_path: str | Path,
     out_dir: str | Path,
     *,
@@ -111,24 +111,28 @@ def evaluate(
     overrides: Iterable[str] = (),
     data_root: str | Path | None = None,
     save_renders: bool = False,
+    camera: str | None = None,
     device: str = "auto",
     force: bool = False,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measure a trained network on clips of an index; write metrics.json and, if asked, renders of the target frames.
 
     Returns what `measure` does but for the single clips, which are in metrics.json.
 
     Args:
+        checkpoint: of a training; None is the network that ships.
         split: the clips, `test` or `train`. clip_index: the only clip, of either split.
         config, overrides: settings of data and lift in place of the checkpoint's, as in `config.load_config`.
         data_root: where the scenes are, when they are not where the index was made.
+        camera: whose images, by name, or several with commas; None: the checkpoint's.
         force: replace an earlier evaluation in `out_dir`.
 
     Raises:
         InputError: a checkpoint, index or clip that cannot be read, a split without clips, an output that exists.
     """
     out, chosen_device = Path(out_dir), pick_device(device)
-    model, settings = checkpoints.open_model(checkpoint, chosen_device, config, overrides)
+    model, settings = checkpoints.open_model(checkpoint, chosen_device, config, overrides, camera)
     index = indices.read(index_path)
     if clip_index is None:
         entries = [entry for entry in index["clips"] if entry["split"] == split]
@@ -137,6 +141,7 @@ def evaluate(
     if not entries:
         raise InputError(f"--index-path {index_path} has no {split} clips; use --split or flux4d index --val-scenes")
     root = indices.root_of(index, data_root)
+    log(memory.sentence(max(memory.of_clip(settings, entry) for entry in entries), chosen_device))
     inputs, names = [checkpoint, index_path, root, config_file(config)], ("metrics.json", "renders")
     with runs.claim(out, "flux4d eval", force=force, inputs=inputs, names=names):
         result = measure(model, settings, entries, root, chosen_device, out / "renders" if save_renders else None)

@@ -1,18 +1,20 @@
-"""Depth between a LiDAR's beams: for each pixel of an image that of the points around it, guided by the colours."""
+"""Depth between a LiDAR's beams: for each pixel of an image that of the points around it, at edges by colour."""
 
 import cv2
 import numpy as np
 import roma
 import torch
 from recon4d.cameras import Camera, unproject
-from scipy.spatial import cKDTree
+from scipy.spatial import Delaunay, cKDTree
 from torch import Tensor
 
-from flux4d.clips import Clip
+from flux4d.clips import Clip, in_view
 
-NEIGHBOURS = 8  # measured pixels that a pixel's depth comes from
 COLOUR = 12.0  # spread of Lab colours of one surface
-SAME = 0.08  # difference of inverse depths, by the nearest's, up to which they are one surface
+NEIGHBOURS = 8  # measured points that a pixel at an edge chooses from
+EDGE = 0.15  # difference of a triangle's inverse depths, by the largest, beyond which there is an edge in it
+SAME = 0.08  # the same from pixel to pixel
+LEVEL = 0.3  # metres by which the corners of a triangle on the road differ in height
 FOOTPRINT = 0.4  # standard deviation of a pixel's Gaussian, pixels
 LONG = 10.0  # how much longer than high a pixel's footprint on a slanted surface may get
 THIN = 0.3  # thickness of a Gaussian by its width
@@ -20,56 +22,89 @@ FLAT = 60.0  # gradient of the sky's brightness, at most, in levels
 DARK = 60.0  # level from which a pixel may be sky
 
 
-def depth_map(image: np.ndarray, pixels: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def depth_map(
+    image: np.ndarray, camera: Camera, points: Tensor, up: Tensor | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Depth (H, W) in metres of every pixel, and (H, W) bool: where the sky is.
 
-    A pixel takes the inverse depths of the measured pixels around it, by their distance and colour (Kopf et al. 2007),
-    but of one surface only: that of the one which counts most. Above the highest beam it is that of the measured
-    pixels below, as of walls and trees, but for what looks like sky.
+    Between measured points inverse depth is linear in the triangles of their Delaunay triangulation, as on planes. A
+    pixel of a triangle that spans an edge between near and far takes the surface, of the points around, which it is most
+    like in place and colour (Kopf et al. 2007); level ground has no edges. Above the highest beam depth is that of the nearest point, as on walls and
+    trees, but for what looks like sky; below the lowest it is that of a level road.
 
     Args:
-        image: (H, W, 3) uint8. pixels, depth: (M,) numbers row by row, and depths there, as in `Clip.depths`.
+        image: (H, W, 3) uint8. camera: its camera. points: (N, 3) of the LiDAR. up: (3,) of the points; None is z.
     """
     height, width = image.shape[:2]
-    row, column = np.divmod(pixels, width)
-    sparse = np.full((height, width), 1e6, np.float32)
-    sparse[row, column] = depth
-    # the LiDAR stands higher than the camera, and sees over near things what the camera does not
-    nearest = cv2.erode(sparse, np.ones((5, 3), np.uint8))[row, column]
-    seen = depth < 1.3 * nearest + 0.5
-    row, column, depth = row[seen], column[seen], depth[seen]
-    if len(depth) == 0:
+    places, depth, levels = _visible(camera, points, points.new_tensor([0.0, 0, 1]) if up is None else up)
+    if len(depth) < 4:
         return np.ones((height, width)), np.ones((height, width), bool)
     lab = cv2.cvtColor(cv2.GaussianBlur(image, (0, 0), 0.7), cv2.COLOR_RGB2LAB).astype(np.float32)
+    own = lab[places[:, 1].astype(int), places[:, 0].astype(int)]
+    row, column = (grid.ravel() for grid in np.mgrid[:height, :width])
+    centres = np.stack([column, row], -1) + 0.5
+    inverse = 1 / depth
+
+    tree = cKDTree(places)
+    _, nearest = tree.query(centres)
+    found = inverse[nearest]
+    below = _below(camera, centres, levels[nearest], points.new_tensor([0.0, 0, 1]) if up is None else up)
+    lower = centres[:, 1] > places[nearest, 1] + 1
+    found = np.where(lower & (below > found), np.minimum(below, 1.0), found)
+
+    top = np.full(width, height)  # the highest beam of each column
+    np.minimum.at(top, places[:, 0].astype(int), places[:, 1].astype(int))
+    triangles = Delaunay(places)
+    at = triangles.find_simplex(centres)
+    inside = (at >= 0) & (row >= top[column])
+    corners = triangles.simplices[at[inside]]
+    offset = centres[inside] - triangles.transform[at[inside], 2]
+    share = np.einsum("nij,nj->ni", triangles.transform[at[inside], :2], offset)
+    share = np.concatenate([share, 1 - share.sum(1, keepdims=True)], 1)
+    values = inverse[corners]
+    low, high = values.min(1), values.max(1)
+    level = np.ptp(levels[corners], axis=1) < LEVEL
+    plane = (high - low < EDGE * high) | level
+    found[inside] = np.where(plane, (share * values).sum(1), found[inside])
+
+    edges = np.flatnonzero(inside)[~plane]
     count = min(NEIGHBOURS, len(depth))
-    places = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).reshape(-1, 2)
-    distance, near = cKDTree(np.stack([column, row], -1)).query(places, count)
-    distance, near = distance.reshape(-1, count), near.reshape(-1, count)
-    unlike = np.square(lab[row, column][near] - lab.reshape(-1, 1, 3)).sum(-1)
+    distance, near = (part.reshape(-1, count) for part in tree.query(centres[edges], count))
+    unlike = np.square(own[near] - lab.reshape(-1, 1, 3)[edges]).sum(-1)
     weight = np.exp(-np.square(distance / (1 + distance[:, :1])) / 2 - unlike / (2 * COLOUR**2)) + 1e-12
-    inverse = 1 / depth[near]
-    leading = inverse[np.arange(len(near)), weight.argmax(1)][:, None]
-    weight *= np.abs(inverse - leading) < SAME * leading
-    found = ((weight * inverse).sum(1) / weight.sum(1)).reshape(height, width)
-    for _ in range(2):  # a pixel's neighbours are all of one beam: without this a road has steps
-        found = _smooth(found)
-    top = np.full(width, height)
-    np.minimum.at(top, column, row)
-    return 1 / found, _sky(image, np.minimum.reduce([np.roll(top, shift) for shift in (-1, 0, 1)]))
+    around = inverse[near]
+    same = np.abs(around - around[np.arange(len(near)), weight.argmax(1)][:, None]) < SAME * around
+    found[edges] = (same * weight * around).sum(1) / (same * weight).sum(1)
+
+    sky = _sky(image, np.minimum.reduce([np.roll(top, shift) for shift in (-1, 0, 1)]))
+    return 1 / found.reshape(height, width).clip(1e-3), sky
 
 
-def _smooth(inverse: np.ndarray, reach: int = 3) -> np.ndarray:
-    """The mean of what is the same surface within some pixels."""
-    padded = np.pad(inverse, reach, mode="edge")
-    height, width = inverse.shape
-    total, count = np.zeros_like(inverse), np.zeros_like(inverse)
-    for down in range(2 * reach + 1):
-        for right in range(2 * reach + 1):
-            other = padded[down : down + height, right : right + width]
-            same = np.abs(other - inverse) < SAME * inverse
-            total += same * other
-            count += same
-    return total / count
+def _visible(camera: Camera, points: Tensor, up: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels (M, 2), depths (M,) and heights (M,) of the points that the camera sees: the nearest in each pixel, but
+    for those that the LiDAR, which stands higher, sees over near things."""
+    pixels, depth, inside = in_view(points, camera)
+    places, far, levels = (values[inside].double().numpy() for values in (pixels, depth, points @ up))
+    order = np.argsort(far, kind="stable")
+    row, column = places[order, 1].astype(int), places[order, 0].astype(int)
+    _, first = np.unique(row * camera.width + column, return_index=True)
+    order, row, column = order[first], row[first], column[first]
+    sparse = np.full((camera.height, camera.width), 1e6, np.float32)
+    sparse[row, column] = far[order]
+    seen = far[order] < 1.3 * cv2.erode(sparse, np.ones((5, 3), np.uint8))[row, column] + 0.5
+    return places[order[seen]], far[order[seen]], levels[order[seen]]
+
+
+def _below(camera: Camera, pixels: np.ndarray, levels: np.ndarray, up: Tensor) -> np.ndarray:
+    """(N,) inverse depth at which the rays of pixels (N, 2) meet the level planes of heights (N,); 0 where they do not
+    go down."""
+    K = camera.K.double().numpy()
+    to_camera = camera.world_to_camera.double().numpy()
+    down = -to_camera[:3, :3] @ up.double().numpy()
+    eye = float(-(to_camera[:3, :3].T @ to_camera[:3, 3]) @ up.double().numpy())
+    rays = np.stack([(pixels[:, 0] - K[0, 2]) / K[0, 0], (pixels[:, 1] - K[1, 2]) / K[1, 1], np.ones(len(pixels))], -1)
+    fall = rays @ down
+    return np.where((fall > 1e-3) & (eye - levels > 0.1), fall / np.maximum(eye - levels, 0.1), 0.0)
 
 
 def _slopes(inverse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -127,7 +162,7 @@ def _sky(image: np.ndarray, top: np.ndarray) -> np.ndarray:
     return np.isin(parts, np.setdiff1d(parts[0], 0))
 
 
-def points(clip: Clip, most: int) -> tuple[list[tuple[Tensor, ...]], list[Tensor]]:
+def lifted(clip: Clip, most: int) -> tuple[list[tuple[Tensor, ...]], list[Tensor]]:
     """Per input frame, places (N, 3), colours (N, 3), moments (N,), deviations (N, 3) and quaternions (N, 4) of its
     pixels' Gaussians, discs on the surfaces; and where (H, W) its sky is.
 
@@ -136,8 +171,8 @@ def points(clip: Clip, most: int) -> tuple[list[tuple[Tensor, ...]], list[Tensor
     """
     maps = []
     for frame in clip.input:
-        pixels, known = clip.depths[frame]
-        maps.append(depth_map(clip.images[frame].numpy(), pixels.numpy(), known.numpy()))
+        points = clip.points[clip.frame_of(frame)]
+        maps.append(depth_map(clip.images[frame].numpy(), clip.camera(frame), points))
     total = sum(int((~sky).sum()) for _, sky in maps)
     share = min(most / max(total, 1), 1.0)
     row, column = np.mgrid[: clip.height, : clip.width]

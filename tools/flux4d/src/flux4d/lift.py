@@ -67,7 +67,7 @@ def lift(
     generator = torch.Generator().manual_seed(seed)
     skies: list[Tensor] | None = None
     if settings.fill and depth_points is None:
-        parts, skies = fill.points(clip, settings.max_gaussians)
+        parts, skies = fill.lifted(clip, settings.max_gaussians)
         mean, colour, time, scale, own_quats = (torch.cat(columns) for columns in zip(*parts))
     else:
         mean, colour, time, scale = _seen_points(clip, settings, generator, depth_points)

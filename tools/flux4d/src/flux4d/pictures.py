@@ -113,7 +113,7 @@ def frame_list(text: str, count: int) -> list[int]:
 
 @torch.no_grad()
 def write_flow(
-    checkpoint: str | Path,
+    checkpoint: str | Path | None,
     index_path: str | Path,
     out_dir: str | Path,
     *,
@@ -132,6 +132,7 @@ def write_flow(
     mean motion over moving things and over the rest, where cuboids are known.
 
     Args:
+        checkpoint: of a training; None is the network that ships.
         camera: whose images, by name; None: the checkpoint's.
         mode: `fixed`, the camera stands where it was in the frame `reference`; `follow`, it moves along; or `both`.
         frames: as in `frame_list`.

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from recon4d.files import read_json, write_text
 from recon4d.splat import scene_files
 from torch import Tensor
 
-from flux4d import checkpoints, indices, pictures
+from flux4d import checkpoints, indices, memory, pictures
 from flux4d.clips import path_in_world
 from flux4d.gaussians import MovingGaussians, deviations, inverse_softplus, moved, opacities_at, to_world
 from flux4d.reconstruction import gaussians_of
@@ -131,7 +131,7 @@ def read(folder: str | Path) -> tuple[MovingGaussians, TimedCameras]:
 
 @torch.no_grad()
 def reconstruct(
-    checkpoint: str | Path,
+    checkpoint: str | Path | None,
     index_path: str | Path,
     out_dir: str | Path,
     *,
@@ -141,15 +141,19 @@ def reconstruct(
     fps: float = 30.0,
     slow: float = 4.0,
     static: Iterable[str] = (),
+    camera: str | None = None,
     device: str = "auto",
     force: bool = False,
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Reconstruct a clip by a trained network and write it as a scene, with a video along its path; a summary.
 
     Args:
+        checkpoint: of a training; None is the network that ships.
         overrides: `key=value` settings in place of the checkpoint's.
         data_root: where the scenes are, when they are not where the index was made.
         fps: of the video. slow: seconds of the video per second of the clip.
+        camera: whose images, by name, or several with commas; None: the checkpoint's.
         static: kinds of files (`spz`, `sog`, `splat`, `ply`) to write the first moment as, `static.spz` ...
         force: replace what is in `out_dir`.
 
@@ -157,8 +161,9 @@ def reconstruct(
         InputError: a checkpoint, index or clip that cannot be read, no such clip, an output that exists.
     """
     out, chosen_device = Path(out_dir), pick_device(device)
-    model, settings = checkpoints.open_model(checkpoint, chosen_device, overrides=overrides)
+    model, settings = checkpoints.open_model(checkpoint, chosen_device, overrides=overrides, camera=camera)
     entry, root = indices.open_clip(index_path, clip_index, data_root)
+    log(memory.sentence(memory.of_clip(settings, entry), chosen_device))
     with runs.claim(out, "flux4d reconstruct", force=force, inputs=[checkpoint, index_path, root]):
         sample = load_sample(entry, root, settings, chosen_device)
         started = time.perf_counter()

@@ -17,14 +17,12 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from recon4d import InputError, images, runs, settings
 from recon4d.cli import pick_device, progress_bar
 
-from flux4d import checkpoints, indices, pictures
-from flux4d.clips import Clip
-from flux4d.config import Config, Losses, config_file, load_config
+from flux4d import checkpoints, memory, pictures, schedule, shipped
+from flux4d.config import Config, config_file
 from flux4d.model import Flux
+from flux4d.plans import Entry, Given, Plan, make_plan
 from flux4d.reconstruction import frame_loss, gaussians_of
 from flux4d.samples import Sample, load_sample
-
-Entry = dict[str, Any]  # a clip as an index holds it
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ def start(
     resume: bool = False,
     resume_from: str | Path | None = None,
     with_optimizer: bool = True,
+    init: str | None = None,
     force: bool = False,
     device: str = "auto",
     processes: int = 1,
@@ -73,7 +72,7 @@ def start(
         one_clip: train on one clip alone, `clip_index`, or the first one.
         camera: whose images, by name; None, as of all that follows, is what the config says.
         fixed_frame: the only frame to compare with.
-        config, overrides: as in `config.load_config`; None is cpu-quick.
+        config, overrides: as in `config.load_config`; None is cpu-quick, or with `init` the shipped network's.
         data_root: where the scenes are, when they are not where the index was made.
         depth_dir: depth maps; without a setting of `lift.points` they take the place of LiDAR points.
         projected_depth: False leaves the loss on LiDAR depth out.
@@ -81,6 +80,7 @@ def start(
         resume: go on with a stopped run in `output_dir`, with its own settings; what is given must be the same. Where
             there is nothing to go on with, begin.
         resume_from: a checkpoint to go on from, in a new folder. with_optimizer: False takes what fits of its network.
+        init: `shipped` begins with the network that ships.
         force: replace an earlier run in `output_dir`.
         processes: on this machine; each runs the calling script. Under torchrun leave it at 1.
 
@@ -90,6 +90,10 @@ def start(
     output = Path(output_dir)
     if resume and (resume_from or force):
         raise InputError("--resume goes on in the output; leave --resume-from and --force away")
+    if init and resume_from:
+        raise InputError("--init begins with the network that ships; leave --resume-from away")
+    if init not in (None, shipped.PRESET):
+        raise InputError(f"--init {init} is not {shipped.PRESET}; a checkpoint is given with --resume-from")
     overrides = tuple(overrides)
     if resume_from:
         checkpoints.read(resume_from)
@@ -109,7 +113,7 @@ def start(
         "train.fixed_frame": fixed_frame,
         "seed": seed,
     }
-    given = Given(index_path, data_root, config, overrides, values, one_clip)
+    given = Given(index_path, data_root, config, overrides, values, one_clip, init)
     with ExitStack() as stack:
         plan: Plan | None = None
         keep: Callable[[], None] = _nothing
@@ -136,73 +140,12 @@ def start(
         plan = fabric.broadcast(plan)
         assert plan is not None
         start_from = output / checkpoints.LAST if plan.resumes else resume_from
-        return train(plan.config, plan.entries, plan.root, output, fabric, start_from, with_optimizer, keep, log)
+        ready = bool(init) and not plan.resumes
+        return train(plan.config, plan.entries, plan.root, output, fabric, start_from, with_optimizer, ready, keep, log)
 
 
 def _nothing() -> None:
     pass
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a run is to be, as its caller says: `values` replace settings by their keys, the rest is as in `start`."""
-
-    index_path: str | Path
-    data_root: str | Path | None
-    config: str | Path | None
-    overrides: tuple[str, ...]
-    values: dict[str, Any]
-    one_clip: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run does: its settings, its clips and where their paths begin, and whether it goes on with a stopped
-    one."""
-
-    config: Config
-    entries: list[Entry]
-    root: Path
-    resumes: bool
-
-
-def make_plan(given: Given, output: Path | None) -> Plan:
-    """Read settings and index; of a run in `output`, where there is one to go on with, its own settings.
-
-    Raises InputError for what cannot be read, clips and frames that are not there, and settings that differ from those
-    of the run to go on with.
-    """
-    kept = None if output is None or not (output / checkpoints.LAST).is_file() else output / "config.yaml"
-    config = load_config(given.config or kept or "cpu-quick", given.overrides, given.values)
-    if given.one_clip and config.data.clip is None:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"clip": 0})})
-    if kept is not None:
-        before, now = _flat(load_config(kept)), _flat(config)
-        for name in before:
-            if before[name] != now[name]:
-                raise InputError(
-                    f"{kept} has {name}: {before[name]}, and {now[name]} is given; leave it away to go on, or use "
-                    "--resume-from"
-                )
-    index = indices.read(given.index_path)
-    if config.data.clip is not None:
-        entries = [indices.choose(index, config.data.clip)]
-    else:
-        entries = [entry for entry in index["clips"] if entry["split"] == "train"]
-    if not entries:
-        raise InputError(f"--index-path {given.index_path} has no clips to train on; see --val-scenes of flux4d index")
-    fixed = config.train.fixed_frame
-    if fixed is not None and not all(fixed < len(entry["frames"]) for entry in entries):
-        raise InputError(f"--fixed-target-frame {fixed}: the clip has frames 0 to {len(entries[0]['frames']) - 1}")
-    return Plan(config, entries, indices.root_of(index, given.data_root), kept is not None)
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    """All settings by keys with dots."""
-    dumped = config.model_dump()
-    sections = {name: part for name, part in dumped.items() if isinstance(part, dict)}
-    inner = {f"{name}.{key}": value for name, part in sections.items() for key, value in part.items()}
-    return {"seed": dumped["seed"]} | inner
 
 
 def fabric_options(device: str, processes: int) -> dict[str, Any]:
@@ -220,66 +163,6 @@ def fabric_options(device: str, processes: int) -> dict[str, Any]:
         "num_nodes": max(world // devices, 1),
         "strategy": "ddp" if several else "auto",
     }
-
-
-# ------------------------------------------------------------------------------- what happens in a step, by its number
-
-
-def rate(step: int, config: Config) -> float:
-    """The learning rate: linear warm-up, then exponential decay to the final rate."""
-    run = config.train
-    share = min(step / run.iterations, 1.0)
-    return run.rate * (run.final_rate / run.rate) ** share * min((step + 1) / max(run.warmup, 1), 1.0)
-
-
-def weights(step: int, config: Config) -> Losses:
-    """The loss's weights: that of the velocity goes to its final one in the second half of the run."""
-    losses, share = config.losses, max(2 * step / config.train.iterations - 1, 0.0)
-    if losses.final_velocity is None:
-        return losses
-    return losses.model_copy(update={"velocity": losses.velocity + share * (losses.final_velocity - losses.velocity)})
-
-
-def chosen_clips(step: int, config: Config, number: int) -> list[int]:
-    """The clips: a place in the endless sequence of shuffled passes, so that a resumed run goes on in it."""
-    size = config.train.batch_size * config.train.accumulate
-    return [int(clip) for clip in runs.batch_places(step, size, number, config.seed)]
-
-
-def window(step: int, config: Config) -> float:
-    """Seconds around a frame within which a point has to be seen to be drawn in it.
-
-    Points of neighbouring sweeps alone leave a hole, or a double, where something moves, at a distance that a small
-    change of velocity mends. All points of a second together show a streak, which fading mends sooner.
-    """
-    run = config.train
-    share = step / run.iterations
-    if share < run.narrow:
-        return run.window
-    if run.narrow == 0:
-        return math.inf
-    # in the first half of what is left of the run it widens to a second more, then to everything
-    left = (share - run.narrow) / max(1 - run.narrow, 1e-9)
-    return run.window + 2 * left if left < 0.5 else math.inf
-
-
-def chosen_frames(step: int, item: int, config: Config, clip: Clip) -> list[int]:
-    """Frames to render of a step's clip number `item`: the fixed one, else a random choice of inputs and targets.
-
-    A frame without an input in the window has nothing to show. With a narrow one only targets are chosen: an input's
-    own points show it whatever their velocity.
-    """
-    if config.train.fixed_frame is not None:
-        return [config.train.fixed_frame]
-    narrow = step < config.train.narrow * config.train.iterations
-    wanted = clip.target if narrow else sorted(clip.input + clip.target)
-    gaps = (clip.times[wanted][:, None] - clip.times[clip.input]).abs().amin(1)
-    shown = [frame for frame, gap in zip(wanted, gaps) if gap <= window(step, config)] or wanted
-    rng = np.random.default_rng((config.seed, 4, step, item))
-    return sorted(int(i) for i in rng.choice(shown, min(config.train.frames, len(shown)), replace=False))
-
-
-# ------------------------------------------------------------------------------------------------------------ the loop
 
 
 class Cache:
@@ -306,6 +189,7 @@ def train(
     fabric: lightning.Fabric,
     resume_from: str | Path | None = None,
     with_optimizer: bool = True,
+    ready: bool = False,
     keep: Callable[[], None] = lambda: None,
     log: Callable[[str], None] = print,
 ) -> Result:
@@ -314,7 +198,8 @@ def train(
     Every process of `fabric` takes its share of a step's clips; the gradients are the mean over all of them.
 
     Args:
-        root: where the index's paths begin. resume_from, with_optimizer: as in `start`.
+        root: where the index's paths begin. resume_from, with_optimizer: as in `start`. ready: begin with the network
+            that ships.
         keep: called when there is a checkpoint.
 
     Raises:
@@ -329,12 +214,14 @@ def train(
         )
     torch.manual_seed(config.seed)
     network = Flux(config.model)
-    adam = torch.optim.Adam(network.parameters(), lr=config.train.rate)
-    first = checkpoints.fill(resume_from, network, adam if with_optimizer else None, log) if resume_from else 0
+    adam = torch.optim.Adam(network.parameters(), lr=run.rate)
+    say = log if fabric.is_global_zero else lambda text: None
+    first = checkpoints.fill(resume_from, network, adam if with_optimizer else None, say) if resume_from else 0
+    if ready:
+        shipped.fill(network, say)
+    say(memory.sentence(memory.of_training(config, entries), fabric.device))
     model, optimizer = fabric.setup(network, adam)
-    sample_of = Cache(
-        lambda number: load_sample(entries[number], root, config, fabric.device), config.train.cache_clips
-    )
+    sample_of = Cache(lambda number: load_sample(entries[number], root, config, fabric.device), run.cache_clips)
 
     total = config.train.iterations
     started, loss, psnr, count = time.perf_counter(), math.nan, math.nan, 0
@@ -342,18 +229,20 @@ def train(
     with progress_bar("training", total) as show:
         for step in range(first, total):
             for group in optimizer.param_groups:
-                group["lr"] = rate(step, config)
+                group["lr"] = schedule.rate(step, config)
             optimizer.zero_grad(set_to_none=True)
-            items = list(enumerate(chosen_clips(step, config, len(entries))))
+            items = list(enumerate(schedule.chosen_clips(step, config, len(entries))))
             mine = items[fabric.global_rank :: fabric.world_size]
             for item, number in mine:
                 sample = sample_of(number)
-                frames = chosen_frames(step, item, config, sample.clip)
+                frames = schedule.chosen_frames(step, item, config, sample.clip)
                 with fabric.no_backward_sync(model, enabled=fabric.world_size > 1 and item != mine[-1][0]):
                     found = gaussians_of(model, sample, config)
                     if step < config.train.still * total:
                         found = replace(found, velocities=0 * found.velocities)
-                    value, terms = frame_loss(found, sample, frames, weights(step, config), window(step, config))
+                    value, terms = frame_loss(
+                        found, sample, frames, schedule.weights(step, config), schedule.window(step, config)
+                    )
                     fabric.backward(value / len(mine))
                 loss, count = float(value.detach()), len(found)
                 if fabric.is_global_zero:

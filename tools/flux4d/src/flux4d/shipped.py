@@ -1,0 +1,48 @@
+"""The network that ships with flux4d: weights in half precision, checked by their hash, with settings of their own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from recon4d import InputError, shipped
+from recon4d.files import write_bytes
+
+from flux4d.model import Flux
+
+NAME = "streets.safetensors"
+SHA256 = ""
+PRESET = "shipped"  # the settings it is used with
+INSTEAD = "a checkpoint of flux4d train"
+
+
+def weights() -> dict[str, torch.Tensor]:
+    """Its parameters by name, float32. Raises InputError where the file is missing or another one."""
+    content = shipped.read("flux4d", NAME, SHA256, INSTEAD)
+    return {name: value.float() for name, value in safetensors.torch.load(content).items()}
+
+
+def fill(model: Flux, log: Callable[[str], None] = print) -> None:
+    """Put the shipped weights into a network.
+
+    Raises InputError where its settings are of another one: only a further refinement is the same network.
+    """
+    try:
+        model.load_state_dict(weights())
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"--init {PRESET} is of another model than the settings ({reason}); use --config {PRESET}, or leave the "
+            "settings of model alone"
+        ) from error
+    log("begins with the network that ships with flux4d")
+
+
+def pack(checkpoint: str | Path, path: str | Path) -> int:
+    """Write a checkpoint's weights as the file that ships; its size in bytes. For who trains the next one."""
+    from flux4d import checkpoints
+
+    state = checkpoints.read(checkpoint)["model"]
+    content = safetensors.torch.save({name: value.half().contiguous() for name, value in state.items()})
+    write_bytes(Path(path), content)
+    return len(content)
