@@ -213,8 +213,8 @@ def read(path: str | Path) -> Activations:
         if all(name.lower() in head for name in JAW_ANGLES):
             jaw = np.array([[float(row[head[name.lower()]]) for name in JAW_ANGLES] for row in body], np.float32)
         fps = _rate([row[head["timecode"]] for row in body]) if "timecode" in head else 60.0
-        fine = len(there) > 0 and len(body) > 0 and np.isfinite(values).all() and np.isfinite(turns).all()
-        fine = fine and (jaw is None or bool(np.isfinite(jaw).all()))
+        numbers = [values, turns, *([] if jaw is None else [jaw])]
+        fine = len(there) > 0 and len(body) > 0 and all(np.isfinite(array).all() for array in numbers)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a CSV of Live Link Face") from error
     except (csv.Error, ValueError, IndexError, OverflowError):
