@@ -38,12 +38,21 @@ RECOGNISABLE = 60  # images learned from, after which a face is one's own
 
 @dataclass(frozen=True, eq=False)
 class Arrival:
-    """One frame as it came: track of one frame, picture and matte (S, S, 4) uint8, and its whole line."""
+    """One frame as it came.
+
+    track: of one frame. picture: (S, S, 3) uint8. packed: the files of picture and matte; the matte's is empty where
+    there is none. said: the whole line.
+    """
 
     track: Track
-    pixels: np.ndarray
-    matted: bool
+    picture: np.ndarray
+    packed: tuple[bytes, bytes]
     said: dict[str, Any]
+
+    @property
+    def matted(self) -> bool:
+        """Whether there is something to learn from."""
+        return bool(self.packed[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,15 +149,36 @@ def arrivals(lines: Iterable[track_stream.Line], folder: Path) -> Iterator[Arriv
                 yield str(line.said["end"])
             continue
         name = str(line.track.names[0])
-        stem = Path(name).stem
-        picture = cv2.imread(str(folder / IMAGES / name), cv2.IMREAD_COLOR_RGB)
-        matte = cv2.imread(str(folder / MATTES / f"{stem}.png"), cv2.IMREAD_GRAYSCALE) if line.track.valid[0] else None
-        if picture is None or (matte is not None and matte.shape != picture.shape[:2]):
+        matte = b""
+        try:
+            packed = (folder / IMAGES / name).read_bytes()
+            if line.track.valid[0]:
+                matte = (folder / MATTES / f"{Path(name).stem}.png").read_bytes()
+        except OSError:
             yield None
             continue
-        matted = matte is not None and bool(matte.any())
-        pixels = np.dstack([picture, np.zeros(picture.shape[:2], np.uint8) if matte is None else matte])
-        yield Arrival(line.track, pixels, matted, line.said)
+        picture = _decoded(packed, cv2.IMREAD_COLOR_RGB)
+        if picture is None or picture.shape[:2] != (line.track.image_size[1], line.track.image_size[0]):
+            yield None
+            continue
+        yield Arrival(line.track, picture, (packed, matte), line.said)
+
+
+def _decoded(data: bytes, kind: int) -> np.ndarray | None:
+    """A small picture; None where there is none."""
+    found: Any = cv2.imdecode(np.frombuffer(data, np.uint8), kind) if data else None
+    return found if isinstance(found, np.ndarray) else None
+
+
+def _unpacked(frame: Frame) -> Frame:
+    """The frame with its pixels (S, S, 4), which are not kept: they would be ten times as large."""
+    assert frame.packed is not None
+    picture = _decoded(frame.packed[0], cv2.IMREAD_COLOR_RGB)
+    matte = _decoded(frame.packed[1], cv2.IMREAD_GRAYSCALE)
+    assert picture is not None
+    if matte is None or matte.shape != picture.shape[:2]:  # half a file: nothing of it counts
+        matte = np.zeros(picture.shape[:2], np.uint8)
+    return replace(frame, pixels=torch.from_numpy(np.dstack([picture, matte])))
 
 
 def run(
@@ -230,7 +260,7 @@ def _take(session: _Session, item: Arrival) -> Frame | None:
     if not item.track.valid[0]:
         return None
     none = torch.empty(0)  # posed when it is needed
-    frame = Frame(session.frames, str(item.track.names[0]), none, none, torch.from_numpy(item.pixels), track=item.track)
+    frame = Frame(session.frames, str(item.track.names[0]), none, none, none, track=item.track, packed=item.packed)
     with session.lock:
         state.tracks.append(item.track)
         if item.matted and session.page.wishes.learn:
@@ -260,7 +290,7 @@ def _show(session: _Session, item: Arrival, frame: Frame | None) -> None:
         "name": str(item.track.names[0]),
     }
     session.figures = figures
-    session.page.show(Seen(item.pixels[..., :3], picture, figures))
+    session.page.show(Seen(item.picture, picture, figures))
 
 
 def _learn_on(session: _Session, output: Path, keep: Callable[[], None]) -> None:
@@ -297,7 +327,7 @@ def _begin(session: _Session, item: Arrival) -> _State:
     """An avatar before its first step, for pictures like this one."""
     config, head = session.config, session.head
     motions.check_track(item.track, head, "the tracker's lines", session.log)
-    height, width = item.pixels.shape[:2]
+    height, width = item.picture.shape[:2]
     origin = item.track.t[0]
     motion = motions.resized(motions.from_track(item.track, head, origin=origin), width, height)
     learner = learners.new(config, head, motion.camera, motion.inputs.shape[1], 0, session.device)
@@ -328,8 +358,7 @@ def _learn(session: _Session, state: _State) -> None:
     begin = time.perf_counter()
     with session.lock:
         frames = sampling.draw(state.pools, config.train.batch_size)
-    for frame in frames:
-        _posed(frame, session.head, state.origin)
+    frames = [_unpacked(_posed(frame, session.head, state.origin)) for frame in frames]
     background = random_backgrounds(state.images, len(frames), config.seed)
     batch = learners.batch_of(frames, background, session.device)
     learners.step(learner, batch, state.images, 0.0, learners.searched(state.steps))

@@ -26,6 +26,7 @@ class Frame:
     used: bool = False  # whether it has been in a batch
     K: Tensor | None = None  # (3, 3) intrinsics of its picture, where they differ from picture to picture
     track: Track | None = None  # of a frame that is posed only when it is drawn
+    packed: tuple[bytes, bytes] | None = None  # its picture and matte as files, where `pixels` are unpacked when drawn
 
 
 @dataclass

@@ -25,7 +25,7 @@ from prep_faces import networks, ring
 from prep_faces.headshape import shape_from_landmarks
 from prep_faces.livematte import Before, live_matte
 from prep_faces.upright import upright
-from prep_faces.video import decode, probe
+from prep_faces.video import choose_by_rate, decode, probe
 
 BROWSER = "browser"
 ROOM = 2.5  # side of the window, in sides of the face's box
@@ -47,27 +47,28 @@ class Source:
 
 
 @contextlib.contextmanager
-def from_file(path: str, realtime: bool, loop: bool) -> Iterator[Source]:
-    """A video file. realtime: its frames come as a camera's would. loop: again and again."""
+def from_file(path: str, realtime: bool, loop: bool, fps: float | None) -> Iterator[Source]:
+    """A video file. realtime: its frames come as a camera's would. loop: again and again. fps: at this rate."""
     info = probe(path)
+    rate = fps or info.fps or 25.0
 
     def shots() -> Shots:
         start, passed = time.time(), 0.0
         while True:
-            last, step = 0.0, 1 / (info.fps or 25.0)
-            for item in decode(path):
+            last = 0.0
+            for number, item in enumerate(choose_by_rate(decode(path), fps)):
                 if isinstance(item, InputError):
                     raise item
-                last, image = item
+                last, image = (item[0] if fps is None else number / fps), item[1]
                 due = start + passed + last
                 if realtime:
                     time.sleep(max(0.0, due - time.time()))
                 yield due, image
             if not loop:
                 return
-            passed += last + step
+            passed += last + 1 / rate
 
-    yield Source(info.fps or 25.0, shots(), f"{Path(path).name} ended")
+    yield Source(rate, shots(), f"{Path(path).name} ended")
 
 
 @contextlib.contextmanager
@@ -123,7 +124,7 @@ def opened(
 
         return from_browser(host, port, fps or 25.0, open_browser, log)
     if source is not None and (Path(source).is_file() or Path(source).suffix.lower() in (".mp4", ".mov", ".mkv")):
-        return from_file(source, realtime, loop)
+        return from_file(source, realtime, loop, fps)
     return from_device(source, fps)
 
 
@@ -150,7 +151,7 @@ def stream(
 
     Args:
         source: see `opened`. folder: of the ring; None makes one in memory.
-        size: pixels of a picture's side. fps: frames per second that a device or a browser is asked for.
+        size: pixels of a picture's side. fps: frames per second that a device or a browser is asked for, and of a file.
         realtime: show a file at its own pace, as a camera would. loop: again and again.
         seconds: end after so long. keep: frames whose files are kept; None is enough for stages that keep up.
         leave: do not remove them at the end.
@@ -192,6 +193,7 @@ def frames(shots: Iterator[tuple[tuple[float, np.ndarray], int]], files: ring.Ri
     Args:
         shots: pictures, each with how many before it were dropped.
     """
+    gc.freeze()  # what is there now stays: looking through it again and again would take time
     meter, square, lost = Meter(), None, 0
     window: tuple[int, int, int] | None = None
     before: Before | None = None
@@ -221,7 +223,7 @@ def frames(shots: Iterator[tuple[tuple[float, np.ndarray], int]], files: ring.Ri
         meter.add(time.perf_counter() - begin, dropped)
         yield replace(shown, said={"stages": {"camera": meter.figures()}})
         if number % 32 == 0:
-            gc.collect(1)  # side data of PyAV's frames hold the frames in circles: half a megabyte each
+            gc.collect()  # side data of PyAV's frames hold the frames in circles: half a megabyte each
 
 
 def window_of(

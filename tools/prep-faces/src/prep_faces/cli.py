@@ -266,7 +266,7 @@ def ffhq(
 @click.option("--loop", is_flag=True, help="Show a file again and again.")
 @click.option("--seconds", type=Real(0, 1e7, min_open=True), help="End after so long.")
 @click.option("--size", type=click.IntRange(64, 1024), default=256, show_default=True, help="Pixels of a side.")
-@click.option("--fps", type=Real(1, 240), help="Frames per second to ask a camera for.")
+@click.option("--fps", type=Real(1, 240), help="Frames per second to ask a camera for, or to show a file at.")
 @click.option("--ring", type=path_type, help="Folder of the last frames' files.  [default: one in memory]")
 @click.option("--keep", type=click.IntRange(8, 10**7), help="Frames in it.  [default: 128]")
 @click.option("--leave", is_flag=True, help="Leave the ring as it is at the end.")
