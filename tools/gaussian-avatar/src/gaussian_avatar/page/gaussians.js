@@ -8,7 +8,7 @@ function newGaussians(content) {
     n,
     basis,
     layers: layers.map(([inputs, outputs]) => ({ inputs, outputs })),
-    local: new Float32Array(3 * n),
+    moves: byGaussian(content.offsetBasis, basis, n),
     means: new Float32Array(4 * n), // place, and the share of the opacity that is left where the surface turns away
     frames: new Float32Array(9 * faces),
     faceTurns: new Float32Array(4 * faces),
@@ -19,6 +19,15 @@ function newGaussians(content) {
     opacities: content.opacityLogits.map((logit) => 1 / (1 + Math.exp(-logit))),
     buckets: new Uint32Array(65537),
   };
+}
+
+// (basis, n, 3) to (n, basis, 3): what is added up lies side by side.
+function byGaussian(values, basis, n) {
+  const turned = new values.constructor(values.length);
+  for (let k = 0; k < basis; k++) {
+    for (let i = 0; i < n; i++) for (let c = 0; c < 3; c++) turned[(i * basis + k) * 3 + c] = values[(k * n + i) * 3 + c];
+  }
+  return turned;
 }
 
 // The network: blendshape input to the weights of the basis.
@@ -77,24 +86,18 @@ function quaternion(R, r, q, at) {
 
 // Places of all Gaussians from the posed vertices and the weights of the basis; eye: the camera's place.
 function attach(g, vertices, weights, eye) {
-  const { n, local, means, frames, corners, faceOf, bary } = g;
-  local.set(g.offsets);
-  for (let k = 0; k < g.basis; k++) {
-    const start = 3 * n * k;
-    const x = weights[k] * g.offsetScales[3 * k];
-    const y = weights[k] * g.offsetScales[3 * k + 1];
-    const z = weights[k] * g.offsetScales[3 * k + 2];
-    for (let i = 0; i < 3 * n; i += 3) {
-      local[i] += x * g.offsetBasis[start + i];
-      local[i + 1] += y * g.offsetBasis[start + i + 1];
-      local[i + 2] += z * g.offsetBasis[start + i + 2];
-    }
-  }
+  const { n, means, frames, corners, faceOf, bary, offsets, moves, basis } = g;
+  const amounts = g.offsetScales.map((scale, i) => scale * weights[Math.floor(i / 3)]);
   for (let i = 0; i < n; i++) {
     const f = faceOf[i], R = 9 * f;
     const a = 3 * corners[3 * f], b = 3 * corners[3 * f + 1], c = 3 * corners[3 * f + 2];
     const s = bary[2 * i] / 65535, t = bary[2 * i + 1] / 65535, u = 1 - s - t;
-    const x = local[3 * i], y = local[3 * i + 1], z = local[3 * i + 2];
+    let x = offsets[3 * i], y = offsets[3 * i + 1], z = offsets[3 * i + 2];
+    for (let k = 0, at = 3 * basis * i; k < 3 * basis; k += 3) {
+      x += amounts[k] * moves[at + k];
+      y += amounts[k + 1] * moves[at + k + 1];
+      z += amounts[k + 2] * moves[at + k + 2];
+    }
     let along = 0, squared = 0;
     for (let d = 0; d < 3; d++) {
       const point = s * vertices[a + d] + t * vertices[b + d] + u * vertices[c + d];

@@ -121,7 +121,7 @@ function sharpened() {
     still = moving ? 0 : still + milliseconds;
     if (!moving) return still > 150 ? 1 : share;
     slow += 0.25 * (Math.min(milliseconds, 400) - slow);
-    if (slow > 45) share = Math.max(0.3, share * 0.93);
+    if (slow > 45) share = Math.max(0.45, share * 0.93);
     else if (slow < 25) share = Math.min(1, share * 1.05);
     return share;
   };
