@@ -7,7 +7,7 @@
 # is named shows camera and avatar. Ctrl-C, or "Save and end" there, ends it; the avatar is $OUT/avatar/head/live, an
 # ordinary run. $OUT (default out/live) must not exist yet. $PRESET (default cpu-online) is the training preset;
 # $CAMERA_OPTIONS, $TRACK_OPTIONS and $TRAIN_OPTIONS (default --view) are added to the three commands as they are;
-# $SECONDS_OF_VIDEO (default 3600) is when a VIDEO ends.
+# $VIDEO_OPTIONS (default --realtime --loop) say how a VIDEO is shown.
 set -euo pipefail
 
 out=${OUT:-out/live}
@@ -18,7 +18,7 @@ if [ $# -eq 1 ] && [ ! -f "$1" ]; then echo "error: $1 is not a file; give a vid
 prepare
 
 if [ $# -eq 1 ]; then
-  camera=("$1" --realtime --loop --seconds "${SECONDS_OF_VIDEO:-3600}")
+  camera=("$1" ${VIDEO_OPTIONS---realtime --loop})
 else
   camera=(browser)
 fi

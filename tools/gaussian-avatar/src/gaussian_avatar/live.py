@@ -321,6 +321,9 @@ def _learn_on(session: _Session, output: Path, keep: Callable[[], None]) -> None
             break
     if saving is not None:
         saving.join()
+    state = session.state
+    if state is not None and not state.images and len(state.pools):  # it ended soon
+        _learn(session, state)
 
 
 def _begin(session: _Session, item: Arrival) -> _State:

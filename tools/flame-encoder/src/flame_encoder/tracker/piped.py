@@ -35,7 +35,7 @@ KEY_EVERY = 0.4  # seconds
 REFINED = (2.0, 5.0, 10.0, 20.0)  # seconds after the first second
 STEPS = (12, 5)  # of the solver: at first, and when refined
 WRONG = 0.12  # error of a face that no head explains, share of the distance between the eyes
-SECONDS_TO_READ = 5.0
+SECONDS_TO_READ = 3600.0  # at the end: so long the camera's files are kept for who reads them
 
 
 class Key(NamedTuple):
