@@ -65,10 +65,11 @@ def test_trained_measured_and_drawn(folder):
     call("overfit", *common, "--iters", 4, "--output-dir", folder / "run", *words, "--device", "cpu")
     out = ["--ckpt", folder / "run" / "ckpt_last.pt", "--clip-index", 0, "--device", "cpu"]
     found = call("eval", *common[:2], *out, "--out-dir", folder / "eval", "--save-renders")
-    assert found["interpolation"]["frames"] == 4  # two moments, two cameras
+    # two cameras, two moments between the inputs and one after them
+    assert (found["interpolation"]["frames"], found["future"]["frames"]) == (4, 2)
     renders = folder / "eval" / "renders" / "001_00"
     assert sorted(path.relative_to(renders).as_posix() for path in renders.rglob("*.png")) == [
-        f"{name}/{frame:02d}.png" for name in BOTH.split(",") for frame in (1, 3)
+        f"{name}/{frame:02d}.png" for name in BOTH.split(",") for frame in (1, 3, 5)
     ]
     alone = call("eval", *common[:2], "--camera", "left_camera", *out, "--out-dir", folder / "left")
     assert alone["interpolation"]["frames"] == 2

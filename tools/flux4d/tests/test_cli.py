@@ -1,6 +1,10 @@
 """The commands as a user runs them, and what they say to wrong input. The demo's test runs the rest."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import forks
@@ -59,6 +63,22 @@ def test_two_processes_do_what_one_does(work):
     chosen = yaml.safe_load((work / "two" / "config.yaml").read_text())
     assert chosen["train"]["batch_size"] == 2 and chosen["model"]["channels"] == [8, 12]
     assert len((work / "two" / "train.log").read_text().splitlines()) == 1  # one process writes
+
+
+def test_torchrun_streams_clips(work, indexed):
+    """Two processes that hold one clip each, and read the next as they go, do what one does that holds all."""
+    program = Path(sys.executable).parent / "flux4d"
+    common = ["--index-path", work / "clips.json", "--iters", 3, *SMALL, "--set", "train.batch_size=2"]
+    line = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, program, "train", *common]
+    line += ["--set", "train.cache_clips=1", "--output-dir", work / "run", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, *map(str, line)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 3
+    one, two = (torch.load(work / n / "ckpt_last.pt", weights_only=True)["model"] for n in ("one", "run"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=2e-5)
 
 
 def test_voxels(work):

@@ -27,10 +27,10 @@ def depth_map(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Depth (H, W) in metres of every pixel, and (H, W) bool: where the sky is.
 
-    Between measured points inverse depth is linear in the triangles of their Delaunay triangulation, as on planes. A
-    pixel of a triangle that spans an edge between near and far takes the surface, of the points around, which it is most
-    like in place and colour (Kopf et al. 2007); level ground has no edges. Above the highest beam depth is that of the nearest point, as on walls and
-    trees, but for what looks like sky; below the lowest it is that of a level road.
+    Between measured points inverse depth is linear in the triangles of their Delaunay triangulation, as on planes.
+    Where a triangle spans an edge between near and far, a pixel takes that surface, of the points around, which it is
+    most like in place and colour (Kopf et al. 2007); level ground has no edges. Above the highest beam depth is that of
+    the nearest point, as on walls and trees, but for what looks like sky; below the lowest that of a level road.
 
     Args:
         image: (H, W, 3) uint8. camera: its camera. points: (N, 3) of the LiDAR. up: (3,) of the points; None is z.

@@ -3,7 +3,6 @@
 import math
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,7 +21,8 @@ from flux4d.config import Config, config_file
 from flux4d.model import Flux
 from flux4d.plans import Entry, Given, Plan, make_plan
 from flux4d.reconstruction import frame_loss, gaussians_of
-from flux4d.samples import Sample, load_sample
+from flux4d.samples import load_sample
+from flux4d.streams import Stream
 
 
 @dataclass(frozen=True)
@@ -165,22 +165,6 @@ def fabric_options(device: str, processes: int) -> dict[str, Any]:
     }
 
 
-class Cache:
-    """The samples used last, by number; the rest are read again."""
-
-    def __init__(self, make: Callable[[int], Sample], size: int):
-        self.make, self.size = make, size
-        self.held: OrderedDict[int, Sample] = OrderedDict()
-
-    def __call__(self, number: int) -> Sample:
-        if number not in self.held:
-            self.held[number] = self.make(number)
-        self.held.move_to_end(number)
-        while len(self.held) > max(self.size, 1):
-            self.held.popitem(last=False)
-        return self.held[number]
-
-
 def train(
     config: Config,
     entries: list[Entry],
@@ -221,20 +205,22 @@ def train(
         shipped.fill(network, say)
     say(memory.sentence(memory.of_training(config, entries), fabric.device))
     model, optimizer = fabric.setup(network, adam)
-    sample_of = Cache(lambda number: load_sample(entries[number], root, config, fabric.device), run.cache_clips)
 
     total = config.train.iterations
     started, loss, psnr, count = time.perf_counter(), math.nan, math.nan, 0
     seen: list[dict[str, float]] = []  # loss terms since the log's last line
-    with progress_bar("training", total) as show:
+    stream = Stream(lambda number: load_sample(entries[number], root, config, fabric.device), run.cache_clips)
+    with stream, progress_bar("training", total) as show:
         for step in range(first, total):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(step, config)
             optimizer.zero_grad(set_to_none=True)
             items = list(enumerate(schedule.chosen_clips(step, config, len(entries))))
             mine = items[fabric.global_rank :: fabric.world_size]
-            for item, number in mine:
-                sample = sample_of(number)
+            coming = schedule.chosen_clips(step + 1, config, len(entries))[fabric.global_rank :: fabric.world_size]
+            for place, (item, number) in enumerate(mine):
+                sample = stream(number)
+                stream.ahead([*(later for _, later in mine[place + 1 :]), *(coming if step + 1 < total else [])])
                 frames = schedule.chosen_frames(step, item, config, sample.clip)
                 with fabric.no_backward_sync(model, enabled=fabric.world_size > 1 and item != mine[-1][0]):
                     found = gaussians_of(model, sample, config)
@@ -255,7 +241,8 @@ def train(
             if done % 10 == 0:
                 show(done, f"loss {loss:.4f}, {terms['psnr']:.1f} dB")
             if done % config.train.log_every == 0 or done == total:
-                means = {name: float(np.mean([each[name] for each in seen])) for name in terms}
+                names = dict.fromkeys(name for each in seen for name in each)  # not all clips have all terms
+                means = {name: float(np.mean([each[name] for each in seen if name in each])) for name in names}
                 seen.clear()
                 psnr = means["psnr"]
                 text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
