@@ -1,12 +1,16 @@
-"""What flux4d learns from synthetic streets, and how fast its sparse convolution is. Prints Markdown.
+"""What flux4d learns from synthetic streets, what the network that ships does on a log, and how fast the sparse
+convolution is. Prints Markdown.
 
 uv run --all-packages python bench/flux.py                # hours on two cores
 uv run --all-packages python bench/flux.py --quick        # minutes
+uv run --all-packages python bench/flux.py --shipped      # minutes: four unseen streets, without training
+uv run --all-packages python bench/flux.py --log clips.json --clip 1    # of flux4d import and index
 
 One network per variant is trained on twelve scenes and measured on four others, of a seed of their own: constant
 velocity alone, without and with the preset's schedule of motion; then with refinement, with polynomial motion, with
-velocity reweighting, each on top of the one before. The convolution's peer is torch's dense conv3d on the volume that
-holds the same voxels.
+velocity reweighting, each on top of the one before; with depth between beams and Gaussians that come and go; with the
+motion of the drawn streets. On a log the network that ships is measured as it is, then after training on the clip, and
+a new one after as many steps. The convolution's peer is torch's dense conv3d on the volume that holds the same voxels.
 """
 
 import argparse
@@ -23,12 +27,18 @@ from flux4d import sparse
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ["model.refinements=0"]
+FILLED = [
+    "lift.fill=true", "lift.opacity=0.6", "model.lifetime=0.12", "model.moments=6", "model.refine_velocity=true",
+    "model.refine_frames=6", "train.still=0", "train.narrow=0",
+]  # fmt: skip
 VARIANTS = {
     "base, all points from the start": [*BASE, "train.still=0", "train.narrow=0"],
     "base": BASE,
     "+ refinement, the preset": [],
     "+ polynomial motion": ["model.polynomial=1"],
     "+ reweighting": ["model.polynomial=1", "losses.reweight=true"],
+    "filled, lifetimes": [*FILLED, "losses.flow=0", "losses.velocity=5e-3", "losses.final_velocity=2e-2"],
+    "+ motion of drawn streets": [*FILLED, "losses.flow=0.02", "losses.velocity=0"],
 }
 COLUMNS = {
     "interpolation psnr": "PSNR between the inputs, dB",
@@ -38,7 +48,9 @@ COLUMNS = {
     "interpolation depth_rmse": "depth RMSE, m",
     "flow epe3d": "EPE3D, m per frame",
     "flow epe_3way": "three-way EPE, m per frame",
+    "flow epe_fd": "of moving points",
     "flow angular_error_deg": "median angle of moving points, degrees",
+    "flow angular_error_mean_deg": "mean",
     "flow background_speed": "background speed, m/s",
 }
 
@@ -68,10 +80,54 @@ def variants(work: Path, scenes: int, unseen: int, frames: int, steps: int | Non
         run = ["--config", "cpu-scenes", "--output-dir", out, *settings(*overrides), *resumed(out)]
         flux4d("train", *index, *run, *(["--iters", steps] if steps else []))
         scores = flux4d("eval", *index, "--ckpt", out / "ckpt_last.pt", "--out-dir", work / f"eval-{number}", "--force")
-        found[name] = {
-            f"{part} {key}": value
-            for part in ("interpolation", "future", "flow")
-            for key, value in scores[part].items()
+        found[name] = flat(scores)
+    return found
+
+
+def shipped(work: Path, seed: int) -> dict[str, dict]:
+    """Measures of the network that ships on four plain and four varied streets that it has not seen."""
+    found = {}
+    for kind in ("plain", "varied"):
+        place = work / f"unseen-{kind}-{seed}"
+        if not (place / "clips.json").exists():
+            size = ["--frames", 16, "--width", 320, "--columns", 900, "--streets", kind, "--seed", seed]
+            flux4d("synth", place / "scenes", "--scenes", 4, "--first", 501, *size)
+            names = ",".join(f"{number:03d}" for number in range(501, 505))
+            flux4d("index", "--data-root", place / "scenes", "--out-full", place / "clips.json", "--val-scenes", names)
+        scores = flux4d("eval", "--index-path", place / "clips.json", "--out-dir", place / "eval", "--force")
+        found[f"{kind} streets, as it ships"] = flat(scores)
+    return found
+
+
+def flat(scores: dict) -> dict[str, float | None]:
+    return {
+        f"{part} {key}": value
+        for part in ("interpolation", "future", "flow")
+        for key, value in (scores[part] or {}).items()
+    }
+
+
+def of_log(index: Path, clip: int, work: Path, steps: int) -> dict[str, dict]:
+    """Measures on a clip of a log, and seconds: the network as it ships, trained on the clip from it, from nothing."""
+    given = ["--index-path", index, "--clip-index", clip]
+    found: dict[str, dict] = {}
+    for name, begin in {
+        "as it ships": None,
+        f"{steps} steps from nothing": ["--config", "shipped"],
+        f"{steps} steps from it": ["--init", "shipped"],
+    }.items():
+        started, use = time.perf_counter(), []
+        if begin is not None:
+            out = work / f"log-{'shipped' if '--init' in begin else 'nothing'}-{steps}"
+            flux4d("overfit", *given, *begin, "--iters", steps, "--output-dir", out, *resumed(out))
+            use = ["--ckpt", out / "ckpt_last.pt"]
+        seconds = time.perf_counter() - started
+        folder = work / f"log-eval-{len(found)}"
+        scores = flux4d("eval", *given, *use, "--out-dir", folder, "--force", "--save-renders")
+        found[name] = flat(scores) | {
+            "seconds": seconds
+            if begin
+            else flux4d("reconstruct", *given, "--out-dir", work / "log-scene", "--force")["seconds"]
         }
     return found
 
@@ -112,10 +168,31 @@ def convolution(side: int, share: float, channels: int, repetitions: int) -> dic
     return least | {"side": side, "voxels": len(level)} | {name: value / 1e6 for name, value in held.items()}
 
 
-def page(scores: dict[str, dict], speeds: list[dict[str, float]], arguments: argparse.Namespace) -> str:
-    def cell(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+LOG_COLUMNS = {
+    "interpolation psnr": "PSNR between the inputs, dB",
+    "interpolation ssim": "SSIM",
+    "interpolation depth_rmse": "depth RMSE, m",
+    "future psnr": "PSNR after them, dB",
+    "future ssim": "SSIM",
+    "future depth_rmse": "depth RMSE, m",
+    "seconds": "seconds of the network or training",
+}
 
+
+def cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def table(scores: dict[str, dict], columns: dict[str, str]) -> str:
+    lines = [
+        "| network | " + " | ".join(columns.values()) + " |",
+        "| --- |" + " --- |" * len(columns),
+        *(f"| {name} | " + " | ".join(cell(row.get(key)) for key in columns) + " |" for name, row in scores.items()),
+    ]
+    return "\n".join(lines)
+
+
+def page(scores: dict[str, dict], speeds: list[dict[str, float]], arguments: argparse.Namespace) -> str:
     lines = [
         "# flux4d",
         "",
@@ -123,9 +200,7 @@ def page(scores: dict[str, dict], speeds: list[dict[str, float]], arguments: arg
         f"`--config cpu-scenes`, {arguments.steps or 'its'} steps, on {arguments.scenes} scenes of {arguments.frames} "
         f"frames and measured on {arguments.unseen} others. Each variant adds to the one above.",
         "",
-        "| network | " + " | ".join(COLUMNS.values()) + " |",
-        "| --- |" + " --- |" * len(COLUMNS),
-        *(f"| {name} | " + " | ".join(cell(row.get(key)) for key in COLUMNS) + " |" for name, row in scores.items()),
+        table(scores, COLUMNS),
         "",
         "## The sparse convolution",
         "",
@@ -154,11 +229,23 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--steps", type=int, help="of training; default: the preset's")
     parser.add_argument("--out", type=Path, help="a Markdown file; default: the terminal alone")
+    parser.add_argument("--shipped", action="store_true", help="only the network that ships, on unseen streets")
+    parser.add_argument("--seed", type=int, default=2, help="of the unseen streets")
+    parser.add_argument("--log", type=Path, help="only a clip of this index: the network that ships, and trained on it")
+    parser.add_argument("--clip", type=int, default=0, help="its number")
     parser.add_argument("--quick", action="store_true", help="two scenes, few steps")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.scenes, arguments.unseen, arguments.frames, arguments.steps = 1, 1, 16, 8
     torch.set_num_threads(1)
+    if arguments.shipped or arguments.log:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        if arguments.shipped:
+            print(table(shipped(arguments.work, arguments.seed), COLUMNS))
+        else:
+            found = of_log(arguments.log, arguments.clip, arguments.work, arguments.steps or 200)
+            print(table(found, LOG_COLUMNS))
+        return
     sides = (16, 32) if arguments.quick else (32, 64, 96)
     speeds = [convolution(side, 0.04, 32, 1 if arguments.quick else 5) for side in sides]
     scores = variants(arguments.work, arguments.scenes, arguments.unseen, arguments.frames, arguments.steps)

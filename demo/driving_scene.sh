@@ -26,9 +26,9 @@ fi
 index=$out/clips.json
 step index       flux4d index --data-root "$root" --out-full "$index"
 step vis-lift    flux4d vis-lift --index-path "$index" --clip-index "$clip" --out-dir "$out/lift"
+# the network that ships would do by itself (reconstruct without --ckpt); a few steps on the clip sharpen it
 step overfit     flux4d overfit --index-path "$index" --clip-index "$clip" --output-dir "$out/overfit" \
-                   --iters 800 --set model.refinements=2 --set model.refine_frames=3 \
-                   --set train.rate=6e-3 --set train.still=0 --set train.narrow=0 ${OVERFIT_OPTIONS:-}
+                   --init shipped --iters 150 ${OVERFIT_OPTIONS:-}
 ckpt=$out/overfit/ckpt_last.pt
 step eval        flux4d eval --index-path "$index" --clip-index "$clip" --ckpt "$ckpt" --out-dir "$out/eval" --save-renders
 step reconstruct flux4d reconstruct --index-path "$index" --clip-index "$clip" --ckpt "$ckpt" --out-dir "$out/scene"
