@@ -18,15 +18,22 @@ async function clipOf(file, head, content) {
 function emptyClip(frames, fps, content, camera) {
   const n = content.expressions;
   return {
-    frames, fps, expressions: n, expression: new Float32Array(frames * n), turns: new Float32Array(frames * 36),
-    eyelids: new Float32Array(frames * 2), translation: new Float32Array(frames * 3), ...camera,
+    frames,
+    fps,
+    expressions: n,
+    expression: new Float32Array(frames * n),
+    turns: new Float32Array(frames * 36),
+    eyelids: new Float32Array(frames * 2),
+    translation: new Float32Array(frames * 3),
+    ...camera,
   };
 }
 
 function clipOfTrack(arrays, head, content) {
   const need = ["expression", "R", "t", "neck", "jaw", "eyes", "eyelids", "K", "image_size", "fps"];
   if (need.some((key) => !arrays[key])) throw new Error("is no track of flame-encoder");
-  const [frames, given] = arrays.expression.shape, get = (key, i, size) => Array.from(arrays[key].values.subarray(i * size, (i + 1) * size));
+  const [frames, given] = arrays.expression.shape,
+    get = (key, i, size) => Array.from(arrays[key].values.subarray(i * size, (i + 1) * size));
   if (given > content.expressions) throw new Error(`has ${given} expressions, of another head model`);
   const origin = get("t", 0, 3);
   const camera = { K: get("K", 0, 9), size: get("image_size", 0, 2), origin };
@@ -34,10 +41,16 @@ function clipOfTrack(arrays, head, content) {
   for (let i = 0; i < frames; i++) {
     const expression = clip.expression.subarray(i * content.expressions, (i + 1) * content.expressions);
     expression.set(get("expression", i, given));
-    const R = multiply(AXES, get("R", i, 9)), J = neckJoint(head, expression), moved = apply(R, J), t = get("t", i, 3);
+    const R = multiply(AXES, get("R", i, 9)),
+      J = neckJoint(head, expression),
+      moved = apply(R, J),
+      t = get("t", i, 3);
     clip.turns.set([...multiply(R, get("neck", i, 9)), ...get("jaw", i, 9), ...get("eyes", i, 18)], 36 * i);
     clip.eyelids.set(get("eyelids", i, 2), 2 * i);
-    clip.translation.set([0, 1, 2].map((c) => AXES[4 * c] * (t[c] - origin[c]) + moved[c] - J[c]), 3 * i);
+    clip.translation.set(
+      [0, 1, 2].map((c) => AXES[4 * c] * (t[c] - origin[c]) + moved[c] - J[c]),
+      3 * i,
+    );
   }
   return clip;
 }
@@ -49,15 +62,26 @@ function clipOfActivations({ fps, frames }, content) {
   frames.forEach(({ values, head, jaw: told, eyes }, i) => {
     const get = (name) => Math.max(0, Math.min(1, values[name] ?? 0));
     const expression = clip.expression.subarray(i * content.expressions, (i + 1) * content.expressions);
-    names.forEach((name, column) => { expression[column] = get(name); });
-    const put = (name, value) => { expression[names.indexOf(name)] = value; };
+    names.forEach((name, column) => {
+      expression[column] = get(name);
+    });
+    const put = (name, value) => {
+      expression[names.indexOf(name)] = value;
+    };
     let jaw = IDENTITY;
     if (own.jaw) {
-      const { opening, opened, forward, aside } = own.jaw, aim = get("jawLeft") - get("jawRight");
-      const open = told ? told[1] * RADIANS : between(get("jawOpen"), opened, opening), way = between(open, opening, aside);
+      const { opening, opened, forward, aside } = own.jaw,
+        aim = get("jawLeft") - get("jawRight");
+      const open = told ? told[1] * RADIANS : between(get("jawOpen"), opened, opening),
+        way = between(open, opening, aside);
       const side = told ? told[0] * RADIANS : Math.max(-0.3, Math.min(0.3, aim / way));
       jaw = told ? turn(told) : vectorTurn([open, side, 0]);
-      const left = { jawOpen: between(open, opening, opened), jawForward: between(open, opening, forward), jawLeft: Math.max(0, side * way), jawRight: Math.max(0, -side * way) };
+      const left = {
+        jawOpen: between(open, opening, opened),
+        jawForward: between(open, opening, forward),
+        jawLeft: Math.max(0, side * way),
+        jawRight: Math.max(0, -side * way),
+      };
       for (const [name, share] of Object.entries(left)) put(name, Math.max(0, get(name) - share));
     }
     if (own.eyelids) {
@@ -67,7 +91,8 @@ function clipOfActivations({ fps, frames }, content) {
     }
     const look = (side, inwards) => [
       FULL_LOOK * inwards * (get(`eyeLookIn${side}`) - get(`eyeLookOut${side}`)),
-      FULL_LOOK * (get(`eyeLookDown${side}`) - get(`eyeLookUp${side}`)), 0,
+      FULL_LOOK * (get(`eyeLookDown${side}`) - get(`eyeLookUp${side}`)),
+      0,
     ];
     const [left, right] = eyes ?? [look("Left", -1), look("Right", 1)];
     clip.turns.set([...turn(head), ...jaw, ...turn(left), ...turn(right)], 36 * i);
@@ -86,7 +111,8 @@ function between(x, from, to) {
 
 // The change from the driver's rest added to the avatar's.
 function relative(clip, content) {
-  const { own, neutral, activations } = content, { frames, expressions: n } = clip;
+  const { own, neutral, activations } = content,
+    { frames, expressions: n } = clip;
   const column = (values, size, c) => Array.from({ length: frames }, (_, i) => values[size * i + c]);
   const rest = Array.from({ length: n }, (_, c) => quantile(column(clip.expression, n, c), activations ? 0.1 : 0.5));
   const lids = [0, 1].map((c) => quantile(column(clip.eyelids, 2, c), 0.1));
@@ -100,26 +126,38 @@ function relative(clip, content) {
       const value = clip.expression[n * i + c] - rest[c] + neutral.expression[c];
       changed.expression[n * i + c] = activations ? Math.max(0, Math.min(1, value)) : value;
     }
-    for (const c of [0, 1]) changed.eyelids[2 * i + c] = Math.max(0, Math.min(1, clip.eyelids[2 * i + c] - lids[c] + neutral.eyelids[c]));
-    for (let joint = 0; joint < 4; joint++) changed.turns.set(multiply(across[joint], turned(joint, i)), 36 * i + 9 * joint);
-    const moved = apply(across[0], [0, 1, 2].map((c) => clip.translation[3 * i + c] - place[c]));
-    changed.translation.set(moved.map((value, c) => value + neutral.translation[c]), 3 * i);
+    for (const c of [0, 1])
+      changed.eyelids[2 * i + c] = Math.max(0, Math.min(1, clip.eyelids[2 * i + c] - lids[c] + neutral.eyelids[c]));
+    for (let joint = 0; joint < 4; joint++)
+      changed.turns.set(multiply(across[joint], turned(joint, i)), 36 * i + 9 * joint);
+    const moved = apply(
+      across[0],
+      [0, 1, 2].map((c) => clip.translation[3 * i + c] - place[c]),
+    );
+    changed.translation.set(
+      moved.map((value, c) => value + neutral.translation[c]),
+      3 * i,
+    );
   }
   return changed;
 }
 
 function quantile(values, share) {
-  const sorted = Float64Array.from(values).sort(), at = share * (sorted.length - 1), i = Math.floor(at);
+  const sorted = Float64Array.from(values).sort(),
+    at = share * (sorted.length - 1),
+    i = Math.floor(at);
   return sorted[i] + (at - i) * ((sorted[i + 1] ?? sorted[i]) - sorted[i]);
 }
 
 // The median of turns, as rotation vectors about the first.
 function middleTurn(turns) {
-  const back = transposed(turns[0]), vectors = turns.map((R) => turnVector(multiply(back, R)));
+  const back = transposed(turns[0]),
+    vectors = turns.map((R) => turnVector(multiply(back, R)));
   return multiply(turns[0], vectorTurn([0, 1, 2].map((c) => lowerMedian(vectors.map((vector) => vector[c])))));
 }
 
-function lowerMedian(values) { // of an even number the lower, as torch has it
+function lowerMedian(values) {
+  // of an even number the lower, as torch has it
   return Float64Array.from(values).sort()[(values.length - 1) >> 1];
 }
 

@@ -1,7 +1,7 @@
 // What moves the avatar: a frame of a clip, and values that take the place of the frame's own.
 //
-// A clip in the avatar's world (gaussian_avatar.motions): expression (N, E), turns (N, 4, 9) of neck, jaw, left and right
-// eye, eyelids (N, 2), translation (N, 3); fps, and the camera that saw it: K (9), size, translation.
+// A clip in the avatar's world (gaussian_avatar.motions): expression (N, E), turns (N, 4, 9) of neck, jaw, left and
+// right eye, eyelids (N, 2), translation (N, 3); fps, and the camera that saw it: K (9), size, origin.
 
 const OPEN_JAW = 25; // degrees, for heads whose jaw has a joint only
 const BLINKS = ["eyeBlinkLeft", "eyeBlinkRight"];
@@ -9,10 +9,13 @@ const HEAD = { headYaw: 0, headPitch: 1, headRoll: 2 };
 const GAZE = { gazeYaw: 0, gazePitch: 1 };
 
 function frameOf(clip, index) {
-  const { expressions: n } = clip, part = (values, size) => Array.from(values.subarray(index * size, (index + 1) * size));
+  const { expressions: n } = clip,
+    part = (values, size) => Array.from(values.subarray(index * size, (index + 1) * size));
   return {
     expression: part(clip.expression, n),
-    turns: [0, 1, 2, 3].map((joint) => Array.from(clip.turns.subarray(36 * index + 9 * joint, 36 * index + 9 * joint + 9))),
+    turns: [0, 1, 2, 3].map((joint) =>
+      Array.from(clip.turns.subarray(36 * index + 9 * joint, 36 * index + 9 * joint + 9)),
+    ),
     eyelids: part(clip.eyelids, 2),
     translation: part(clip.translation, 3),
   };
@@ -36,16 +39,22 @@ function known(names, name) {
   return name === "eyeBlink" ? BLINKS : [];
 }
 
-// A frame with pinned values in the place of its own. Jaw and eyelids go where the avatar's own clip has them: the joint
-// and the lids (content.own), else the expressions.
+// A frame with pinned values in the place of its own. Jaw and eyelids go where the avatar's own clip has them: the
+// joint and the lids (content.own), else the expressions.
 function pinned(frame, { names, own }, pins) {
-  const { expression, eyelids } = frame, turns = frame.turns.slice();
+  const { expression, eyelids } = frame,
+    turns = frame.turns.slice();
   const given = (table) => Object.keys(table).filter((name) => pins.has(name));
   for (const [name, value] of pins) {
-    const column = names.indexOf(name), lid = BLINKS.indexOf(name);
+    const column = names.indexOf(name),
+      lid = BLINKS.indexOf(name);
     let left = value;
     if (name === "jawOpen" && (column < 0 || own.jaw)) {
-      turns[1] = vectorTurn([own.jaw ? between(value, own.jaw.opened, own.jaw.opening) : OPEN_JAW * RADIANS * value, 0, 0]);
+      turns[1] = vectorTurn([
+        own.jaw ? between(value, own.jaw.opened, own.jaw.opening) : OPEN_JAW * RADIANS * value,
+        0,
+        0,
+      ]);
       left = 0;
     } else if (name === "jawOpen") {
       turns[1] = IDENTITY;
@@ -75,7 +84,9 @@ function pinned(frame, { names, own }, pins) {
 function valueOf(frame, { names, own }, name) {
   if (name in HEAD) return angles(frame.turns[0])[HEAD[name]];
   if (name in GAZE) return angles(frame.turns[2])[GAZE[name]];
-  const column = names.indexOf(name), said = column < 0 ? 0 : frame.expression[column], lid = BLINKS.indexOf(name);
+  const column = names.indexOf(name),
+    said = column < 0 ? 0 : frame.expression[column],
+    lid = BLINKS.indexOf(name);
   if (lid >= 0) return said + frame.eyelids[lid];
   if (name !== "jawOpen") return said;
   const open = turnVector(frame.turns[1])[0];

@@ -25,14 +25,16 @@ function newGaussians(content) {
 function byGaussian(values, basis, n) {
   const turned = new values.constructor(values.length);
   for (let k = 0; k < basis; k++) {
-    for (let i = 0; i < n; i++) for (let c = 0; c < 3; c++) turned[(i * basis + k) * 3 + c] = values[(k * n + i) * 3 + c];
+    for (let i = 0; i < n; i++)
+      for (let c = 0; c < 3; c++) turned[(i * basis + k) * 3 + c] = values[(k * n + i) * 3 + c];
   }
   return turned;
 }
 
 // The network: blendshape input to the weights of the basis.
 function blendWeights(g, input) {
-  let values = input, at = 0;
+  let values = input,
+    at = 0;
   g.layers.forEach(({ inputs, outputs }, layer) => {
     const next = new Float32Array(outputs);
     const biases = at + inputs * outputs;
@@ -51,10 +53,22 @@ function blendWeights(g, input) {
 function faceFrames(g, v) {
   const { corners, edges, frames, faceTurns } = g;
   for (let f = 0; f < corners.length / 3; f++) {
-    const i = 3 * corners[3 * f], j = 3 * corners[3 * f + 1], k = 3 * corners[3 * f + 2], R = 9 * f, uv = 5 * f;
-    const ax = v[j] - v[i], ay = v[j + 1] - v[i + 1], az = v[j + 2] - v[i + 2];
-    const bx = v[k] - v[i], by = v[k + 1] - v[i + 1], bz = v[k + 2] - v[i + 2];
-    const u1 = edges[uv], v1 = edges[uv + 1], u2 = edges[uv + 2], v2 = edges[uv + 3], sign = edges[uv + 4];
+    const i = 3 * corners[3 * f],
+      j = 3 * corners[3 * f + 1],
+      k = 3 * corners[3 * f + 2],
+      R = 9 * f,
+      uv = 5 * f;
+    const ax = v[j] - v[i],
+      ay = v[j + 1] - v[i + 1],
+      az = v[j + 2] - v[i + 2];
+    const bx = v[k] - v[i],
+      by = v[k + 1] - v[i + 1],
+      bz = v[k + 2] - v[i + 2];
+    const u1 = edges[uv],
+      v1 = edges[uv + 1],
+      u2 = edges[uv + 2],
+      v2 = edges[uv + 3],
+      sign = edges[uv + 4];
     column(frames, R, (ax * v2 - bx * v1) * sign, (ay * v2 - by * v1) * sign, (az * v2 - bz * v1) * sign);
     column(frames, R + 1, bx * u1 - ax * u2, by * u1 - ay * u2, bz * u1 - az * u2);
     column(frames, R + 2, ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx);
@@ -71,10 +85,19 @@ function column(R, at, x, y, z) {
 
 // Markley 2008, as roma has it: of four vectors proportional to q, the one whose own entry is largest.
 function quaternion(R, r, q, at) {
-  const a = R[r], b = R[r + 4], c = R[r + 8];
-  const w = 1 + a + b + c, x = 1 + a - b - c, y = 1 - a + b - c, z = 1 - a - b + c;
-  const yz = R[r + 7] - R[r + 5], zx = R[r + 2] - R[r + 6], xy = R[r + 3] - R[r + 1];
-  const sx = R[r + 7] + R[r + 5], sy = R[r + 2] + R[r + 6], sz = R[r + 3] + R[r + 1];
+  const a = R[r],
+    b = R[r + 4],
+    c = R[r + 8];
+  const w = 1 + a + b + c,
+    x = 1 + a - b - c,
+    y = 1 - a + b - c,
+    z = 1 - a - b + c;
+  const yz = R[r + 7] - R[r + 5],
+    zx = R[r + 2] - R[r + 6],
+    xy = R[r + 3] - R[r + 1];
+  const sx = R[r + 7] + R[r + 5],
+    sy = R[r + 2] + R[r + 6],
+    sz = R[r + 3] + R[r + 1];
   let found;
   if (w >= x && w >= y && w >= z) found = [w, yz, zx, xy];
   else if (x >= y && x >= z) found = [yz, x, sz, sy];
@@ -89,16 +112,24 @@ function attach(g, vertices, weights, eye) {
   const { n, means, frames, corners, faceOf, bary, offsets, moves, basis } = g;
   const amounts = g.offsetScales.map((scale, i) => scale * weights[Math.floor(i / 3)]);
   for (let i = 0; i < n; i++) {
-    const f = faceOf[i], R = 9 * f;
-    const a = 3 * corners[3 * f], b = 3 * corners[3 * f + 1], c = 3 * corners[3 * f + 2];
-    const s = bary[2 * i] / 65535, t = bary[2 * i + 1] / 65535, u = 1 - s - t;
-    let x = offsets[3 * i], y = offsets[3 * i + 1], z = offsets[3 * i + 2];
+    const f = faceOf[i],
+      R = 9 * f;
+    const a = 3 * corners[3 * f],
+      b = 3 * corners[3 * f + 1],
+      c = 3 * corners[3 * f + 2];
+    const s = bary[2 * i] / 65535,
+      t = bary[2 * i + 1] / 65535,
+      u = 1 - s - t;
+    let x = offsets[3 * i],
+      y = offsets[3 * i + 1],
+      z = offsets[3 * i + 2];
     for (let k = 0, at = 3 * basis * i; k < 3 * basis; k += 3) {
       x += amounts[k] * moves[at + k];
       y += amounts[k + 1] * moves[at + k + 1];
       z += amounts[k + 2] * moves[at + k + 2];
     }
-    let along = 0, squared = 0;
+    let along = 0,
+      squared = 0;
     for (let d = 0; d < 3; d++) {
       const point = s * vertices[a + d] + t * vertices[b + d] + u * vertices[c + d];
       means[4 * i + d] = point + frames[R + 3 * d] * x + frames[R + 3 * d + 1] * y + frames[R + 3 * d + 2] * z;
@@ -114,7 +145,9 @@ function attach(g, vertices, weights, eye) {
 // The order from back to front of those that can be seen, counted into 65,536 steps of depth; how many they are.
 function sort(g, view) {
   const { means, opacities, depths, keys, buckets, order, seen } = g;
-  let least = Infinity, most = -Infinity, count = 0;
+  let least = Infinity,
+    most = -Infinity,
+    count = 0;
   for (let i = 0; i < g.n; i++) {
     if (means[4 * i + 3] * opacities[i] < 1 / 255) continue;
     const depth = view[8] * means[4 * i] + view[9] * means[4 * i + 1] + view[10] * means[4 * i + 2];

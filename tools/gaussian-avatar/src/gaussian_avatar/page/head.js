@@ -1,7 +1,7 @@
 // The head model of one person: blendshapes, joints, skinning. As recon4d.head.HeadModel.forward, which see.
 //
-// head.columns are the expressions, 36 correctives of the joints' turns and two eyelids; each lists the vertices that it
-// moves (counts, places) and how (moves, whole numbers of columnScales metres).
+// Its columns are the expressions, 36 correctives of the joints' turns and two eyelids; each lists the vertices that
+// it moves (counts, places) and how (moves, whole numbers of columnScales metres).
 
 const PARENTS = [-1, 0, 1, 1, 1];
 
@@ -10,7 +10,15 @@ function newHead(content) {
   const starts = [0];
   for (const count of counts) starts.push(starts[starts.length - 1] + count);
   return {
-    template, joints, jointBasis, weights, places, moves, columnScales, starts, expressions,
+    template,
+    joints,
+    jointBasis,
+    weights,
+    places,
+    moves,
+    columnScales,
+    starts,
+    expressions,
     vertices: new Float32Array(template.length),
   };
 }
@@ -21,7 +29,8 @@ function neckJoint(head, expression) {
 }
 
 function jointsOf(head, expression) {
-  const joints = Float64Array.from(head.joints), n = head.expressions;
+  const joints = Float64Array.from(head.joints),
+    n = head.expressions;
   for (let i = 0; i < 15; i++) for (let e = 0; e < n; e++) joints[i] += head.jointBasis[i * n + e] * expression[e];
   return joints;
 }
@@ -44,7 +53,8 @@ function pose(head, expression, turns, eyelids, translation) {
     }
   }
   const joints = jointsOf(head, expression);
-  const rotations = [IDENTITY], places3 = [Array.from(joints.slice(0, 3))];
+  const rotations = [IDENTITY],
+    places3 = [Array.from(joints.slice(0, 3))];
   for (let j = 1; j < 5; j++) {
     const parent = PARENTS[j];
     const offset = [0, 1, 2].map((c) => joints[3 * j + c] - joints[3 * parent + c]);
@@ -67,7 +77,9 @@ function pose(head, expression, turns, eyelids, translation) {
       const weight = weights[5 * v + j];
       if (weight !== 0) for (let i = 0; i < 12; i++) m[i] += weight * chain[12 * j + i];
     }
-    const x = vertices[3 * v], y = vertices[3 * v + 1], z = vertices[3 * v + 2];
+    const x = vertices[3 * v],
+      y = vertices[3 * v + 1],
+      z = vertices[3 * v + 2];
     vertices[3 * v] = m[0] * x + m[1] * y + m[2] * z + m[3];
     vertices[3 * v + 1] = m[4] * x + m[5] * y + m[6] * z + m[7];
     vertices[3 * v + 2] = m[8] * x + m[9] * y + m[10] * z + m[11];

@@ -1,7 +1,7 @@
 // Gaussians to pixels in WebGL 2, as recon4d.splat.rasterize projects and blends them.
 //
-// Three passes: `shapes` blends rotations and colours and projects, a pixel for each Gaussian; `splats` draws a rectangle
-// for each, back to front; `screen` puts the picture over the background.
+// Three passes: `shapes` blends rotations and colours and projects, a pixel for each Gaussian; `splats` draws a
+// rectangle for each, back to front; `screen` puts the picture over the background.
 
 const COLUMNS = 512; // of textures that hold a pixel for each Gaussian
 const SHAPES = `
@@ -102,23 +102,41 @@ void main() {
 }`;
 
 function newRenderer(canvas, g) {
-  const gl = canvas.getContext("webgl2", { alpha: true, antialias: false, depth: false, powerPreference: "high-performance" });
+  const gl = canvas.getContext("webgl2", {
+    alpha: true,
+    antialias: false,
+    depth: false,
+    powerPreference: "high-performance",
+  });
   if (!gl) throw new Error("this browser has no WebGL 2");
   if (!gl.getExtension("EXT_color_buffer_float")) throw new Error("this browser's WebGL 2 cannot draw into floats");
-  const rows = Math.max(1, Math.ceil(g.n / COLUMNS)), faceRows = Math.max(1, Math.ceil(g.faceTurns.length / 4 / COLUMNS));
+  const rows = Math.max(1, Math.ceil(g.n / COLUMNS)),
+    faceRows = Math.max(1, Math.ceil(g.faceTurns.length / 4 / COLUMNS));
   const kind = g.quatBasis instanceof Int8Array ? [gl.RGBA8I, gl.BYTE] : [gl.RGBA16I, gl.SHORT];
   const fixed = {
     quatBasis: arrayTexture(gl, rows, g.basis, g.n, 4, g.quatBasis, kind),
     colourBasis: arrayTexture(gl, rows, g.basis, g.n, 3, g.colourBasis, kind),
-    quats: floats(gl, rows, filled(rows, g.n, (i, to) => to.set(g.quats.subarray(4 * i, 4 * i + 4)))),
-    scales: floats(gl, rows, filled(rows, g.n, (i, to) => {
-      for (let c = 0; c < 3; c++) to[c] = Math.exp(g.logScales[3 * i + c]);
-      to[3] = g.opacities[i];
-    })),
-    colours: floats(gl, rows, filled(rows, g.n, (i, to) => {
-      to.set(g.colours.subarray(3 * i, 3 * i + 3));
-      to[3] = g.faceOf[i];
-    })),
+    quats: floats(
+      gl,
+      rows,
+      filled(rows, g.n, (i, to) => to.set(g.quats.subarray(4 * i, 4 * i + 4))),
+    ),
+    scales: floats(
+      gl,
+      rows,
+      filled(rows, g.n, (i, to) => {
+        for (let c = 0; c < 3; c++) to[c] = Math.exp(g.logScales[3 * i + c]);
+        to[3] = g.opacities[i];
+      }),
+    ),
+    colours: floats(
+      gl,
+      rows,
+      filled(rows, g.n, (i, to) => {
+        to.set(g.colours.subarray(3 * i, 3 * i + 3));
+        to[3] = g.faceOf[i];
+      }),
+    ),
   };
   const moving = { means: floats(gl, rows, null), faceTurns: floats(gl, faceRows, null) };
   const order = storage(gl, gl.R32UI, COLUMNS, rows);
@@ -132,7 +150,14 @@ function newRenderer(canvas, g) {
   for (let i = 0; i < g.n; i++) triangles.set([4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 2, 4 * i + 1, 4 * i + 3], 6 * i);
   gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, triangles, gl.STATIC_DRAW);
   return {
-    gl, g, rows, fixed, moving, made, array, order,
+    gl,
+    g,
+    rows,
+    fixed,
+    moving,
+    made,
+    array,
+    order,
     shapes: program(gl, WHOLE, SHAPES, define),
     splats: program(gl, CORNERS, SPLATS, define),
     screen: program(gl, WHOLE, SCREEN, define),
@@ -193,10 +218,19 @@ function target(gl, textures) {
 }
 
 function program(gl, vertex, fragment, define) {
-  const head = ["#version 300 es", "precision highp float;", "precision highp int;", "precision highp sampler2D;",
-    "precision highp isampler2DArray;", ...Object.entries(define).map(([key, value]) => `#define ${key} ${value}`)];
+  const head = [
+    "#version 300 es",
+    "precision highp float;",
+    "precision highp int;",
+    "precision highp sampler2D;",
+    "precision highp isampler2DArray;",
+    ...Object.entries(define).map(([key, value]) => `#define ${key} ${value}`),
+  ];
   const made = gl.createProgram();
-  for (const [kind, text] of [[gl.VERTEX_SHADER, vertex], [gl.FRAGMENT_SHADER, fragment]]) {
+  for (const [kind, text] of [
+    [gl.VERTEX_SHADER, vertex],
+    [gl.FRAGMENT_SHADER, fragment],
+  ]) {
     const shader = gl.createShader(kind);
     gl.shaderSource(shader, `${head.join("\n")}\n${text}`);
     gl.compileShader(shader);
@@ -229,14 +263,16 @@ function upload(gl, texture, values, count) {
     values instanceof Float32Array ? [gl.RGBA, gl.FLOAT, 4] : [gl.RED_INTEGER, gl.UNSIGNED_INT, 1];
   gl.activeTexture(gl.TEXTURE0);
   gl.bindTexture(gl.TEXTURE_2D, texture);
-  const whole = Math.floor(count / COLUMNS), rest = count % COLUMNS;
+  const whole = Math.floor(count / COLUMNS),
+    rest = count % COLUMNS;
   if (whole) gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, COLUMNS, whole, format, type, values);
   if (rest) gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, whole, rest, 1, format, type, values, width * COLUMNS * whole);
 }
 
 // The first `count` Gaussians of the order on the canvas. camera: view (16, row by row), lens, width, height.
 function draw(r, weights, camera, count, background) {
-  const { gl, g } = r, { width, height } = camera;
+  const { gl, g } = r,
+    { width, height } = camera;
   if (!r.picture || r.width !== width || r.height !== height) {
     if (r.picture) {
       gl.deleteTexture(r.picture);
@@ -255,8 +291,14 @@ function draw(r, weights, camera, count, background) {
   gl.bindFramebuffer(gl.FRAMEBUFFER, r.shapeTarget);
   gl.viewport(0, 0, COLUMNS, r.rows);
   use(gl, r.shapes, { ...r.fixed, ...r.moving });
-  gl.uniform4fv(r.shapes.places.quatWeights, g.quatScales.map((scale, i) => scale * weights[i >> 2]));
-  gl.uniform3fv(r.shapes.places.colourWeights, g.colourScales.map((scale, i) => scale * weights[Math.floor(i / 3)]));
+  gl.uniform4fv(
+    r.shapes.places.quatWeights,
+    g.quatScales.map((scale, i) => scale * weights[i >> 2]),
+  );
+  gl.uniform3fv(
+    r.shapes.places.colourWeights,
+    g.colourScales.map((scale, i) => scale * weights[Math.floor(i / 3)]),
+  );
   gl.uniformMatrix4fv(r.shapes.places.view, true, camera.view);
   gl.uniform4fv(r.shapes.places.lens, camera.lens);
   gl.uniform2f(r.shapes.places.size, width, height);

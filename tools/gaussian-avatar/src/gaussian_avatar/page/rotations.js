@@ -23,9 +23,15 @@ function turn([yaw, pitch, roll]) {
   const [cy, cx, cz] = [yaw, pitch, roll].map((angle) => Math.cos(angle * RADIANS));
   const [sy, sx, sz] = [yaw, pitch, roll].map((angle) => Math.sin(angle * RADIANS));
   return [
-    cy * cz + sy * sx * sz, sy * sx * cz - cy * sz, sy * cx,
-    cx * sz, cx * cz, -sx,
-    cy * sx * sz - sy * cz, sy * sz + cy * sx * cz, cy * cx,
+    cy * cz + sy * sx * sz,
+    sy * sx * cz - cy * sz,
+    sy * cx,
+    cx * sz,
+    cx * cz,
+    -sx,
+    cy * sx * sz - sy * cz,
+    sy * sz + cy * sx * cz,
+    cy * cx,
   ];
 }
 
@@ -36,17 +42,27 @@ function angles(a) {
 
 // A rotation vector (radians) to a matrix, and back; half turns are not met here.
 function vectorTurn(vector) {
-  const angle = Math.hypot(...vector), [x, y, z] = vector.map((value) => value / Math.max(angle, 1e-12));
-  const c = Math.cos(angle), s = Math.sin(angle), k = 1 - c;
+  const angle = Math.hypot(...vector),
+    [x, y, z] = vector.map((value) => value / Math.max(angle, 1e-12));
+  const c = Math.cos(angle),
+    s = Math.sin(angle),
+    k = 1 - c;
   return [
-    c + k * x * x, k * x * y - s * z, k * x * z + s * y,
-    k * x * y + s * z, c + k * y * y, k * y * z - s * x,
-    k * x * z - s * y, k * y * z + s * x, c + k * z * z,
+    c + k * x * x,
+    k * x * y - s * z,
+    k * x * z + s * y,
+    k * x * y + s * z,
+    c + k * y * y,
+    k * y * z - s * x,
+    k * x * z - s * y,
+    k * y * z + s * x,
+    c + k * z * z,
   ];
 }
 
 function turnVector(R) {
-  const axis = [R[7] - R[5], R[2] - R[6], R[3] - R[1]], twice = Math.hypot(...axis);
+  const axis = [R[7] - R[5], R[2] - R[6], R[3] - R[1]],
+    twice = Math.hypot(...axis);
   const angle = Math.atan2(twice, R[0] + R[4] + R[8] - 1);
   return axis.map((value) => (twice < 1e-9 ? value / 2 : (value * angle) / twice));
 }
