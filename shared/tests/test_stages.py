@@ -12,7 +12,7 @@ import pytest
 from recon4d.files import InputError
 from recon4d.formats import camera_stream, track_stream
 from recon4d.formats.camera_stream import CameraFrame, Header
-from recon4d.stages import Inbox, Meter, newest, resident_mib, until_closed, write_line
+from recon4d.stages import Inbox, Meter, newest, resident_mib, until_closed, while_read, write_line
 
 
 def gate(items, opened):
@@ -73,6 +73,16 @@ def test_who_writes_learns_that_nobody_reads():
             for _ in range(3):
                 write_line(out, {"a": 1})
     until_closed(io.StringIO(), 30)
+
+
+def test_who_writes_nothing_learns_it_too():
+    read, write = os.pipe()
+    with open(write, "w") as out:
+        threading.Timer(0.1, os.close, [read]).start()
+        with pytest.raises(InputError, match="next command of the pipe has ended"), while_read(out):
+            time.sleep(30)
+    with pytest.raises(KeyboardInterrupt), while_read(io.StringIO()):
+        raise KeyboardInterrupt
 
 
 def test_figures_are_of_the_last_seconds():

@@ -5,6 +5,7 @@ too fast is dropped, the newest is served, and the dropped are counted. When a s
 nobody reads, the one after that nothing comes; each says so in one sentence.
 """
 
+import _thread
 import contextlib
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any, Generic, TextIO, TypeVar
 from recon4d.files import InputError
 
 T = TypeVar("T")
+NOBODY = "the next command of the pipe has ended, and this one with it"
 SPAN = 2.0  # seconds that a stage's figures are of
 
 
@@ -81,14 +83,45 @@ def newest(items: Iterable[T], patient: bool = False) -> Iterator[tuple[T, int]]
 
 
 def write_line(out: TextIO, record: dict[str, Any]) -> None:
-    """One line of JSON, at once. Raises InputError where nobody reads any more."""
+    """One line of JSON, at once. Raises InputError where nobody reads any more; see `while_read` too."""
     try:
         out.write(json.dumps(record) + "\n")
         out.flush()
     except (BrokenPipeError, ValueError) as error:  # ValueError: it was closed
         with contextlib.suppress(OSError, ValueError):  # so that the interpreter's own flush at the end is quiet
             os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
-        raise InputError("the next command of the pipe has ended, and this one with it") from error
+        raise InputError(NOBODY) from error
+
+
+@contextlib.contextmanager
+def while_read(out: TextIO) -> Iterator[None]:
+    """Ends the block with InputError when nobody reads a pipe any more, also while nothing is written.
+
+    In the main thread only; elsewhere, and where the system cannot tell, the next line that is written finds out.
+    """
+    if threading.current_thread() is not threading.main_thread() or not _is_pipe(out):
+        yield
+        return
+    over, closed = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            if until_closed(out, 0.5):
+                if not over.is_set():
+                    closed.set()
+                    _thread.interrupt_main()
+                return
+
+    watcher = threading.Thread(target=watch, name="reader", daemon=True)
+    watcher.start()
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if closed.is_set():
+            raise InputError(NOBODY) from error
+        raise
+    finally:
+        over.set()
 
 
 @contextlib.contextmanager
@@ -155,19 +188,27 @@ def resident_mib() -> float:
         return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def until_closed(out: TextIO, seconds: float) -> None:
-    """Wait until the reader of a pipe has closed it, at most so long; not at all where it is no pipe."""
+def until_closed(out: TextIO, seconds: float) -> bool:
+    """Wait until the reader of a pipe has closed it, at most so long; whether it has. At once where it is no pipe."""
+    import select
+
+    if not _is_pipe(out):
+        return False
+    poll = select.poll()
+    poll.register(out.fileno(), 0)  # errors are told in any case
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if any(event & select.POLLERR for _, event in poll.poll(min(1e3 * left, 100))):
+            return True
+    return False
+
+
+def _is_pipe(out: TextIO) -> bool:
+    """Whether it is a pipe of which the system tells when its reader closes it."""
     import select
     import stat
 
     try:
-        if not (hasattr(select, "poll") and stat.S_ISFIFO(os.fstat(out.fileno()).st_mode)):
-            return
-        poll = select.poll()
-        poll.register(out.fileno(), 0)  # errors are told in any case
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            if any(event & select.POLLERR for _, event in poll.poll(100)):
-                return
+        return hasattr(select, "poll") and stat.S_ISFIFO(os.fstat(out.fileno()).st_mode)
     except (OSError, ValueError):  # closed here, or no file at all
-        return
+        return False

@@ -4,6 +4,7 @@ One thread takes what has come and shows the newest frame and the avatar in its 
 Nothing grows: frames that wait, frames that are kept, and the track that is written all have a most.
 """
 
+import sys
 import threading
 import time
 from collections import deque
@@ -31,6 +32,7 @@ from gaussian_avatar.learners import Learner
 from gaussian_avatar.sampling import Frame, Pools
 
 WAITING = 8  # frames that may wait to be taken; then the oldest is dropped
+SWITCH = 5e-4  # seconds after which Python lets another thread go on: showing and serving are not to wait for learning
 TRACKED = 1500  # of the last frames in track.npz
 TRACKER_DIED = "the tracker's lines stopped without an end: flame-encoder track has died"
 RECOGNISABLE = 60  # images learned from, after which a face is one's own
@@ -213,6 +215,7 @@ def run(
     inbox = Inbox(arrivals(lines, folder), 1 if patient else WAITING, patient)
     page = page or Page(lambda seen: None, Wishes())
     session = _Session(config, head, device, page, folder, inbox, log, output if resume else None)
+    sys.setswitchinterval(SWITCH)
     looking = threading.Thread(target=_look, args=(session,), name="show", daemon=True)
     looking.start()
     try:

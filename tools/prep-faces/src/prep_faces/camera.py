@@ -19,7 +19,7 @@ from recon4d import InputError, landmarker
 from recon4d.formats import camera_stream
 from recon4d.formats.camera_stream import CameraFrame, Header
 from recon4d.formats.landmarks import to_ibug
-from recon4d.stages import Meter, newest, stopped_by_signal, until_closed, write_line
+from recon4d.stages import Meter, newest, stopped_by_signal, until_closed, while_read, write_line
 
 from prep_faces import networks, ring
 from prep_faces.headshape import shape_from_landmarks
@@ -173,12 +173,13 @@ def stream(
         try:
             shots = newest(camera.shots, patient=not live)
             start: float | None = None
-            for shown in frames(shots, files, size):
-                start = start if start is not None else shown.time
-                write_line(out, camera_stream.frame(shown))
-                if seconds is not None and shown.time - start >= seconds:
-                    why = f"{seconds:g} seconds are over"
-                    break
+            with while_read(out):
+                for shown in frames(shots, files, size):
+                    start = start if start is not None else shown.time
+                    write_line(out, camera_stream.frame(shown))
+                    if seconds is not None and shown.time - start >= seconds:
+                        why = f"{seconds:g} seconds are over"
+                        break
         except KeyboardInterrupt:
             why = "the camera was stopped"
         with contextlib.suppress(InputError):

@@ -19,7 +19,7 @@ from recon4d.formats.camera_stream import CameraFrame
 from recon4d.formats.landmarks import read_landmarks, to_dense, to_ibug, to_irises
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
-from recon4d.stages import Meter, newest, stopped_by_signal, until_closed, write_line
+from recon4d.stages import Meter, newest, stopped_by_signal, until_closed, while_read, write_line
 from torch import Tensor
 
 from flame_encoder.report import Log, unsaid
@@ -101,10 +101,11 @@ def follow(
         why = "flame-encoder track was stopped"
         ended = False
         try:
-            for record in _records(lines, head, Options(focal=focal, iterations=iterations), log):
-                write_line(out, record)
-                if "end" in record:
-                    why, ended = str(record["end"]), True
+            with while_read(out):
+                for record in _records(lines, head, Options(focal=focal, iterations=iterations), log):
+                    write_line(out, record)
+                    if "end" in record:
+                        why, ended = str(record["end"]), True
         except KeyboardInterrupt:
             ended = True
             with contextlib.suppress(InputError):
