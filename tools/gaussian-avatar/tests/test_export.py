@@ -162,6 +162,13 @@ def test_commands(folder, tmp_path, capfd):
     code, _, err = command(capfd, "export", *where, "--force", "--jaw", 10, "--frames", "all")
     assert code == 2 and "leave --frames and --track away" in err
 
+    for options, sentence in (
+        (("--format", "html", "--jaw", 10), "--expression, --jaw and --frames are of static files"),
+        (("--format", "glb", "--track", "x.npz"), "--format glb holds the avatar and no other clip"),
+    ):
+        code, _, err = command(capfd, "export", *where, *options)
+        assert code == 2 and sentence in err
+
     # Metrics of the compact file are those of the original.
     code, out, err = command(capfd, "metrics", *where)
     assert code == 0, err

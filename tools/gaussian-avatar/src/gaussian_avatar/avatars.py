@@ -90,7 +90,7 @@ def bind(head: HeadModel, tex_size: int) -> tuple[Tensor, Tensor]:
 
     Raises InputError for a head model without texture coordinates, or when no texel is covered.
     """
-    texels = mesh.bake_uv(*_uv(head), (tex_size, tex_size))
+    texels = mesh.bake_uv(*texture_layout(head), (tex_size, tex_size))
     if not texels.mask.any():
         raise InputError(f"model.tex_size {tex_size} covers no texel of the head model's UV layout; give more")
     return texels.tri_id[texels.mask].long(), texels.bary[texels.mask].float()
@@ -98,7 +98,7 @@ def bind(head: HeadModel, tex_size: int) -> tuple[Tensor, Tensor]:
 
 def neighbours(head: HeadModel, tex_size: int) -> Tensor:
     """Pairs (P, 2) of Gaussians, in `bind`'s order, whose texels lie side by side on the surface, not over a seam."""
-    texels = mesh.bake_uv(*_uv(head), (tex_size, tex_size))
+    texels = mesh.bake_uv(*texture_layout(head), (tex_size, tex_size))
     index = torch.full((tex_size, tex_size), -1)
     index[texels.mask] = torch.arange(int(texels.mask.sum()))
     pairs = torch.cat(
@@ -176,7 +176,7 @@ def texel_spacing(head: HeadModel, tex_size: int) -> Tensor:
     return side / tex_size
 
 
-def _uv(head: HeadModel) -> tuple[Tensor, Tensor]:
+def texture_layout(head: HeadModel) -> tuple[Tensor, Tensor]:
     """Texture coordinates (T, 2) and their faces (F, 3). Raises InputError for a head model without."""
     if head.vt is None or head.ft is None:
         raise InputError(
@@ -188,7 +188,7 @@ def _uv(head: HeadModel) -> tuple[Tensor, Tensor]:
 
 def uv_edges(head: HeadModel, faces: Tensor | slice = slice(None)) -> Tensor:
     """Both texture-space edges of faces and the sign of their cross product: (F, 5)."""
-    vt, ft = _uv(head)
+    vt, ft = texture_layout(head)
     uv = vt[ft[faces]]
     a, b = uv[:, 1] - uv[:, 0], uv[:, 2] - uv[:, 0]
     return torch.cat([a, b, torch.where(_cross2(a, b) < 0, -1.0, 1.0)[:, None]], 1)
@@ -252,7 +252,7 @@ def attach(
         Facing (B, N): cosine between the surface's normal and the direction to the eye.
     """
     corners = vertices[:, head.faces]  # (B, F, 3, 3)
-    vt, ft = _uv(head)
+    vt, ft = texture_layout(head)
     frames = face_frames(corners, vt[ft])
     turns = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(frames))
     points = torch.einsum("nj,bnjc->bnc", avatar.bary, corners[:, avatar.face_id])

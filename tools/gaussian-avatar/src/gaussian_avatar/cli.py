@@ -344,7 +344,7 @@ def render(
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["ply", "spz", "sog", "splat", "safetensors", "html"]),
+    type=click.Choice(["ply", "spz", "sog", "splat", "safetensors", "html", "glb"]),
     default="ply",
     show_default=True,
 )
@@ -376,12 +376,15 @@ def export(
     device: str,
     force: bool,
 ) -> None:
-    """Write export/*.ply (.spz, .sog, .splat), static Gaussians; or the avatar: model.safetensors, or avatar.html."""
-    from gaussian_avatar import exports, pages, runs
+    """Write export/*.ply (.spz, .sog, .splat), static Gaussians; model.safetensors or avatar.html; or head.glb."""
+    from gaussian_avatar import exports, gltf, pages, runs
 
+    exports.check_options(kind, frames, track, expressions, jaw)
     run = runs.open_run(run_folder(output_dir, subject, work_name), device, head_model, model)
     if kind == "safetensors":
         print_result(exports.export_compact(run, int(bits), force))
+    elif kind == "glb":
+        print_result(gltf.export_head(run, force))
     elif kind == "html":
         print_result(pages.export_page(run, track, transfer, int(bits), force, log))
     else:

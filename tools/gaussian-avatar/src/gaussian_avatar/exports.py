@@ -21,6 +21,18 @@ VISIBLE = 1 / 255  # opacity below which a Gaussian is never drawn
 FIDELITY_FRAMES = 12
 
 
+def check_options(
+    kind: str, frames: str, track: str | Path | None, expressions: Sequence[str], jaw: float | None
+) -> None:
+    """Raise InputError for options that a format leaves no room for."""
+    if kind in scene_files.KINDS:
+        return
+    if expressions or jaw is not None or frames != "frontal":
+        raise InputError(f"--expression, --jaw and --frames are of static files; leave them away with --format {kind}")
+    if track and kind != "html":
+        raise InputError(f"--format {kind} holds the avatar and no other clip; leave --track away")
+
+
 def export_frames(
     run: Run,
     frames: str = "frontal",
