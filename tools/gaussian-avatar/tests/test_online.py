@@ -42,7 +42,8 @@ def stream_training(head, folder, output, images_per_frame, *more, repeat=1, res
 def held_out_psnr(folder, output):
     run = runs.open_run(output, CPU)
     frames = runs.held_out(run, None, lambda _: None)
-    return float(evaluation.measure(run, frames, runs.pictures(run, folder))["psnr"].mean())
+    run, capture = runs.pictures(run, folder)
+    return float(evaluation.measure(run, frames, capture)["psnr"].mean())
 
 
 def steps_of(output):

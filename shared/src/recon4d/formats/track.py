@@ -13,6 +13,7 @@ from recon4d.files import InputError, read_npz, write_npz
 from recon4d.head import HeadModel
 
 FORMAT = "recon4d-track-1"
+PER_CAMERA = ("Ks", "views", "cameras")  # of each frame too, where there are any
 PER_FRAME = ("names", "valid", "expression", "R", "t", "neck", "jaw", "eyes", "eyelids")
 
 
@@ -35,6 +36,9 @@ class Track:
         eyelids: (N, 2), left then right.
         Ks: (N, 3, 3) intrinsics of each picture, where they differ from K; None where all are K. The track is of
             pictures brought from their own to K.
+        views: (N, 4, 4) from the track's camera to that of each picture, where several cameras look on; None where
+            there is one. Pictures then stay as they are, with their own Ks, and R and t are before the first camera.
+        cameras: (N,) names of the pictures' cameras, with views.
     """
 
     head_model: str
@@ -52,6 +56,8 @@ class Track:
     eyes: np.ndarray
     eyelids: np.ndarray
     Ks: np.ndarray | None = None
+    views: np.ndarray | None = None
+    cameras: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,8 +72,16 @@ class Track:
 
     def take(self, frames: slice | np.ndarray | list[int]) -> "Track":
         """A track of the chosen frames."""
-        Ks = None if self.Ks is None else self.Ks[frames]
-        return replace(self, **{key: getattr(self, key)[frames] for key in PER_FRAME}, Ks=Ks)
+        chosen = {key: getattr(self, key) for key in (*PER_FRAME, *PER_CAMERA)}
+        return replace(self, **{key: value[frames] for key, value in chosen.items() if value is not None})
+
+    def of_one_camera(self) -> "Track":
+        """The frames of the first camera, as a track that knows of no other."""
+        if self.views is None or self.cameras is None or self.Ks is None:
+            return self
+        first = self.take(self.cameras == self.cameras[0])
+        assert first.Ks is not None
+        return replace(first, K=first.Ks[0], Ks=None, views=None, cameras=None)
 
     def vertices(self, head: HeadModel, frames: slice | np.ndarray | None = None) -> Tensor:
         """Posed vertices (n, V, 3) in the camera's OpenCV space, metres."""
@@ -85,7 +99,7 @@ class Track:
 
 
 def join(tracks: Sequence[Track]) -> Track:
-    """The frames of several tracks of one head, one after another."""
+    """The frames of several tracks of one head and one camera, one after another."""
     together: dict[str, Any] = {key: np.concatenate([getattr(track, key) for track in tracks]) for key in PER_FRAME}
     if any(track.Ks is not None for track in tracks):
         together["Ks"] = np.concatenate([_all_Ks(track) for track in tracks])
@@ -106,11 +120,13 @@ def read(path: str | Path) -> Track:
 
 def from_arrays(arrays: dict[str, np.ndarray], source: str) -> Track:
     """A track of the arrays of a file named `source`. Raises InputError for missing or inconsistent ones."""
-    names = [f.name for f in fields(Track) if f.name != "Ks" or "Ks" in arrays]
+    names = [f.name for f in fields(Track) if f.name not in PER_CAMERA or f.name in arrays]
     missing = [name for name in names if name not in arrays]
     if missing:
         raise InputError(f"{source} has no {', '.join(missing)}; make it again with flame-encoder track")
-    kinds = {"names": "US", "head_model": "US", "valid": "biu"}
+    if ("views" in arrays) != ("cameras" in arrays) or ("views" in arrays and "Ks" not in arrays):
+        raise InputError(f"{source} has some of Ks, views and cameras but not all; make it again")
+    kinds = {"names": "US", "head_model": "US", "valid": "biu", "cameras": "US"}
     for name in names:
         if np.asarray(arrays[name]).dtype.kind not in kinds.get(name, "fiu"):
             raise InputError(f"{source}: {name} holds {np.asarray(arrays[name]).dtype}; track the clip again")
@@ -130,8 +146,8 @@ def from_arrays(arrays: dict[str, np.ndarray], source: str) -> Track:
         "eyes": (n, 2, 3, 3),
         "eyelids": (n, 2),
     }
-    if "Ks" in arrays:
-        shapes["Ks"] = (n, 3, 3)
+    shapes |= {"Ks": (n, 3, 3)} if "Ks" in arrays else {}
+    shapes |= {"views": (n, 4, 4), "cameras": (n,)} if "views" in arrays else {}
     for key, shape in shapes.items():
         if arrays[key].shape != shape:
             raise InputError(f"{source}: {key} has shape {arrays[key].shape}; {shape} is needed")
@@ -144,11 +160,12 @@ def from_arrays(arrays: dict[str, np.ndarray], source: str) -> Track:
         raise InputError(f"{source}: image_size or K is of no camera; track the clip again")
     if "Ks" in arrays and n and arrays["Ks"][:, [0, 1], [0, 1]].min() <= 0:
         raise InputError(f"{source}: Ks holds no cameras; track the clip again")
-    if n and not np.allclose(np.linalg.det(arrays["R"].astype(np.float64)), 1, atol=0.1):
-        raise InputError(f"{source}: R holds something else than rotations; track the clip again")
+    turns = [arrays["R"], *([arrays["views"][:, :3, :3]] if "views" in arrays else [])]
+    if n and not all(np.allclose(np.linalg.det(turn.astype(np.float64)), 1, atol=0.1) for turn in turns):
+        raise InputError(f"{source}: R or views hold something else than rotations; track the clip again")
     floats = {
         k: arrays[k].astype(np.float32)
-        for k in ("K", "shape", "expression", "R", "t", "neck", "jaw", "eyes", "eyelids", "Ks")
+        for k in ("K", "shape", "expression", "R", "t", "neck", "jaw", "eyes", "eyelids", "Ks", "views")
         if k in arrays
     }
     return Track(
@@ -157,5 +174,6 @@ def from_arrays(arrays: dict[str, np.ndarray], source: str) -> Track:
         fps=fps.item(),
         names=arrays["names"].astype(str),
         valid=arrays["valid"].astype(bool),
+        cameras=arrays["cameras"].astype(str) if "cameras" in arrays else None,
         **floats,
     )

@@ -1,7 +1,7 @@
 """VHAP's export: `flame_param/*.npz`, pictures and `transforms.json`, which GaussianAvatars and others train from."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from recon4d.files import InputError, read_json, read_npz, write_npz, write_text
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
 
+AXES = np.diag([1.0, -1.0, -1.0, 1.0])
 FLIP = np.diag(np.array([1, -1, -1], np.float32))  # between OpenCV's axes and y up
 SIZES = {"rotation": 3, "translation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6, "expr": None}
 
@@ -120,8 +121,87 @@ def read(path: str | Path, head: HeadModel) -> Parameters:
     return Parameters(_track(values, parts[0]["shape"], frames, head, files), bool(frames))
 
 
+@dataclass(frozen=True, eq=False)
+class Rig:
+    """A capture of one or several cameras, as VHAP, NeRSemble and GaussianAvatars have it.
+
+    track: all pictures, camera after camera in order of time, named as their files are in `pictures`.
+    pictures, masks: the folders of pictures and of greyscale masks of the same names, which pictures with alpha may
+    do without.
+    """
+
+    track: Track
+    pictures: Path
+    masks: Path | None
+
+
+def read_rig(folder: str | Path, head: HeadModel) -> Rig:
+    """Read a folder with `transforms.json`: all of its cameras, pictures and masks.
+
+    Args:
+        head: a FLAME model, whose joints the rotations are about.
+
+    Raises:
+        InputError: a missing or broken file, paths outside the folder, pictures in several folders or of several
+            sizes, a head model that is no FLAME.
+    """
+    folder = Path(folder)
+    listed = folder / "transforms.json"
+    frames = _frames(listed)
+    names = [str(frame.get("camera_index", 0)) for frame in frames]
+    order = sorted(range(len(frames)), key=lambda i: names.index(names[i]))  # a stable sort: time stays in order
+    frames, names = [frames[i] for i in order], [names[i] for i in order]
+    if len({(frame.get("w"), frame.get("h")) for frame in frames}) > 1:
+        raise InputError(f"{listed} has pictures of several sizes; bring them to one")
+    paths = [_inside(folder, listed, frame, "file_path") for frame in frames]
+    masks = [_inside(folder, listed, frame, "fg_mask_path") for frame in frames if frame.get("fg_mask_path")]
+    if len({path.parent for path in paths}) > 1 or len({path.parent for path in masks}) > 1:
+        raise InputError(f"{listed} has pictures or masks in several folders; put them into one")
+    files = [_inside(folder, listed, frame, "flame_param_path") for frame in frames]
+    once = {file: _parameters(file) for file in dict.fromkeys(files)}
+    parts = [once[file] for file in files]
+    values = {key: np.concatenate([part[key] for part in parts]) for key in SIZES}
+    if len(values["expr"]) != len(frames):
+        raise InputError(f"{listed} names files of flame_param with several frames each; give one file for each frame")
+    # As before the first camera, which all others are placed by.
+    still = [frames[0] | {"flame_param_path": frame["flame_param_path"]} for frame in frames]
+    track = _track(values, parts[0]["shape"], still, head, files)
+    track = replace(track, names=np.array([path.name for path in paths]))
+    if len(set(names)) > 1:
+        try:
+            poses = np.array([frame["transform_matrix"] for frame in frames], np.float64)
+            views = AXES @ np.linalg.inv(poses) @ poses[0] @ AXES
+            Ks = np.stack([_intrinsics(frame) for frame in frames])
+        except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
+            raise InputError(f"{listed} holds no cameras ({error})") from error
+        if views.shape != (len(frames), 4, 4) or not (np.isfinite(views).all() and np.isfinite(Ks).all()):
+            raise InputError(f"{listed} holds no cameras; export it with VHAP again")
+        track = replace(track, views=views.astype(np.float32), Ks=Ks, cameras=np.array(names))
+    return Rig(track, paths[0].parent, masks[0].parent if len(masks) == len(paths) else None)
+
+
+def _inside(folder: Path, listed: Path, frame: dict[str, Any], key: str) -> Path:
+    path = folder / str(frame.get(key))
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{listed} names {path}, outside its folder; correct {key}")
+    return path
+
+
+def _intrinsics(frame: dict[str, Any]) -> np.ndarray:
+    fx = float(frame["fl_x"])
+    middle = float(frame.get("cx", frame["w"] / 2)), float(frame.get("cy", frame["h"] / 2))
+    return np.array([[fx, 0, middle[0]], [0, float(frame.get("fl_y", fx)), middle[1]], [0, 0, 1]], np.float32)
+
+
 def _first_camera(path: Path) -> list[dict[str, Any]]:
     """The frames of the first camera in time, each with what `read` asks of it."""
+    frames = _frames(path)
+    first = frames[0].get("camera_index", 0)
+    return [frame for frame in frames if frame.get("camera_index", 0) == first]
+
+
+def _frames(path: Path) -> list[dict[str, Any]]:
+    """All frames in time, each with what is shared."""
     content = read_json(path)
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
@@ -129,10 +209,8 @@ def _first_camera(path: Path) -> list[dict[str, Any]]:
     if not all("flame_param_path" in frame and "transform_matrix" in frame for frame in frames):
         raise InputError(f"{path} has frames without flame_param_path or transform_matrix; export it with VHAP again")
     shared = {key: value for key, value in content.items() if key != "frames"}
-    indices = [frame.get("camera_index", 0) for frame in frames]
-    chosen = [shared | frame for frame, index in zip(frames, indices) if index == indices[0]]
     try:
-        return sorted(chosen, key=lambda frame: int(frame.get("timestep_index", 0)))
+        return sorted((shared | frame for frame in frames), key=lambda frame: int(frame.get("timestep_index", 0)))
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: timestep_index is no number; export it with VHAP again") from error
 
@@ -180,9 +258,7 @@ def _track(
             views = np.linalg.inv(np.array([frame["transform_matrix"] for frame in frames], np.float64))
             first = frames[0]
             size = [int(first["w"]), int(first["h"])]
-            fx = float(first["fl_x"])
-            middle = float(first.get("cx", size[0] / 2)), float(first.get("cy", size[1] / 2))
-            K = np.array([[fx, 0, middle[0]], [0, float(first.get("fl_y", fx)), middle[1]], [0, 0, 1]], np.float32)
+            K = _intrinsics(first)
             views = np.broadcast_to(views, (n, 4, 4))
         except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
             raise InputError(f"{files[0].parent.parent / 'transforms.json'} holds no cameras ({error})") from error

@@ -9,16 +9,17 @@ import cv2
 import numpy as np
 import torch
 from recon4d import InputError, images
-from recon4d.formats import insta
+from recon4d.formats import insta, vhap
 from recon4d.formats.track import Track
 from recon4d.formats.track import read as read_track
+from recon4d.head import HeadModel
 from torch import Tensor
 
 from gaussian_avatar.config import Config
 from gaussian_avatar.motions import check_track, load_head
 
 MATTES = ("matted", "matte", "mattes")  # folders of RGBA pictures, where those of images/ have no alpha
-MASKS = ("mask", "masks", "alpha")  # folders of greyscale masks
+MASKS = ("mask", "masks", "alpha", "fg_masks")  # folders of greyscale masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class Capture:
     height: int
     pictures: Path | None = None  # where they are; None is the folder's images
     masks: Path | None = None  # greyscale masks, for images without alpha
+    boxes: np.ndarray | None = None  # (N, 3) left, top and side of the square of each picture that is trained on
 
     def __len__(self) -> int:
         return len(self.track)
@@ -79,11 +81,16 @@ def open_capture(
     log: Callable[[str], None],
     frame_offset: int = 0,
     common: bool = False,
+    head: HeadModel | None = None,
 ) -> Capture:
-    """Read `<folder>/track.npz` (or `checkpoint/*.frame`) and check that the images pair with it.
+    """Read a subject's track and check that the images pair with it.
+
+    The track is `<folder>/track.npz`, else `checkpoint/*.frame`, else `transforms.json` with `flame_param/*.npz`, as
+    VHAP, NeRSemble and GaussianAvatars have them, of one camera or several.
 
     Args:
         image_size: longer side in pixels to reduce larger images to; None keeps them.
+        head: the head model, which only VHAP's folders need.
         frame_offset, common: which image goes with which frame; see `recon4d.formats.insta.pair`.
 
     Raises:
@@ -101,6 +108,12 @@ def open_capture(
         if notes:
             track = track.take([rows[stem] for _, stem in pairs])
         track = replace(track, names=np.array([path.name for path, _ in pairs]))
+    elif head is not None and (folder / "transforms.json").is_file():
+        rig = vhap.read_rig(folder, head)
+        track, notes, pictures, masks = rig.track, [], rig.pictures, rig.masks
+        missing = [name for name in track.names if not (pictures / str(name)).is_file()]
+        if missing:
+            raise InputError(f"{pictures / str(missing[0])} is missing; {folder / 'transforms.json'} names it")
     else:
         if not any((folder / "checkpoint").glob("*.frame")):
             raise InputError(f"{folder / 'checkpoint'} has no .frame files; track the clip with flame-encoder track")
@@ -132,10 +145,45 @@ def split_frames(
     return np.arange(n - held_out), np.arange(n - held_out, n)
 
 
+def split_cameras(
+    track: Track, held_out: str | None, trained: list[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the pictures of the training cameras, and of the one that is held out.
+
+    Args:
+        held_out: its name; None is the camera nearest to the middle of all.
+        trained: the names of the others that are trained on; None is all.
+
+    Raises InputError for a name that no camera has.
+    """
+    assert track.views is not None and track.cameras is not None
+    names, first = np.unique(track.cameras, return_index=True)
+    if held_out is None:
+        views = track.views[first].astype(np.float64)
+        centres = -np.einsum("nji,nj->ni", views[:, :3, :3], views[:, :3, 3])
+        held_out = str(names[np.argmin(np.linalg.norm(centres - centres.mean(0), axis=1))])
+    wanted = [str(name) for name in names if name != held_out] if trained is None else trained
+    unknown = [name for name in (held_out, *wanted) if name not in names]
+    if unknown or held_out in wanted or not wanted:
+        what = f"{unknown[0]} is no camera" if unknown else "no camera is left to train on"
+        raise InputError(
+            f"data.test_camera and data.train_cameras: {what} of {', '.join(names)}, {held_out} is held out"
+        )
+    return np.flatnonzero(np.isin(track.cameras, wanted)), np.flatnonzero(track.cameras == held_out)
+
+
 def choose_frames(capture: Capture, config: Config, split: str, log: Callable[[str], None]) -> np.ndarray:
-    """Indices of the frames of a split that have a track of their own (`valid`)."""
+    """Indices of the frames of a split that have a track of their own (`valid`).
+
+    Of several cameras one is held out, in all frames; of one camera the last frames are.
+    """
     n = len(capture)
-    train, test = split_frames(n, config.data.test_frames, config.data.test_share, log)
+    if capture.track.views is not None:
+        train, test = split_cameras(capture.track, config.data.test_camera, config.data.train_cameras)
+        assert capture.track.cameras is not None
+        log(f"the camera {capture.track.cameras[test[0]]} is held out")
+    else:
+        train, test = split_frames(n, config.data.test_frames, config.data.test_share, log)
     chosen = {"train": train, "test": test, "all": np.arange(n)}[split]
     valid: np.ndarray = chosen[capture.track.valid[chosen]]
     if len(valid) < len(chosen):
@@ -166,6 +214,7 @@ def read_image(
     size: tuple[int, int],
     masks: Path | None = None,
     move: np.ndarray | None = None,
+    box: np.ndarray | None = None,
 ) -> np.ndarray:
     """One RGBA image (height, width, 4) uint8, reduced by averaging over areas with the mask taken into account.
 
@@ -174,6 +223,7 @@ def read_image(
             else turned as EXIF says.
         masks: folder of greyscale pictures of the same names, the alpha of images that have none.
         move: (2, 3) where the file's pixels go first, centres at +0.5: from its own camera to the track's.
+        box: (3,) left, top and side of the square that is cut out then.
 
     Raises:
         InputError: not readable, no alpha channel and no mask, or another size.
@@ -187,18 +237,26 @@ def read_image(
         if alpha.shape != size[::-1]:
             raise InputError(f"{mask} is not of the size of {path}; make it again with prep-faces matte")
         image = np.dstack([images.read(path, upright=upright), alpha])
-    if size == (width, height) and move is None:
-        return image
+    if box is not None and move is None:
+        image = _cut(image, box)
+    if image.shape[:2] == (height, width) and move is None:
+        return np.ascontiguousarray(image)
     opacity = image[..., 3:].astype(np.float32) / 255
     premultiplied = np.concatenate([image[..., :3] * opacity, opacity], -1)
     if move is not None:
         centred = move.copy()  # OpenCV's first pixel has its centre at 0
         centred[:, 2] += 0.5 * (move[:, :2].sum(1) - 1)
         premultiplied = cv2.warpAffine(premultiplied, centred, size, flags=cv2.INTER_LINEAR)
+        premultiplied = premultiplied if box is None else _cut(premultiplied, box)
     small = images.resize(premultiplied, width, height)
     small[..., :3] /= np.maximum(small[..., 3:], 1e-6)
     small[..., 3] *= 255
     return np.clip(small + 0.5, 0, 255).astype(np.uint8)
+
+
+def _cut(image: np.ndarray, box: np.ndarray) -> np.ndarray:
+    left, top, side = (int(value) for value in box)
+    return image[top : top + side, left : left + side]
 
 
 def _check_format(path: Path, size: tuple[int, int], with_alpha: bool) -> bool:
@@ -219,11 +277,12 @@ def read_frame(capture: Capture, frame: int) -> np.ndarray:
     """The image of one frame, brought from its own camera to the track's where they differ; see `read_image`."""
     track = capture.track
     move = None
-    if track.Ks is not None:
+    if track.Ks is not None and track.views is None:
         move = (track.K.astype(np.float64) @ np.linalg.inv(track.Ks[frame].astype(np.float64)))[:2]
         move = None if np.allclose(move, np.eye(3)[:2], atol=1e-6) else move
     size = (int(track.image_size[0]), int(track.image_size[1]))
-    return read_image(capture.image_path(frame), capture.width, capture.height, size, capture.masks, move)
+    box = None if capture.boxes is None else capture.boxes[frame]
+    return read_image(capture.image_path(frame), capture.width, capture.height, size, capture.masks, move, box)
 
 
 def read_images(capture: Capture, frames: np.ndarray, threads: int = 4) -> Iterator[np.ndarray]:
@@ -261,7 +320,7 @@ def inspect(
     Raises InputError that names the first thing which training would stumble over.
     """
     head = load_head(head_model)
-    capture = open_capture(folder, None, log, frame_offset, common)
+    capture = open_capture(folder, None, log, frame_offset, common, head)
     check_track(capture.track, head, str(folder), log)
     with_heads(capture, np.arange(len(capture)), log)
     return summary(capture)
@@ -275,7 +334,8 @@ def summary(capture: Capture) -> dict[str, int | float | str]:
     # The head looks along its z axis; the camera along its own, towards it.
     ahead = -track.R @ track.neck @ np.array([0.0, 0.0, 1.0])
     yaw = np.degrees(np.arctan2(-ahead[:, 0], ahead[:, 2]))
-    return {
+    several = {} if track.cameras is None else {"cameras": len(np.unique(track.cameras))}
+    return several | {
         "frames": n,
         "tracked": int(track.valid.sum()),
         "width": capture.width,

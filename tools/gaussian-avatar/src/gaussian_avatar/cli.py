@@ -93,6 +93,7 @@ def main() -> None:
 @click.option("--size", type=click.IntRange(32, 4096), default=256, show_default=True, help="Pixels per side.")
 @click.option("--fps", type=Real(1, 240), default=25.0, show_default=True, help="Frames per second.")
 @click.option("--motion", type=click.Choice(["portrait", "frontal-then-turn"]), default="portrait", show_default=True)
+@click.option("--cameras", type=click.IntRange(1, 100), default=1, show_default=True, help="Cameras around the head.")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: the open head]")
 @seed_option
 @force_option
@@ -103,6 +104,7 @@ def synth(
     size: int,
     fps: float,
     motion: str,
+    cameras: int,
     head_model: str | None,
     seed: int,
     force: bool,
@@ -111,7 +113,7 @@ def synth(
     from gaussian_avatar.synth import synthesise
 
     out = folder / plain_name("--subject", subject)
-    print_result(synthesise(out, frames, size, fps, motion, head_model, seed, force))
+    print_result(synthesise(out, frames, size, fps, motion, head_model, seed, force, cameras))
 
 
 @main.command("import", cls=Command)

@@ -21,6 +21,9 @@ class Data(Section):
     """Which frames, and at which size."""
 
     image_size: Positive | None = None  # longer side in pixels; larger images are reduced to it
+    crop: bool = False  # train on squares around the head, which follow it, not on whole pictures
+    test_camera: str | None = None  # of several cameras the one that is held out; null is the most central one
+    train_cameras: list[str] | None = None  # those that are trained on; null is all others
     test_frames: Annotated[int, Field(ge=0)] = 350  # the last frames are held out
     test_share: Annotated[float, Field(ge=0, le=0.5)] = 0.15  # of clips too short to spare that many
     preload: bool = True  # keep all images in memory

@@ -16,7 +16,7 @@ from recon4d.perceptual import SMALLEST
 from recon4d.runs import claim
 from torch import Tensor
 
-from gaussian_avatar import avatars, captures, runs
+from gaussian_avatar import avatars, captures, motions, runs
 from gaussian_avatar.avatars import Splats, rasterize
 from gaussian_avatar.backgrounds import composite
 from gaussian_avatar.captures import Capture
@@ -52,7 +52,7 @@ def evaluate(
         InputError: pictures that are missing or do not fit, a split without frames, metrics that are there already.
     """
     subject = Path(data or Path(run.config.data_dir) / run.folder.parent.name)
-    capture = runs.pictures(run, subject)
+    run, capture = runs.pictures(run, subject)
     frames = runs.held_out(run, split, log)
     captures.check_images(capture, frames)
     frames = captures.with_heads(capture, frames, log)
@@ -74,9 +74,9 @@ def render_frames(run: Run, frames: np.ndarray, background: Tensor) -> tuple[Ten
 
 @torch.no_grad()
 def _posed(run: Run, frames: np.ndarray) -> tuple[Splats, Camera]:
-    """The Gaussians of the training clip's frames, and its camera, on the avatar's device."""
+    """The Gaussians of the training clip's frames, and their camera, on the avatar's device."""
     device, motion = run.avatar.means.device, run.motion
-    camera = motion.camera.to(device)
+    camera = motions.cameras_of(motion, frames).to(device)
     splats, _ = avatars.deform(
         run.avatar,
         run.head.to(device),
@@ -88,9 +88,7 @@ def _posed(run: Run, frames: np.ndarray) -> tuple[Splats, Camera]:
     return splats, camera
 
 
-def measure(
-    run: Run, frames: np.ndarray, capture: Capture, refine_pose: bool = False
-) -> dict[str, np.ndarray]:
+def measure(run: Run, frames: np.ndarray, capture: Capture, refine_pose: bool = False) -> dict[str, np.ndarray]:
     """Per-frame metrics, inside the mask (`psnr` ...) and over the whole image on black (`full_psnr` ...).
 
     Renders and targets have the size that the avatar was trained on. LPIPS is NaN where they are too small for it.

@@ -45,6 +45,7 @@ class Batch:
     background: Tensor  # (B, 3)
     frames: Tensor | None = None  # (B,) rows of the corrections
     Ks: Tensor | None = None  # (B, 3, 3) intrinsics of the pictures, where they are not the learner's camera's
+    views: Tensor | None = None  # (B, 4, 4) world_to_camera of the pictures, where it is not the learner's camera's
 
 
 def new(
@@ -121,7 +122,7 @@ def step(
             initialised; None skips that, which costs about as much as rendering the frames.
     """
     config, avatar, optimizer = learner.config, learner.avatar, learner.optimizer
-    plain = learner.camera if batch.Ks is None else replace(learner.camera, K=batch.Ks)
+    plain = _camera(learner, batch)
     for group, rate in zip(optimizer.param_groups, learning_rates(config.train.rates, images, progress).values()):
         group["lr"] = rate
     camera = plain
@@ -136,7 +137,7 @@ def step(
             learner.head,
             batch.vertices[chosen],
             batch.inputs[chosen],
-            learner.camera.world_to_camera,
+            _camera(learner, batch, chosen).world_to_camera,
             images >= config.train.blend_start,
             config.model.one_sided,
         )
@@ -147,7 +148,7 @@ def step(
         initialise_colours(
             avatar,
             splats,
-            plain if batch.Ks is None else replace(plain, K=batch.Ks[search]),
+            _camera(learner, batch, search),
             batch.pixels[search],
             config.train.colour_weight,
             config.train.initial_colours,
@@ -171,6 +172,13 @@ def step(
     torch.stack(list(terms.values())).sum().backward()
     optimizer.step()
     return {name: value.detach() for name, value in terms.items()}
+
+
+def _camera(learner: Learner, batch: Batch, chosen: Tensor | slice = slice(None)) -> Camera:
+    """The camera of the chosen pictures of a batch, before corrections."""
+    camera = learner.camera
+    K = camera.K if batch.Ks is None else batch.Ks[chosen]
+    return replace(camera, K=K, world_to_camera=camera.world_to_camera if batch.views is None else batch.views[chosen])
 
 
 def finish(learner: Learner) -> int:

@@ -70,7 +70,7 @@ def from_track(
 ) -> Motion:
     """Pose the head in every frame of a track, as RGBAvatar does.
 
-    The camera is frame 0's, E = [diag(1, -1, -1) | t_0]; each frame's motion is M_k = inverse(E) [R_k | t_k]. Its
+    The camera is frame 0's, E = [diag(1, -1, -1) | t_0], or with `views` one for each frame, E behind it; each frame's motion is M_k = inverse(E) [R_k | t_k]. Its
     rotation then moves to the neck joint J: T' = T + R J - J, neck' = R neck, global rotation identity. So the
     base of the neck stays upright when the head turns, as a person's does.
 
@@ -117,8 +117,20 @@ def from_track(
     E = torch.eye(4)
     E[:3, :3] = torch.from_numpy(AXES).float()
     E[:3, 3] = torch.from_numpy(t0).float()
+    K = torch.from_numpy(track.K)
+    if track.views is not None and track.Ks is not None:
+        E, K = torch.from_numpy(track.views) @ E, torch.from_numpy(track.Ks)
     width, height = (int(x) for x in track.image_size)
-    return Motion(vertices, inputs, Camera(torch.from_numpy(track.K), E, width, height))
+    return Motion(vertices, inputs, Camera(K, E, width, height))
+
+
+def cameras_of(motion: Motion, frames: np.ndarray) -> Camera:
+    """The camera of the chosen frames: one, or one for each."""
+    camera = motion.camera
+    if camera.K.dim() == 2 and camera.world_to_camera.dim() == 2:
+        return camera
+    K, poses = camera.K.expand(len(motion), 3, 3), camera.world_to_camera.expand(len(motion), 4, 4)
+    return replace(camera, K=K[frames], world_to_camera=poses[frames])
 
 
 def frontal_frame(track: Track) -> int:
@@ -131,10 +143,10 @@ def resized(motion: Motion, width: int, height: int) -> Motion:
     return replace(motion, camera=motion.camera.resized(width, height))
 
 
-def orbit(motion: Motion, degrees: Tensor) -> Camera:
+def orbit(motion: Motion, degrees: Tensor, raised: Tensor | None = None) -> Camera:
     """The motion's camera turned by `degrees` (n,) about the head's vertical axis: n cameras.
 
-    A positive angle shows the person's left side: the camera moves to +x.
+    A positive angle shows the person's left side: the camera moves to +x. `raised` (n,) degrees lift it then.
     """
     centre = motion.vertices.mean((0, 1))
     angle = torch.deg2rad(-degrees)
@@ -147,6 +159,10 @@ def orbit(motion: Motion, degrees: Tensor) -> Camera:
         ],
         -2,
     )
+    if raised is not None:
+        up = torch.deg2rad(raised)
+        nod = torch.stack([one, zero, zero, zero, up.cos(), -up.sin(), zero, up.sin(), up.cos()], -1).view(-1, 3, 3)
+        turn = nod @ turn
     about = torch.eye(4).repeat(len(degrees), 1, 1)
     about[:, :3, :3] = turn
     about[:, :3, 3] = centre - turn @ centre

@@ -1,7 +1,7 @@
 """The folder of one training run: what was written when it was trained, read back for metrics and rendering."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from recon4d.formats.track import Track
 from recon4d.formats.track import read as read_track
 from recon4d.head import HeadModel
 
-from gaussian_avatar import captures, model_file, motions
+from gaussian_avatar import captures, framing, model_file, motions
 from gaussian_avatar.avatars import Avatar
 from gaussian_avatar.captures import Capture
 from gaussian_avatar.config import Config, load_config
@@ -27,14 +27,9 @@ class Run:
     config: Config
     head: HeadModel
     avatar: Avatar
-    track: Track  # of the training clip
-    motion: Motion  # the same, posed, for images of the training size
-
-
-def training_size(config: Config, track: Track) -> tuple[int, int]:
-    """Width and height of the images an avatar is trained and measured on."""
-    width, height = (int(x) for x in track.image_size)
-    return captures.reduced_size(width, height, config.data.image_size)
+    track: Track  # of the training clip, before its first camera
+    motion: Motion  # the same, posed, for whole pictures with the head as large as in training
+    trained: Track  # with the pictures of all cameras
 
 
 def open_run(
@@ -58,15 +53,17 @@ def open_run(
     place = pick_device(str(device))
     config = load_config(folder / "config.yaml")
     head = motions.load_head(head_model or config.head_model)
-    track = read_track(folder / "track.npz")
-    motions.check_track(track, head, str(folder / "track.npz"))
-    motion = motions.resized(motions.from_track(track, head), *training_size(config, track))
+    trained = read_track(folder / "track.npz")
+    motions.check_track(trained, head, str(folder / "track.npz"))
+    track = trained.of_one_camera()
+    motion = motions.from_track(track, head)
+    motion = motions.resized(motion, *framing.view_size(motion, config.data))
     avatar = model_file.read(model or folder / "model.ply", head, motion.inputs.shape[1]).to(place)
-    return Run(folder, config, head, avatar, track, motion)
+    return Run(folder, config, head, avatar, track, motion, trained)
 
 
-def pictures(run: Run, folder: Path) -> Capture:
-    """The pictures of a run's frames, in a subject's folder or where its stream had them.
+def pictures(run: Run, folder: Path) -> tuple[Run, Capture]:
+    """The pictures of a run's frames, in a subject's folder or where its stream had them; the run as it sees those.
 
     Raises InputError when the folder is missing.
     """
@@ -77,7 +74,10 @@ def pictures(run: Run, folder: Path) -> Capture:
         masks = masks or own
     if not images.is_dir():
         raise InputError(f"{images} is not a folder; name the training data's place with --data-dir")
-    return Capture(folder, run.track, run.motion.camera.width, run.motion.camera.height, images, masks)
+    width, height = (int(side) for side in run.trained.image_size)
+    whole = Capture(folder, run.trained, width, height, images, masks)
+    capture, motion = framing.fitted(whole, motions.from_track(run.trained, run.head), run.config.data)
+    return replace(run, track=run.trained, motion=motion), capture
 
 
 def held_out(run: Run, split: int | None, log: Callable[[str], None]) -> np.ndarray:

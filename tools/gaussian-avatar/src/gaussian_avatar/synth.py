@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from recon4d.runs import claim
 from recon4d.synthetic import random_albedo, random_light, render_head, smooth_noise, wall
 
 from gaussian_avatar import motions
+from gaussian_avatar.motions import Motion
 
 # How far each named expression goes in a portrait video; names are ARKit's. Sides move together but for a little.
 EXPRESSION_RANGES = {
@@ -136,6 +138,7 @@ def synthesise(
     head_model: str | Path | None = None,
     seed: int = 0,
     force: bool = False,
+    cameras: int = 1,
 ) -> dict[str, int | float | str]:
     """Write a capture into a subject's folder: images, checkpoint, track.npz, capture.mp4, synth.json; a summary.
 
@@ -145,6 +148,7 @@ def synthesise(
     Args:
         size: pixels per side. motion: one of MOTIONS; see `random_parameters`.
         head_model: a FLAME file; None is the open head. force: replace an earlier capture of this command.
+        cameras: how many look on, from an arc around the head; of several there are no `.frame` files.
 
     Raises:
         InputError: an occupied folder, an odd size, a head model that is not readable.
@@ -154,30 +158,59 @@ def synthesise(
         raise InputError(f"--size {size} must be even: the video's colours are stored at half the size")
     head = motions.load_head(head_model)
     with claim(folder, "gaussian-avatar synth", force=force, inputs=[head_model]):
-        return _write(folder, head, frames, size, fps, motion, seed)
+        return _write(folder, head, frames, size, fps, motion, seed, cameras)
+
+
+def several(track: Track, motion: Motion, cameras: int) -> Track:
+    """A track that several cameras look on, camera after camera: the first is its own.
+
+    They stand on an arc of 120 degrees around the head, every second one 15 degrees higher or lower.
+    """
+    n = len(track)
+    order = np.argsort(np.abs(np.arange(cameras) - (cameras - 1) / 2), kind="stable")
+    degrees = np.linspace(-60, 60, cameras)[order]
+    degrees[0] = 0.0
+    raised = 15.0 * np.where(np.arange(cameras) % 4 == 1, 1.0, -1.0) * (np.arange(cameras) % 2)
+    around = motions.orbit(motion, torch.from_numpy(degrees).float(), torch.from_numpy(raised).float())
+    views = (around.world_to_camera @ motion.camera.camera_to_world).numpy()
+    whole = track.take(np.tile(np.arange(n), cameras))
+    names = [f"{camera}_{frame:05d}.png" for camera in range(cameras) for frame in range(n)]
+    return replace(
+        whole,
+        names=np.array(names),
+        Ks=np.tile(track.K, (n * cameras, 1, 1)),
+        views=np.repeat(views, n, 0),
+        cameras=np.repeat([str(camera) for camera in range(cameras)], n),
+    )
 
 
 def _write(
-    folder: Path, head: HeadModel, n: int, size: int, fps: float, kind: str, seed: int
+    folder: Path, head: HeadModel, n: int, size: int, fps: float, kind: str, seed: int, cameras: int
 ) -> dict[str, int | float | str]:
     track = random_parameters(head, n, size, fps, seed, kind)
     motion = motions.from_track(track, head)
-    camera = motion.camera
+    if cameras > 1:
+        track = several(track, motion, cameras)
+        motion = motions.from_track(track, head)
     albedo = linear_from_srgb(random_albedo(head, seed))
     light = random_light(seed)
     background = wall(size, seed)
     coverage: list[float] = []
 
     def frames() -> Iterator[np.ndarray]:
-        for i, vertices in enumerate(progress(motion.vertices, "rendering", n)):
-            image = render_head(head, vertices, camera.world_to_camera, camera.K, size, albedo, light)
+        for i, vertices in enumerate(progress(motion.vertices, "rendering", len(motion))):
+            camera = motions.cameras_of(motion, np.array([i]))
+            pose, K = camera.world_to_camera.view(-1, 4, 4)[0], camera.K.view(-1, 3, 3)[0]
+            image = render_head(head, vertices, pose, K, size, albedo, light)
             write_png(folder / "images" / str(track.names[i]), image)
             alpha = image[..., 3:] / 255.0
             coverage.append(float(alpha.mean()))
-            yield (255 * background * (1 - alpha) + image[..., :3] * alpha + 0.5).astype(np.uint8)
+            if i < n:
+                yield (255 * background * (1 - alpha) + image[..., :3] * alpha + 0.5).astype(np.uint8)
 
     video.write_mp4(folder / "capture.mp4", frames(), fps, quality=10)
-    insta.write(folder, track)
+    if cameras == 1:
+        insta.write(folder, track)
     track.write(folder / "track.npz")
     summary: dict[str, int | float | str] = {
         "frames": n,
@@ -185,6 +218,7 @@ def _write(
         "fps": fps,
         "seed": seed,
         "motion": kind,
+        "cameras": cameras,
         "head_model": head.name,
         "focal_length": float(track.K[0, 0]),
         "distance": float(track.t[:, 2].mean()),

@@ -16,7 +16,7 @@ from recon4d.head import HeadModel
 from recon4d.runs import batch_places, claim
 from torch import Tensor
 
-from gaussian_avatar import captures, checkpoint, learners, memory, model_file, motions
+from gaussian_avatar import captures, checkpoint, framing, learners, memory, model_file, motions
 from gaussian_avatar.backgrounds import random_backgrounds
 from gaussian_avatar.captures import Capture
 from gaussian_avatar.checkpoint import CHECKPOINT
@@ -91,8 +91,9 @@ def start(
     head = motions.load_head(chosen.head_model)
     source = Path(data or Path(chosen.data_dir) / folder.parent.name)
     wanted = chosen.data
-    capture = captures.open_capture(source, wanted.image_size, log, wanted.frame_offset, wanted.pairs == "common")
+    capture = captures.open_capture(source, None, log, wanted.frame_offset, wanted.pairs == "common", head)
     motions.check_track(capture.track, head, str(source), log)
+    capture, motion = framing.fitted(capture, motions.from_track(capture.track, head), wanted)
     frames = captures.with_heads(capture, captures.choose_frames(capture, chosen, chosen.split, log), log)
     memory.check(chosen, capture, head, frames, place)
     if resume:
@@ -107,7 +108,6 @@ def start(
         else:
             captures.check_images(capture, frames)
         capture.track.write(folder / "track.npz")
-        motion = motions.resized(motions.from_track(capture.track, head), capture.width, capture.height)
         return train(
             chosen, capture, motion, head, frames, images, folder, place, resume, tensorboard, log, claimed.keep
         )
@@ -141,7 +141,8 @@ def train(
     """
     batch_size, total, every = config.train.batch_size, config.train.iterations, config.train.checkpoint_every
     corrections = len(frames) if config.train.refine_pose else 0
-    learner = learners.new(config, head, motion.camera, motion.inputs.shape[1], corrections, device)
+    first_camera = motions.cameras_of(motion, frames[0])
+    learner = learners.new(config, head, first_camera, motion.inputs.shape[1], corrections, device)
     learned, seconds = 0, 0.0
     if resume:
         learned, seconds = checkpoint.load_checkpoint(output / CHECKPOINT, learner)
@@ -151,6 +152,8 @@ def train(
         f"{total} images"
     )
     vertices, inputs = motion.vertices[frames].to(device), motion.inputs[frames].to(device)
+    cameras = motions.cameras_of(motion, frames).to(device)
+    own = cameras.K.dim() == 3
     first_pass = -(-len(frames) // batch_size)  # steps until every frame has been seen once
     first = learned // batch_size
     steps = range(first, -(-total // batch_size))
@@ -158,7 +161,8 @@ def train(
     with progress_bar("training", total) as show:
         started = previewed = time.perf_counter()
         for step, (chosen, pixels, background) in zip(steps, _batches(config, capture, frames, images, steps, device)):
-            batch = Batch(vertices[chosen], inputs[chosen], pixels, background, chosen)
+            Ks, views = (cameras.K[chosen], cameras.world_to_camera[chosen]) if own else (None, None)
+            batch = Batch(vertices[chosen], inputs[chosen], pixels, background, chosen, Ks, views)
             search = slice(None) if step < first_pass or step % COLOUR_STEPS == 0 else None
             learned = step * batch_size
             terms = learners.step(learner, batch, learned, learned / total, search)
