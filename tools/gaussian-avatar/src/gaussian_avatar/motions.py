@@ -70,9 +70,10 @@ def from_track(
 ) -> Motion:
     """Pose the head in every frame of a track, as RGBAvatar does.
 
-    The camera is frame 0's, E = [diag(1, -1, -1) | t_0], or with `views` one for each frame, E behind it; each frame's motion is M_k = inverse(E) [R_k | t_k]. Its
-    rotation then moves to the neck joint J: T' = T + R J - J, neck' = R neck, global rotation identity. So the
-    base of the neck stays upright when the head turns, as a person's does.
+    The camera is frame 0's, E = [diag(1, -1, -1) | t_0], or with `views` one for each frame, E behind it; each
+    frame's motion is M_k = inverse(E) [R_k | t_k]. Its rotation then moves to the neck joint J: T' = T + R J - J,
+    neck' = R neck, global rotation identity. So the base of the neck stays upright when the head turns, as a person's
+    does.
 
     Args:
         shape: identity to use instead of the track's.
