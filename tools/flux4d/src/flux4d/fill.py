@@ -19,6 +19,8 @@ FOOTPRINT = 0.4  # standard deviation of a pixel's Gaussian, pixels
 LONG = 10.0  # how much longer than high a pixel's footprint on a slanted surface may get
 THIN = 0.3  # thickness of a Gaussian by its width
 FLAT = 60.0  # gradient of the sky's brightness, at most, in levels
+BRIGHT = 0.8  # of the brightest
+BLUE = 15.0  # levels by which blue sky has more blue than red
 DARK = 60.0  # level from which a pixel may be sky
 
 
@@ -149,16 +151,19 @@ def footprints(depth: np.ndarray, camera: Camera) -> tuple[Tensor, Tensor]:
 
 
 def _sky(image: np.ndarray, top: np.ndarray) -> np.ndarray:
-    """(H, W) bool: bright and smooth, joined to the image's upper edge, above the highest beam `top` (W,)."""
+    """(H, W) bool: smooth, as bright as the brightest above the highest beam `top` (W,), or blue, and joined to the
+    image's upper edge."""
     smooth = cv2.GaussianBlur(image, (0, 0), 1).astype(np.float32)
     steep = [np.abs(cv2.Sobel(smooth, cv2.CV_32F, *axis)).max(-1) for axis in ((1, 0), (0, 1))]
     grey = smooth.mean(-1)
-    bright = grey > max(1.15 * np.median(grey), DARK)
-    may = (np.maximum(*steep) < FLAT) & bright & (np.arange(len(image))[:, None] < top)
-    may = cv2.morphologyEx(may.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)) * (
-        np.arange(len(image))[:, None] < top
-    )
-    _, parts = cv2.connectedComponents(may.astype(np.uint8), connectivity=4)
+    above = np.arange(len(image))[:, None] < top
+    if not above.any():
+        return above
+    bright = grey > max(BRIGHT * np.quantile(grey[above], 0.95), DARK)
+    blue = (smooth[..., 2] - smooth[..., 0] > BLUE) & (grey > max(1.15 * np.median(grey), DARK))
+    may = (np.maximum(*steep) < FLAT) & (bright | blue) & above
+    closed = cv2.morphologyEx(may.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8)) * above
+    _, parts = cv2.connectedComponents(closed, connectivity=4)
     return np.isin(parts, np.setdiff1d(parts[0], 0))
 
 
