@@ -91,6 +91,8 @@ def test_cameras_and_crops_are_learned(rig, head, tmp_path):
     assert len(run.track) == 6 and run.motion.camera.world_to_camera.dim() == 2
     found = evaluation.evaluate(run, data=rig, log=quiet)
     assert (found["frames"], found["width"]) == (6, 48) and found["psnr"] > 19  # grey gives 14
+    finer = evaluation.evaluate(run, data=rig, force=True, log=quiet, square=60)
+    assert finer["width"] == 60 and abs(finer["psnr"] - found["psnr"]) < 3
 
 
 def test_folders_of_vhap(rig, tmp_path):

@@ -195,6 +195,15 @@ def test_position_rate_is_the_papers():
     assert learners.learning_rates(delayed, 0, 0.0)["means"] == pytest.approx(8e-6)
 
 
+def test_long_clips_are_learned_for_longer():
+    config = load_config("cpu-quick")
+    assert [training.planned_images(config, n) for n in (20, 184, 1000)] == [4000, 4000, 12000]
+    assert training.planned_images(small_config("train.iterations=60"), 1000) == 60
+    rates = config.train.rates
+    ends = [learners.learning_rates(rates, n, 1.0)["means"] for n in (4000, 12000)]
+    assert ends == [pytest.approx(rates.position_final)] * 2
+
+
 def test_each_pass_shows_every_frame_once():
     shown = np.concatenate([batch_places(step, 4, 10, seed=1) for step in range(5)])
     assert sorted(shown[:10]) == sorted(shown[10:]) == list(range(10))

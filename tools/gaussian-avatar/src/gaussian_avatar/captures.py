@@ -334,7 +334,9 @@ def summary(capture: Capture) -> dict[str, int | float | str]:
     # The head looks along its z axis; the camera along its own, towards it.
     ahead = -track.R @ track.neck @ np.array([0.0, 0.0, 1.0])
     yaw = np.degrees(np.arctan2(-ahead[:, 0], ahead[:, 2]))
-    several = {} if track.cameras is None else {"cameras": len(np.unique(track.cameras))}
+    several: dict[str, int | float | str] = {}
+    if track.cameras is not None:
+        several["cameras"] = len(np.unique(track.cameras))
     return several | {
         "frames": n,
         "tracked": int(track.valid.sum()),

@@ -132,7 +132,7 @@ def import_(folder: Path, head_model: str | None, pairs: str | None, frame_offse
 
 @main.command(cls=Command)
 @run_options
-@click.option("--config", default=None, help="A YAML file, or: offline, cpu-quick.  [default: offline]")
+@click.option("--config", default=None, help="A YAML file, or: offline, cpu-quick, cpu-fine.  [default: offline]")
 @click.option("--preset", type=click.Choice(OFFLINE), help="The same, by name only.")
 @click.option("--data-dir", help="Where subjects are.  [default: from the config]")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: the open head]")
@@ -285,6 +285,7 @@ def train_online(
     "--split", type=FRAME, help="First frame to measure; -350 is the last 350.  [default: the run's test split]"
 )
 @click.option("--data-dir", help="Where subjects are.  [default: as in training]")
+@click.option("--square", type=click.IntRange(32, 4096), help="Measure on squares of so many pixels around the head.")
 @click.option("--refine-pose", is_flag=True, help="Also with each pose fitted to the image it is measured on.")
 @click.option("--model", type=click.Path(), help="Another file of the avatar.  [default: the run's model.ply]")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: as in training]")
@@ -296,6 +297,7 @@ def metrics(
     output_dir: str,
     split: int | None,
     data_dir: str | None,
+    square: int | None,
     refine_pose: bool,
     model: str | None,
     head_model: str | None,
@@ -306,7 +308,7 @@ def metrics(
     from gaussian_avatar import evaluation, runs
 
     run = runs.open_run(run_folder(output_dir, subject, work_name), device, head_model, model)
-    print_result(evaluation.evaluate(run, split, data_folder(data_dir, subject), refine_pose, force, log))
+    print_result(evaluation.evaluate(run, split, data_folder(data_dir, subject), refine_pose, force, log, square))
 
 
 @main.command(cls=Command)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from recon4d import settings
 from recon4d.settings import Section
 
-OFFLINE = ("offline", "cpu-quick")
+OFFLINE = ("offline", "cpu-quick", "cpu-fine")
 ONLINE = ("online", "cpu-online")
 PRESETS = OFFLINE + ONLINE
 
@@ -48,7 +48,7 @@ class Rates(Section):
 
     position: Rate = 8e-4
     position_final: Rate = 8e-6
-    position_images: Positive = 30000  # images over which the position's rate falls, log-linearly
+    position_images: Positive | None = 30000  # images over which the position's rate falls, log-linearly; null: all
     position_delay_images: Annotated[int, Field(ge=0)] = 0
     position_delay_factor: Rate = 0.01
     opacity: Rate = 0.25
@@ -86,7 +86,7 @@ class Train(Section):
     """How it is learned. Lengths count images, not batches."""
 
     batch_size: Positive = 10
-    iterations: Positive = 50000
+    iterations: Positive | None = 50000  # null: 12 for each frame, at least 4000
     blend_start: int = 3000  # the basis joins in at this image
     initial_colours: bool = True  # paint a Gaussian by the pixels it covers when it is first seen
     colour_weight: Annotated[float, Field(gt=0)] = 0.1  # blending weight in a batch that initialises a colour

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def evaluate(
     refine_pose: bool = False,
     force: bool = False,
     log: Callable[[str], None] = print,
+    square: int | None = None,
 ) -> dict[str, float | int | None]:
     """Compare renders with held-out images; means over the frames, as `summary` has them.
 
@@ -47,11 +49,15 @@ def evaluate(
         data: the subject's folder; None is the one that was trained on.
         refine_pose: also with each pose fitted to the image it is measured on; see `measure`.
         force: replace earlier metrics.
+        square: measure on squares of so many pixels around the head, whatever the avatar was trained on.
 
     Raises:
         InputError: pictures that are missing or do not fit, a split without frames, metrics that are there already.
     """
     subject = Path(data or Path(run.config.data_dir) / run.folder.parent.name)
+    if square is not None:
+        data_settings = run.config.data.model_copy(update={"crop": True, "image_size": square})
+        run = replace(run, config=run.config.model_copy(update={"data": data_settings}))
     run, capture = runs.pictures(run, subject)
     frames = runs.held_out(run, split, log)
     captures.check_images(capture, frames)

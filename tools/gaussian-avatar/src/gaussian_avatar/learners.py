@@ -209,7 +209,7 @@ def learning_rates(rates: Rates, images: int, progress: float) -> dict[str, floa
     position = _log_linear(
         rates.position,
         rates.position_final,
-        images / rates.position_images,
+        progress if rates.position_images is None else images / rates.position_images,
         images / rates.position_delay_images if rates.position_delay_images else 1.0,
         rates.position_delay_factor,
     )

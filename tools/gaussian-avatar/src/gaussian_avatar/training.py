@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 COMMAND = "gaussian-avatar train"  # whose files a run's are, offline and online
+LEAST_IMAGES, IMAGES_PER_FRAME = 4000, 12  # that a run learns from, where its settings do not say how many
 COLOUR_STEPS = 20  # after the first pass, colours are initialised every so many steps only: it doubles a step's cost
 
 
@@ -139,7 +140,8 @@ def train(
     Raises:
         InputError: unusable images, a checkpoint that does not fit.
     """
-    batch_size, total, every = config.train.batch_size, config.train.iterations, config.train.checkpoint_every
+    batch_size, every = config.train.batch_size, config.train.checkpoint_every
+    total = planned_images(config, len(frames))
     corrections = len(frames) if config.train.refine_pose else 0
     first_camera = motions.cameras_of(motion, frames[0])
     learner = learners.new(config, head, first_camera, motion.inputs.shape[1], corrections, device)
@@ -203,6 +205,11 @@ def train(
     )
     write_text(output / "speed.txt", f"Training FPS: {result.images_per_second:.2f}\n")
     return result
+
+
+def planned_images(config: Config, n_frames: int) -> int:
+    """How many images a run learns from: as its settings say, or more for a clip of more frames."""
+    return config.train.iterations or max(LEAST_IMAGES, IMAGES_PER_FRAME * n_frames)
 
 
 def tensorboard_writer(output: Path) -> "SummaryWriter":
