@@ -11,9 +11,11 @@ import torch
 from flame_files import flame_arrays, write_flame_pickle
 from recon4d import InputError, head
 from recon4d.files import read_npz
-from recon4d.formats import arkit, vhap
+from recon4d.formats import arkit, mediapipe, vhap
 from recon4d.formats.track import Track
 from scipy.spatial.transform import Rotation
+
+NAN = float("nan")
 
 
 def some_track(model, n, turns, expression, jaw=None):
@@ -163,3 +165,61 @@ def test_heads_that_cannot_be_written(flame, tmp_path):
         vhap.write(tmp_path / "out", track, opened, tmp_path)
     with pytest.raises(InputError, match="no names of ARKit"):
         arkit.of_track(some_track(flame, 1, np.zeros((1, 3)), np.zeros((1, 20))), flame)
+
+
+# ------------------------------------------------------------------------------------------------------ broken, hostile
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[", "[]", "null", '"x"', "[" * 10**5, '{"frames": 5}', '[{"name": {}, "score": 1}]', '[[{"name": []}]]',
+     '[{"jawOpen": NaN}]', '[{"jawOpen": 1e400}]', '[{"jawOpen": "much"}]', "\0"],
+)  # fmt: skip
+def test_no_blendshapes(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match="json"):
+        mediapipe.read(tmp_path / "a.json")
+
+
+def test_strange_blendshapes(tmp_path):
+    """Matrices and clocks that say nothing are as if they were not there."""
+    shapes = {"blendshapes": {"jawOpen": 2.5, "eyeBlinkLeft": -1}, "timestamp_ms": 5}
+    frames = [shapes | {"matrix": given} for given in ([0] * 16, [1e30] * 16, ["a"] * 16, [1, 2], {"data": None})]
+    (tmp_path / "a.json").write_text(json.dumps({"fps": -1, "frames": frames}))
+    found = mediapipe.read(tmp_path / "a.json")
+    assert found.fps == 30 and len(found.values) == 5 and np.isfinite(found.turns).all()
+    assert (found.values[:, arkit.NAMES.index("jawOpen")] == 1).all() and found.values.min() == 0
+
+
+@pytest.mark.parametrize("key", ["rotation", "translation", "neck_pose", "jaw_pose", "eyes_pose", "expr", "shape"])
+@pytest.mark.parametrize(
+    "value",
+    [np.zeros(0), np.zeros((0, 3)), np.full((3, 3), np.nan), np.full((3, 6), 1e300), np.array("x"),
+     np.zeros((3, 3, 3)), np.zeros((2, 7), complex)],
+    ids=str,
+)  # fmt: skip
+def test_no_parameters(flame, tmp_path, key, value):
+    good = {"rotation": np.zeros((3, 3)), "translation": np.zeros((3, 3)), "neck_pose": np.zeros((3, 3))}
+    good |= {"jaw_pose": np.zeros((3, 3)), "eyes_pose": np.zeros((3, 6)), "expr": np.zeros((3, 10))}
+    good |= {"shape": np.zeros(10)}
+    np.savez(tmp_path / "v.npz", **good)
+    assert len(vhap.read(tmp_path / "v.npz", flame).track) == 3
+    np.savez(tmp_path / "v.npz", **good | {key: value})
+    with pytest.raises(InputError, match=r"v\.npz"):
+        vhap.read(tmp_path / "v.npz", flame)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("transform_matrix", np.zeros((4, 4)).tolist()), ("transform_matrix", "x"), ("transform_matrix", [[NAN] * 4] * 4),
+     ("w", -1), ("w", None), ("h", 1e400), ("fl_x", 0), ("fl_x", NAN), ("fl_x", []), ("timestep_index", []),
+     ("timestep_index", 1e400), ("flame_param_path", 5), ("flame_param_path", "/etc/passwd")],
+)  # fmt: skip
+def test_no_cameras(flame, tmp_path, key, value):
+    track = some_track(flame, 1, np.zeros((1, 3)), np.zeros((1, 20)))
+    vhap.write(tmp_path / "v", track, flame, tmp_path)
+    listed = json.loads((tmp_path / "v/transforms.json").read_text())
+    listed["frames"][0][key] = value
+    (tmp_path / "v/transforms.json").write_text(json.dumps(listed))
+    with pytest.raises(InputError):
+        vhap.read(tmp_path / "v", flame)

@@ -89,7 +89,7 @@ def _values(frame: Any) -> np.ndarray | None:
     elif isinstance(frame, list):
         for item in frame:
             if isinstance(item, dict):
-                pairs[item.get("categoryName", item.get("category_name", item.get("name")))] = item.get("score")
+                pairs[str(item.get("categoryName", item.get("category_name", item.get("name"))))] = item.get("score")
     values = np.zeros(len(NAMES), np.float32)
     known = [name for name in NAMES if _number(pairs.get(name))]
     for name in known:

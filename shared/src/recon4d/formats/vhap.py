@@ -211,7 +211,7 @@ def _frames(path: Path) -> list[dict[str, Any]]:
     shared = {key: value for key, value in content.items() if key != "frames"}
     try:
         return sorted((shared | frame for frame in frames), key=lambda frame: int(frame.get("timestep_index", 0)))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: timestep_index is no number; export it with VHAP again") from error
 
 
@@ -223,20 +223,15 @@ def _parameters(path: Path) -> dict[str, np.ndarray]:
     arrays = {key: np.zeros((1, size or 0), np.float32) for key, size in SIZES.items()} | arrays
     n = len(np.atleast_2d(arrays["expr"]))
     found = {}
-    for key, size in SIZES.items():
+    for key, size in (SIZES | {"shape": None}).items():
         value = np.atleast_2d(np.asarray(arrays[key]))
-        if (
-            value.dtype.kind not in "fiu"
-            or value.ndim != 2
-            or len(value) not in (1, n)
-            or size not in (None, value.shape[1])
-        ):
-            raise InputError(f"{path}: {key} has shape {value.shape}; export it with VHAP again")
+        fits = value.ndim == 2 and len(value) in (1, n) and value.size > 0 and size in (None, value.shape[1])
+        if value.dtype.kind not in "fiu" or not fits:
+            raise InputError(f"{path}: {key} is {value.dtype} of shape {value.shape}; export it with VHAP again")
+        if not np.abs(value).max() < 1e6:  # radians, metres, standard deviations
+            raise InputError(f"{path} holds NaN, infinite or huge numbers; track the clip again")
         found[key] = np.broadcast_to(value, (n, value.shape[1])).astype(np.float32)
-    found["shape"] = np.asarray(arrays["shape"]).reshape(-1).astype(np.float32)
-    if not all(np.isfinite(value).all() for value in found.values()):
-        raise InputError(f"{path} holds NaN or infinite numbers; track the clip again")
-    return found
+    return found | {"shape": found["shape"][0]}
 
 
 def _track(
@@ -260,8 +255,13 @@ def _track(
             size = [int(first["w"]), int(first["h"])]
             K = _intrinsics(first)
             views = np.broadcast_to(views, (n, 4, 4))
-        except (KeyError, TypeError, ValueError, np.linalg.LinAlgError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, np.linalg.LinAlgError) as error:
             raise InputError(f"{files[0].parent.parent / 'transforms.json'} holds no cameras ({error})") from error
+        usual = np.isfinite(views).all() and np.isfinite(K).all() and min(K[0, 0], K[1, 1]) > 0
+        if not (usual and min(size) > 0 and max(size) < 1e5):
+            raise InputError(
+                f"{files[0].parent.parent / 'transforms.json'} holds no cameras; export it with VHAP again"
+            )
         R = (views[:, :3, :3] @ R).astype(np.float32)
         t = (np.einsum("nij,nj->ni", views[:, :3, :3], t) + views[:, :3, 3]).astype(np.float32)
     return Track(
