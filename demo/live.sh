@@ -24,6 +24,7 @@ else
 fi
 
 # One core each for finding the face and for tracking: threads that wait for each other would be in the way.
+set +o pipefail  # the last command decides: it may be told to end, and then the others find nobody who reads
 OMP_NUM_THREADS=1 prep-faces camera "${camera[@]}" ${CAMERA_OPTIONS:-} \
   | OMP_NUM_THREADS=1 flame-encoder track --stream - ${TRACK_OPTIONS:-} \
   | gaussian-avatar train-online --stream - --subject head --work-name live --output-dir "$out/avatar" \

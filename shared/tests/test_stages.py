@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -12,7 +14,7 @@ import pytest
 from recon4d.files import InputError
 from recon4d.formats import camera_stream, track_stream
 from recon4d.formats.camera_stream import CameraFrame, Header
-from recon4d.stages import Inbox, Meter, newest, resident_mib, until_closed, while_read, write_line
+from recon4d.stages import Inbox, Meter, lines_of, newest, resident_mib, until_closed, while_read, write_line
 
 
 def gate(items, opened):
@@ -73,6 +75,33 @@ def test_who_writes_learns_that_nobody_reads():
             for _ in range(3):
                 write_line(out, {"a": 1})
     until_closed(io.StringIO(), 30)
+
+
+def test_lines_of_a_pipe_of_a_file_and_of_memory(tmp_path, monkeypatch):
+    text = "one\n\ntwo é\nthree"
+    (tmp_path / "file").write_text(text)
+    read, write = os.pipe()
+    for part in (text[:2], text[2:]):
+        os.write(write, part.encode())
+    os.close(write)
+    with open(tmp_path / "file") as file, open(read) as pipe:
+        for source in (file, pipe, io.StringIO(text)):
+            assert [line.rstrip("\n") for line in lines_of(source)] == ["one", "", "two é", "three"]
+    monkeypatch.setattr("recon4d.stages.LONGEST", 10)
+    (tmp_path / "long").write_text("x" * 100)
+    with open(tmp_path / "long") as file, pytest.raises(InputError, match="is no line of JSON"):
+        list(lines_of(file))
+
+
+def test_a_process_may_end_while_a_thread_waits_for_a_line():
+    code = """
+import sys, time
+from recon4d.stages import Inbox, lines_of
+Inbox(lines_of(sys.stdin), 1)
+time.sleep(0.2)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.wait(60) == 0 and process.stderr.read() == b""
 
 
 def test_who_writes_nothing_learns_it_too():

@@ -22,6 +22,7 @@ from recon4d.files import InputError
 
 T = TypeVar("T")
 NOBODY = "the next command of the pipe has ended, and this one with it"
+LONGEST = 16 << 20  # bytes of a line
 SPAN = 2.0  # seconds that a stage's figures are of
 
 
@@ -80,6 +81,29 @@ def newest(items: Iterable[T], patient: bool = False) -> Iterator[tuple[T, int]]
             dropped = inbox.dropped
             yield item, dropped - before
             before = dropped
+
+
+def lines_of(file: TextIO) -> Iterator[str]:
+    """Lines of a pipe or a file as they come, of which nothing has been read.
+
+    Read without Python's buffer: a thread that waits for a line holds its lock, and a process that ends meanwhile dies
+    of that. Raises InputError for a line that does not end.
+    """
+    try:
+        number = file.fileno()
+    except (OSError, ValueError, AttributeError):  # text in memory
+        yield from file
+        return
+    left = b""
+    while chunk := os.read(number, 1 << 16):
+        *whole, left = (left + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+        if len(left) > LONGEST:
+            raise InputError(
+                f"a line of more than {LONGEST >> 20} MiB is no line of JSON; see what writes into the pipe"
+            )
+    if left:
+        yield left.decode(errors="replace")
 
 
 def write_line(out: TextIO, record: dict[str, Any]) -> None:

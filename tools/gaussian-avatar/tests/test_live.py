@@ -173,6 +173,7 @@ def test_the_switches(head, ring, tmp_path):
     until(lambda: "a new avatar begins" in said)
     assert (ring[0] / camera_stream.AGAIN).exists()
     (ring[0] / camera_stream.AGAIN).unlink()
+    (ring[0] / camera_stream.OVER).unlink(missing_ok=True)
     seen.clear()
     until(lambda: len(seen) > 3)
     assert images() == 0 and seen[-1].avatar is None
@@ -180,6 +181,7 @@ def test_the_switches(head, ring, tmp_path):
     until(lambda: images() > 6)
     wishes.stop = True
     thread.join(60)
+    assert (ring[0] / camera_stream.OVER).exists()  # so the stages before know that all is well
     assert done[0].ended == "stopped" and len(runs.open_run(output, CPU).avatar) == done[0].gaussians
 
 

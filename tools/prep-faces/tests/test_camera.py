@@ -179,6 +179,24 @@ def test_it_ends_when_nobody_reads_and_when_it_is_told_to(clip, tmp_path):
     thread.join(30)
     assert ended == ["the next command of the pipe has ended, and this one with it"] and not (tmp_path / "a").exists()
 
+    # With a word that all is well it is no error.
+    read, write = os.pipe()
+    said: list[str] = []
+    lines, out = open(read), open(write, "w")  # noqa: SIM115
+
+    def close_soon():
+        lines.readline()
+        (tmp_path / "c" / camera_stream.OVER).write_text("stopped")
+        lines.close()
+
+    thread = threading.Thread(target=close_soon)
+    thread.start()
+    camera.stream(str(clip), tmp_path / "c", loop=True, size=64, out=out, log=said.append)
+    thread.join(30)
+    with contextlib.suppress(BrokenPipeError):
+        out.close()
+    assert said == ["the others have ended; prep-faces camera has ended"]
+
     where = ["camera", clip, "--realtime", "--loop", "--size", 64, "--ring", tmp_path / "b"]
     process = forks.start("prep-faces", *where)
     until = time.monotonic() + 30

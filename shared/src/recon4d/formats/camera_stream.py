@@ -10,6 +10,7 @@ from recon4d.files import InputError, parse_json
 FORMAT = "recon4d-camera-stream-1"
 IMAGES, MATTES, LANDMARKS = "images", "mattes", "landmarks"  # in the folder
 KEYS = ("name", "time", "size", "window", "face")  # of a frame's line
+OVER = "over"  # and who has read enough, and ends in order, says so by this one
 AGAIN = "again"  # a file in the folder: whoever writes it asks the stages to begin anew
 SOURCE = "prep-faces camera"
 

@@ -4,6 +4,7 @@ One thread takes what has come and shows the newest frame and the avatar in its 
 Nothing grows: frames that wait, frames that are kept, and the track that is written all have a most.
 """
 
+import contextlib
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from recon4d import InputError
 from recon4d.formats import track_stream
-from recon4d.formats.camera_stream import AGAIN, IMAGES, MATTES
+from recon4d.formats.camera_stream import AGAIN, IMAGES, MATTES, OVER
 from recon4d.formats.track import Track, join
 from recon4d.head import HeadModel
 from recon4d.stages import Inbox, Meter
@@ -222,6 +223,9 @@ def run(
         _learn_on(session, output, keep)
     except KeyboardInterrupt:
         session.ended = "stopped"
+    if session.ended:
+        with contextlib.suppress(OSError):  # the folder is the camera's, which may be gone
+            (folder / OVER).write_text(session.ended)
     session.over.set()
     looking.join()
     error, state = session.error, session.state

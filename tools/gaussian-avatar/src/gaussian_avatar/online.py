@@ -18,7 +18,7 @@ from recon4d.files import parse_json, write_text
 from recon4d.formats import track_stream
 from recon4d.head import HeadModel
 from recon4d.runs import claim
-from recon4d.stages import stopped_by_signal
+from recon4d.stages import lines_of, stopped_by_signal
 
 from gaussian_avatar import checkpoint, learners, live, model_file, motions, running_mean, sampling, streams
 from gaussian_avatar.avatars import Avatar
@@ -165,12 +165,13 @@ def _begun(stream: TextIO) -> tuple[Iterator[str], bool]:
     """The lines of a stream, and whether they are a camera's: then the first names the folder of its pictures."""
     # The stages before need seconds to begin: enough to get ready.
     threading.Thread(target=learners.warm_up, name="warm up", daemon=True).start()
-    first = stream.readline()
+    lines = lines_of(stream)
+    first = next(lines, "")
     try:
         record = parse_json(first, "the first line")
     except InputError:  # said where all lines are read
         record = None
-    return chain([first], stream), isinstance(record, dict) and isinstance(record.get("folder"), str)
+    return chain([first], lines), isinstance(record, dict) and isinstance(record.get("folder"), str)
 
 
 def train(

@@ -19,7 +19,7 @@ from recon4d import InputError, landmarker
 from recon4d.formats import camera_stream
 from recon4d.formats.camera_stream import CameraFrame, Header
 from recon4d.formats.landmarks import to_ibug
-from recon4d.stages import Meter, newest, stopped_by_signal, until_closed, while_read, write_line
+from recon4d.stages import NOBODY, Meter, newest, stopped_by_signal, until_closed, while_read, write_line
 
 from prep_faces import networks, ring
 from prep_faces.headshape import shape_from_landmarks
@@ -182,6 +182,10 @@ def stream(
                         break
         except KeyboardInterrupt:
             why = "the camera was stopped"
+        except InputError as error:
+            if str(error) != NOBODY or not (files.folder / camera_stream.OVER).exists():
+                raise
+            why = "the others have ended"
         with contextlib.suppress(InputError):
             write_line(out, camera_stream.end(why))
         log(f"{why}; prep-faces camera has ended")

@@ -44,7 +44,8 @@ def live_matte(
     """
     side = len(picture)
     scale = SMALL / side
-    person, look = np.zeros((SMALL, SMALL), np.float32), before is None or not before.looked
+    look = before is None or not before.looked
+    person: np.ndarray = np.zeros((SMALL, SMALL), np.float32)
     if look:
         person = cv2.resize(networks.person(picture), (SMALL, SMALL), interpolation=cv2.INTER_AREA)
     if before is not None:

@@ -19,7 +19,7 @@ from recon4d.formats.camera_stream import CameraFrame
 from recon4d.formats.landmarks import read_landmarks, to_dense, to_ibug, to_irises
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
-from recon4d.stages import Meter, newest, stopped_by_signal, until_closed, while_read, write_line
+from recon4d.stages import NOBODY, Meter, lines_of, newest, stopped_by_signal, until_closed, while_read, write_line
 from torch import Tensor
 
 from flame_encoder.report import Log, unsaid
@@ -98,11 +98,17 @@ def follow(
         raise InputError("--stream - needs MediaPipe's points on the head model; run flame-encoder check-model --embed")
     torch.set_num_threads(1)  # frames are small, and the other stages need the other cores
     with stopped_by_signal():
-        why = "flame-encoder track was stopped"
-        ended = False
+        why, ended = "flame-encoder track was stopped", False
+        incoming = camera_stream.records(lines_of(lines), "the camera's lines", camera_stream.SOURCE)
+        first = next(incoming, None)
+        if first is None:
+            raise InputError(
+                "no line came; prep-faces camera must come before this command in the pipe, see what it says"
+            )
+        camera = camera_stream.read_header(*first)
         try:
             with while_read(out):
-                for record in _records(lines, head, Options(focal=focal, iterations=iterations), log):
+                for record in _records(incoming, camera, head, Options(focal=focal, iterations=iterations), log):
                     write_line(out, record)
                     if "end" in record:
                         why, ended = str(record["end"]), True
@@ -110,6 +116,10 @@ def follow(
             ended = True
             with contextlib.suppress(InputError):
                 write_line(out, camera_stream.end(why))
+        except InputError as error:
+            if str(error) != NOBODY or not (camera.folder / camera_stream.OVER).exists():
+                raise
+            why, ended = "the others have ended", True
         if not ended:
             why = "the camera's lines stopped without an end: prep-faces camera has died"
             with contextlib.suppress(InputError):
@@ -118,13 +128,14 @@ def follow(
         until_closed(out, SECONDS_TO_READ)
 
 
-def _records(lines: TextIO, head: HeadModel, options: Options, log: Log) -> Iterator[dict[str, Any]]:
+def _records(
+    incoming: Iterator[tuple[dict[str, Any], str]],
+    camera: camera_stream.Header,
+    head: HeadModel,
+    options: Options,
+    log: Log,
+) -> Iterator[dict[str, Any]]:
     """The lines to write."""
-    incoming = camera_stream.records(lines, "the camera's lines", camera_stream.SOURCE)
-    first = next(incoming, None)
-    if first is None:
-        raise InputError("no line came; prep-faces camera must come before this command in the pipe, see what it says")
-    camera = camera_stream.read_header(*first)
     tracker = _Tracker(Rig(head), options, camera, log)
     meter = Meter()
     for (record, where), dropped in newest(incoming, patient=not camera.live):
