@@ -124,6 +124,18 @@ def test_orbit_is_that_of_render(page, run):
     page.evaluate("avatar.orbit(0)")
 
 
+def test_a_lost_gpu_comes_back(page, run):
+    page.evaluate("""async () => {
+      const lost = document.getElementById("view").getContext("webgl2").getExtension("WEBGL_lose_context");
+      lost.loseContext();
+      await new Promise((done) => setTimeout(done, 50));
+      lost.restoreContext();
+      await new Promise((done) => setTimeout(done, 50));
+      avatar.frame = 7;
+    }""")
+    agrees(page, run, run.motion, 7)
+
+
 def test_dropped_files(page, run, tmp_path):
     """Another person's track and activations: as `driving` has them."""
     rng = np.random.default_rng(2)
@@ -143,8 +155,9 @@ def test_dropped_files(page, run, tmp_path):
       avatar.transfer = transfer;
       const files = new DataTransfer();
       files.items.add(new File([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], name));
+      const taken = new Promise((done) => addEventListener("avatarclip", done, { once: true }));
       document.dispatchEvent(new DragEvent("drop", { dataTransfer: files }));
-      await new Promise((done) => setTimeout(done, 150));
+      await taken;
       avatar.pause();
       avatar.frame = 6;
       return document.getElementById("note").textContent;

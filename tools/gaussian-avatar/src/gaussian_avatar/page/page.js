@@ -10,8 +10,8 @@ async function start() {
     note = document.getElementById("note");
   document.body.classList.toggle("bare", options.has("bare"));
   const head = newHead(content),
-    gaussians = newGaussians(content),
-    renderer = newRenderer(canvas, gaussians);
+    gaussians = newGaussians(content);
+  let renderer = newRenderer(canvas, gaussians);
   const state = {
     clip: content.clip,
     position: Number(options.get("frame") ?? 0),
@@ -128,6 +128,12 @@ async function start() {
     }, // of pictures, in the last second
   };
   listen(canvas, state.orbit, touch);
+  // A phone takes the GPU away from a page in the background.
+  canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
+  canvas.addEventListener("webglcontextrestored", () => {
+    renderer = newRenderer(canvas, gaussians);
+    touch();
+  });
   new ResizeObserver(touch).observe(canvas);
   addEventListener("message", (event) => {
     if (event.data?.set) api.set(event.data.set);
@@ -135,11 +141,12 @@ async function start() {
   const said = (error) => {
     note.classList.toggle("error", Boolean(error));
     note.textContent = error?.message ?? "";
+    dispatchEvent(new CustomEvent("avatarclip", { detail: error?.message ?? null }));
   };
   const open = (file) => api.load(file).then(() => said(null), said);
   dropping(open);
   const panel = options.has("bare") ? null : controls(document.getElementById("panel"), api, content, open);
-  said(null);
+  note.textContent = "";
 
   let before = performance.now(),
     shown = 0,
