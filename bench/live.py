@@ -95,11 +95,11 @@ def measured(pipe: Pipe, every: float) -> dict:
     return {"result": json.loads(text) if text.strip() else None, "mib": memory, "codes": codes, "said": said}
 
 
-def killed(name: str, video: Path, place: Path) -> dict:
+def killed(name: str, video: Path, place: Path, moments: tuple[float, float]) -> dict:
     """What the others do when a stage is killed at a random moment."""
     out, ring = place / "out", place / "ring"
     pipe = Pipe(video, 60, out, ring, False, "cpu-online", [])
-    moment = random.uniform(1, 14)
+    moment = random.uniform(*moments)
     time.sleep(moment)
     pipe.processes[name].send_signal(signal.SIGKILL)
     begin = time.monotonic()
@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--offline", type=Path, help="train offline on what was kept there")
     parser.add_argument("--images", type=int, default=4000, help="of offline training")
     parser.add_argument("--kill", type=int, default=0, help="times that each stage is killed")
+    parser.add_argument("--moments", type=float, nargs=2, default=(1, 30), help="seconds after the start, from and to")
     parser.add_argument("--only", choices=STAGES, help="the one that is killed")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--preset", default="cpu-online")
@@ -214,7 +215,7 @@ def main() -> None:
     if options.kill:
         for name in STAGES if options.only is None else (options.only,):
             for _ in range(options.kill):
-                print(json.dumps(killed(name, options.video, Path(tempfile.mkdtemp()))), flush=True)
+                print(json.dumps(killed(name, options.video, Path(tempfile.mkdtemp()), options.moments)), flush=True)
         return
     place = options.keep or Path(tempfile.mkdtemp())
     place.mkdir(parents=True, exist_ok=True)

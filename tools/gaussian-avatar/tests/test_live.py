@@ -231,6 +231,13 @@ def test_the_command_saves_when_it_is_told_to_end(head, ring, tmp_path):
         done = forks.run("gaussian-avatar", *args, *more, given=text)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "me/w/model.ply").exists()
+    args[4] = "v"
+    for text, message in (
+        ("", "is empty: the command"),
+        ('{"end": "prep-faces camera has died"}\n', "died before a frame"),
+    ):
+        done = forks.run("gaussian-avatar", *args, given=text)
+        assert done.returncode == 2 and message in done.stderr and not (tmp_path / "me/v").exists(), done.stderr
 
 
 def test_ctrl_c_saves_and_a_kill_leaves_what_was_saved(head, ring, tmp_path):

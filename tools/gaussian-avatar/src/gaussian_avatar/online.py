@@ -166,11 +166,15 @@ def _begun(stream: TextIO) -> tuple[Iterator[str], bool]:
     # The stages before need seconds to begin: enough to get ready.
     threading.Thread(target=learners.warm_up, name="warm up", daemon=True).start()
     lines = lines_of(stream)
-    first = next(lines, "")
+    first = next(lines, None)
+    if first is None:
+        raise InputError(f"{stream.name} is empty: the command that should write it ended first; see what it says")
     try:
         record = parse_json(first, "the first line")
     except InputError:  # said where all lines are read
         record = None
+    if isinstance(record, dict) and "end" in record:
+        raise InputError(f"{record['end']} before a frame came; see what the commands before this one say")
     return chain([first], lines), isinstance(record, dict) and isinstance(record.get("folder"), str)
 
 
