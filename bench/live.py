@@ -222,11 +222,13 @@ def main() -> None:
     pipe = Pipe(options.video, options.seconds, place / "out", place / "ring", bool(options.keep), options.preset, more)
     found = measured(pipe, options.every)
     found["ring_left"] = (place / "ring").exists()
+    print(json.dumps(found, indent=2), flush=True)
     if options.keep is not None and found["result"] is not None:
+        found = {}
         capture_of(place)
         found["after_20_s"] = settled(place)
         found["psnr"] = round(quality(place / "out/head/live", place, options.sheet), 2)
-    print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

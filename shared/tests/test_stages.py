@@ -61,16 +61,18 @@ def test_an_error_is_raised_after_what_came_before_it():
         inbox.take(10)
 
 
-def test_who_writes_learns_that_nobody_reads():
+def test_who_writes_learns_that_nobody_reads(tmp_path):
     read, write = os.pipe()
     with open(write, "w") as out:
         write_line(out, {"a": 1})
         begin = time.monotonic()
         until_closed(out, 0.2)
         assert time.monotonic() - begin >= 0.2  # there is a reader still
+        (tmp_path / "over").write_text("")
+        assert not until_closed(out, 30, tmp_path / "over")  # at once too
         with open(read) as lines:
             assert json.loads(lines.readline()) == {"a": 1}
-        until_closed(out, 30)  # returns at once
+        assert until_closed(out, 30)  # returns at once
         with pytest.raises(InputError, match="next command of the pipe has ended"):
             for _ in range(3):
                 write_line(out, {"a": 1})

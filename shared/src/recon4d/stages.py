@@ -212,8 +212,11 @@ def resident_mib() -> float:
         return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def until_closed(out: TextIO, seconds: float) -> bool:
-    """Wait until the reader of a pipe has closed it, at most so long; whether it has. At once where it is no pipe."""
+def until_closed(out: TextIO, seconds: float, said: Path | None = None) -> bool:
+    """Wait until the reader of a pipe has closed it, at most so long; whether it has. At once where it is no pipe.
+
+    `said` is a file by which a later stage says that it has read enough; programs between (tee) close only after us.
+    """
     import select
 
     if not _is_pipe(out):
@@ -224,6 +227,8 @@ def until_closed(out: TextIO, seconds: float) -> bool:
     while (left := until - time.monotonic()) > 0:
         if any(event & select.POLLERR for _, event in poll.poll(min(1e3 * left, 100))):
             return True
+        if said is not None and said.exists():
+            break
     return False
 
 

@@ -32,7 +32,7 @@ ROOM = 2.5  # side of the window, in sides of the face's box
 ASIDE = 0.10  # of the window's side: how far the face may leave its middle before the window follows
 LARGER = 1.25  # how much the face may grow or shrink before it does
 KEPT, KEPT_FOR_ALL = 128, 1024  # frames in the ring: in pipes there is room for hundreds of lines
-SECONDS_TO_READ = (5.0, 3600.0)  # at the end: how long the others have to read the last files, of a camera or not
+SECONDS_TO_READ = (5.0, 30.0)  # at the end: how long the others have to read the last files, of a camera or not
 
 Shots = Iterator[tuple[float, np.ndarray]]  # time since 1970 and RGB uint8 (H, W, 3)
 
@@ -189,7 +189,7 @@ def stream(
         with contextlib.suppress(InputError):
             write_line(out, camera_stream.end(why))
         log(f"{why}; prep-faces camera has ended")
-        until_closed(out, SECONDS_TO_READ[not live])
+        until_closed(out, SECONDS_TO_READ[not live], files.folder / camera_stream.OVER)
 
 
 def frames(shots: Iterator[tuple[tuple[float, np.ndarray], int]], files: ring.Ring, size: int) -> Iterator[CameraFrame]:

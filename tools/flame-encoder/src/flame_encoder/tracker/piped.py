@@ -35,7 +35,7 @@ KEY_EVERY = 0.4  # seconds
 REFINED = (2.0, 5.0, 10.0, 20.0)  # seconds after the first second
 STEPS = (12, 5)  # of the solver: at first, and when refined
 WRONG = 0.12  # error of a face that no head explains, share of the distance between the eyes
-SECONDS_TO_READ = 3600.0  # at the end: so long the camera's files are kept for who reads them
+SECONDS_TO_READ = (5.0, 30.0)  # at the end: so long the camera's files are kept for who reads them, as in prep-faces
 
 
 class Key(NamedTuple):
@@ -125,7 +125,7 @@ def follow(
             with contextlib.suppress(InputError):
                 write_line(out, camera_stream.end(why))
         log(f"{why}; flame-encoder track has ended")
-        until_closed(out, SECONDS_TO_READ)
+        until_closed(out, SECONDS_TO_READ[not camera.live], camera.folder / camera_stream.OVER)
 
 
 def _records(
