@@ -101,11 +101,19 @@ def header(path: str | Path) -> Header:
     """What a picture's file says of it, not decoded. Raises InputError as `read` does."""
     with _opened(path, None) as opened:
         try:
-            orientation = int(opened.getexif().get(0x0112, 1))
+            orientation = int(opened.getexif().get(0x0112, 1)) if _may_have_exif(opened, path) else 1
         except Exception:  # damaged EXIF raises errors of many kinds; the picture is whole without it
             orientation = 1
         alpha = opened.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in opened.info
         return Header(*opened.size, orientation if 1 <= orientation <= 8 else 1, alpha)
+
+
+def _may_have_exif(opened: Image.Image, path: str | Path) -> bool:
+    """Pillow decodes a whole PNG to look for EXIF behind its pixels: not for one that nowhere has any."""
+    if opened.format != "PNG":
+        return True
+    where = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+    return any(key in opened.info for key in where) or b"eXIf" in Path(path).read_bytes()
 
 
 def size(path: str | Path) -> tuple[int, int]:

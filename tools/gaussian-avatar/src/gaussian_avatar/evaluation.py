@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from recon4d import metrics
+from recon4d import InputError, metrics
 from recon4d.cameras import Camera
 from recon4d.files import write_npz, write_text
 from recon4d.images import write_png
@@ -61,9 +61,9 @@ def evaluate(
     run, capture = runs.pictures(run, subject)
     frames = runs.held_out(run, split, log)
     captures.check_images(capture, frames)
-    frames = captures.with_heads(capture, frames, log)
     with claim(run.folder, "gaussian-avatar metrics", force=force, inputs=[subject], names=FILES):
-        values = measure(run, frames, capture, refine_pose)
+        values = measure(run, frames, capture, refine_pose, log)
+        frames = values["frame"]
         means = summary(values, run)
         write_metrics(run.folder, values, means)
         write_png(run.folder / "contact.png", contact_sheet(run, frames, capture))
@@ -94,18 +94,31 @@ def _posed(run: Run, frames: np.ndarray) -> tuple[Splats, Camera]:
     return splats, camera
 
 
-def measure(run: Run, frames: np.ndarray, capture: Capture, refine_pose: bool = False) -> dict[str, np.ndarray]:
+def measure(
+    run: Run,
+    frames: np.ndarray,
+    capture: Capture,
+    refine_pose: bool = False,
+    log: Callable[[str], None] = lambda _: None,
+) -> dict[str, np.ndarray]:
     """Per-frame metrics, inside the mask (`psnr` ...) and over the whole image on black (`full_psnr` ...).
 
     Renders and targets have the size that the avatar was trained on. LPIPS is NaN where they are too small for it.
     With `refine_pose`, `refined_psnr` and `refined_ssim` follow a correction of each frame's pose that is fitted to
     the very image it is measured on: they tell what the track's pose costs, not how good the avatar is on new frames.
+    Frames with an empty mask are left out, which `log` is told. Raises InputError where all are.
     """
     rows: dict[str, list[Tensor]] = {}
+    measured: list[np.ndarray] = []
     device = run.avatar.means.device
     for start in range(0, len(frames), BATCH):
         chosen = frames[start : start + BATCH]
-        images = torch.from_numpy(np.stack(list(captures.read_images(capture, chosen)))).to(device)
+        read = np.stack(list(captures.read_images(capture, chosen)))
+        seen = read[..., 3].any((1, 2))
+        if not seen.any():
+            continue
+        chosen, images = chosen[seen], torch.from_numpy(read[seen]).to(device)
+        measured.append(chosen)
         black = torch.zeros(len(chosen), 3, device=device)
         target, mask = composite(images, black)
         rendered, _ = render_frames(run, chosen, torch.zeros(3))
@@ -125,7 +138,12 @@ def measure(run: Run, frames: np.ndarray, capture: Capture, refine_pose: bool = 
             values |= {"refined_psnr": metrics.psnr(a, b, m), "refined_ssim": metrics.ssim(a, b, m)}
         for name, value in values.items():
             rows.setdefault(name, []).append(value.detach().cpu())
-    return {"frame": np.asarray(frames)} | {name: torch.cat(parts).numpy() for name, parts in rows.items()}
+    if not measured:
+        raise InputError(f"{capture.folder}: the masks of all frames are empty; make them again with prep-faces matte")
+    kept = np.concatenate(measured)
+    if len(kept) < len(frames):
+        log(f"{len(frames) - len(kept)} frames with an empty mask are left out")
+    return {"frame": kept} | {name: torch.cat(parts).numpy() for name, parts in rows.items()}
 
 
 def refined(run: Run, frames: np.ndarray, target: Tensor) -> Tensor:
