@@ -258,6 +258,18 @@ def test_ctrl_c_saves_and_a_kill_leaves_what_was_saved(head, ring, tmp_path):
             assert process.returncode == 0 and "stopped; the avatar is saved in" in err and '"ended": "stopped"' in out
 
 
+def test_a_rim_takes_the_head_s_own_colours():
+    y, x = np.mgrid[:96, :96]
+    matte = np.clip(255 * (30 - np.hypot(x - 48, y - 48)) / 8, 0, 255).astype(np.uint8)
+    front, back = np.array([150, 60, 40]), np.array([240, 240, 255])
+    share = matte[..., None] / 255
+    picture = np.rint(front * share + back * (1 - share)).astype(np.uint8)
+    found = live.own_colours(picture, matte)
+    wrong = [(np.abs(image - front) * share).sum() for image in (found.astype(float), picture.astype(float))]
+    assert wrong[0] < 0.5 * wrong[1]
+    np.testing.assert_array_equal(found[matte == 255], picture[matte == 255])
+
+
 def test_side_by_side_in_any_window():
     picture = np.full((64, 64, 3), 200, np.uint8)
     for aspect in (0.3, 1.0, 2.0, 4.0):
