@@ -12,7 +12,7 @@ import forks
 import numpy as np
 import pytest
 import torch
-from gaussian_avatar import live, live_page, runs
+from gaussian_avatar import live, live_frames, live_page, runs
 from gaussian_avatar.config import load_config
 from gaussian_avatar.live import Page, Seen, Wishes
 from recon4d import InputError
@@ -264,7 +264,7 @@ def test_a_rim_takes_the_head_s_own_colours():
     front, back = np.array([150, 60, 40]), np.array([240, 240, 255])
     share = matte[..., None] / 255
     picture = np.rint(front * share + back * (1 - share)).astype(np.uint8)
-    found = live.own_colours(picture, matte)
+    found = live_frames.own_colours(picture, matte)
     wrong = [(np.abs(image - front) * share).sum() for image in (found.astype(float), picture.astype(float))]
     assert wrong[0] < 0.5 * wrong[1]
     np.testing.assert_array_equal(found[matte == 255], picture[matte == 255])

@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
-from prep_faces.camera import Source
+from prep_faces.sources import Source
 
 FRAMES = "/frames"  # where the page sends them
 MOST_BYTES, MOST_SIDE = 4 << 20, 4096  # of a picture

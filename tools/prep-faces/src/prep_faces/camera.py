@@ -8,7 +8,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -24,6 +24,7 @@ from recon4d.stages import NOBODY, Meter, newest, stopped_by_signal, until_close
 from prep_faces import networks, ring
 from prep_faces.headshape import shape_from_landmarks
 from prep_faces.livematte import Before, live_matte
+from prep_faces.sources import Shots, Source
 from prep_faces.upright import upright
 from prep_faces.video import choose_by_rate, decode, probe
 
@@ -33,17 +34,6 @@ ASIDE = 0.10  # of the window's side: how far the face may leave its middle befo
 LARGER = 1.25  # how much the face may grow or shrink before it does
 KEPT, KEPT_FOR_ALL = 128, 1024  # frames in the ring: in pipes there is room for hundreds of lines
 SECONDS_TO_READ = (5.0, 30.0)  # at the end: how long the others have to read the last files, of a camera or not
-
-Shots = Iterator[tuple[float, np.ndarray]]  # time since 1970 and RGB uint8 (H, W, 3)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where pictures come from: about how many in a second, and those; what to say when they end."""
-
-    fps: float
-    shots: Shots
-    ended: str
 
 
 @contextlib.contextmanager
