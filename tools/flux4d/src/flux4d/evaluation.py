@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from flux4d import checkpoints, flow, indices, labels, memory, pictures
 from flux4d.config import Config, config_file
-from flux4d.gaussians import MovingGaussians, moved, velocity_at
+from flux4d.gaussians import MovingGaussians, moved, opacities_at, velocity_at
 from flux4d.model import Flux
 from flux4d.reconstruction import gaussians_of
 from flux4d.rendering import render
@@ -55,7 +55,7 @@ def image_measures(
 
 def predicted_velocity(gaussians: MovingGaussians, points: np.ndarray, time: torch.Tensor) -> np.ndarray:
     """(N, 3) m/s at points (N, 3) and a moment: that of the nearest Gaussian that is there then and can be seen."""
-    solid = ~gaussians.sky & (gaussians.opacities[:, 0].sigmoid() > 0.1)
+    solid = ~gaussians.sky & (opacities_at(gaussians, time[None])[0] > 0.1)
     solid = solid if solid.any() else ~gaussians.sky
     places = moved(gaussians, time[None])[0][solid].double().cpu().numpy()
     velocity = velocity_at(gaussians, time[None])[0][solid].double().cpu().numpy()
