@@ -10,6 +10,7 @@ from recon4d.cli import Command, Group, Real, force_option, log, print_result, s
 from eyeball_relight.config import PRESETS
 
 FOLDER = click.Path(path_type=Path)
+POSES = ("track", "colmap", "auto")
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu; there is no other yet.")
 config_option = click.option("--config-path", type=FOLDER, required=True, help="The capture's config.yaml.")
 chunk_option = click.option(
@@ -55,9 +56,10 @@ def synth(
 
 @main.command("import", cls=Command)
 @click.argument("source", type=FOLDER)
-@click.option("--images", type=FOLDER, required=True, help="Folder of the pictures.")
+@click.argument("capture", type=FOLDER, required=False)
+@click.option("--images", type=FOLDER, help="Folder of the pictures.  [default: images in a tracked SOURCE]")
 @click.option("--masks", type=FOLDER, help="Folder of the masks, white or opaque is the head.  [default: alpha]")
-@click.option("--out", type=FOLDER, required=True, help="Where the capture goes.")
+@click.option("--out", type=FOLDER, help="Where the capture goes, instead of CAPTURE.")
 @click.option(
     "--cube",
     type=Real(0.1, 2),
@@ -65,12 +67,46 @@ def synth(
     show_default=True,
     help="Side of the head's cube as a share of the picture's shorter side.",
 )
+@click.option("--poses", type=click.Choice(POSES), help="Of a tracked SOURCE.  [default: track]")
+@click.option("--landmarks", type=FOLDER, help="Landmarks per frame, which outline the eyes.")
+@click.option(
+    "--frames", type=click.IntRange(6, 10**4), default=40, show_default=True, help="Views taken of a tracked SOURCE."
+)
+@click.option("--size", type=click.IntRange(32, 2048), help="Pixels per side.  [default: the head's own, 256 at most]")
+@click.option("--head-model", type=click.Path(), help="Head model of the track.  [default: the open head]")
 @force_option
-def import_(source: Path, images: Path, masks: Path | None, out: Path, cube: float, force: bool) -> None:
-    """Bring SOURCE, Metashape's XML, a COLMAP model's folder or a transforms.json, into our layout."""
+def import_(
+    source: Path,
+    capture: Path | None,
+    images: Path | None,
+    masks: Path | None,
+    out: Path | None,
+    cube: float,
+    poses: str | None,
+    landmarks: Path | None,
+    frames: int,
+    size: int | None,
+    head_model: str | None,
+    force: bool,
+) -> None:
+    """Bring SOURCE into our layout: Metashape's XML, a COLMAP model's folder, a transforms.json, or a tracked video.
+
+    A tracked video is a folder with track.npz and images/ with alpha, of flame-encoder track and prep-faces matte.
+    """
+    place = out or capture
+    if place is None or (out is not None and capture is not None):
+        raise InputError("say once where the capture goes, as CAPTURE or with --out")
+    if poses is not None or (source / "track.npz").is_file():
+        from eyeball_relight.tracked import import_track
+
+        settings = (frames, size, head_model, poses or "track")
+        print_result(import_track(source, place, images, landmarks, *settings, force, log))
+        return
     from eyeball_relight.photogrammetry import import_capture
 
-    print_result(import_capture(source, images, masks, out, cube, force, log))
+    if images is None:
+        raise InputError(f"{source} goes with --images, the folder of its pictures")
+    print_result(import_capture(source, images, masks, place, cube, force, log))
 
 
 @main.command(cls=Command)
