@@ -73,7 +73,12 @@ def where(data: Path, name: str, work: str, scratch: Path) -> list[object]:
 
 def schedule(images: int) -> list[str]:
     """cpu-quick's schedule for another number of images."""
-    return [f"train.iterations={images}", f"train.rates.position_images={images}", "train.preview_seconds=0"]
+    return [
+        f"train.iterations={images}",
+        f"train.rates.position_images={images}",
+        "train.preview_seconds=0",
+        "data.crop=false",
+    ]
 
 
 def ablations(options: argparse.Namespace, scratch: Path) -> None:

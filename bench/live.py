@@ -207,7 +207,17 @@ def main() -> None:
     if options.offline is not None:
         folder = options.offline
         words = ["train-offline", "--data-dir", folder / "data", "--output-dir", folder / "out", "--subject", "head"]
-        words += ["--work-name", "offline", "--preset", "cpu-quick", "--split", "all", "--force"]
+        words += [
+            "--work-name",
+            "offline",
+            "--preset",
+            "cpu-quick",
+            "--set",
+            "data.crop=false",
+            "--split",
+            "all",
+            "--force",
+        ]
         words += ["--set", f"train.iterations={options.images}"]
         subprocess.run([str(word) for word in [BIN / "gaussian-avatar", *words]], check=True, stdout=subprocess.DEVNULL)
         print(json.dumps({"offline_psnr": round(quality(folder / "out/head/offline", folder, options.sheet), 2)}))

@@ -23,8 +23,8 @@ else
   camera=(browser)
 fi
 
-# One core each for finding the face and for tracking: threads that wait for each other would be in the way. With an
-# arena for each thread glibc's memory falls to pieces, a tenth of a gigabyte in ten seconds.
+# One core each for finding the face and for tracking: threads that wait for each other would be in the way. One
+# arena of glibc's takes less memory than one for each thread.
 set +o pipefail  # the last command decides: it may be told to end, and then the others find nobody who reads
 OMP_NUM_THREADS=1 prep-faces camera "${camera[@]}" ${CAMERA_OPTIONS:-} \
   | OMP_NUM_THREADS=1 flame-encoder track --stream - ${TRACK_OPTIONS:-} \

@@ -28,6 +28,7 @@ QUICK = ["--preset", "cpu-quick"] + [
         "train.iterations=150",
         "train.blend_start=50",
         "train.preview_seconds=0",
+        "data.crop=false",
     )
     for word in ("--set", setting)
 ]

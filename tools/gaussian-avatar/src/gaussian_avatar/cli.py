@@ -397,7 +397,8 @@ def export(
 
 @main.command(cls=Command)
 @run_options
-@click.option("--track", type=FILE, help="Another clip's track.npz to follow.")
+@click.option("--track", type=FILE, help=TRACK)
+@transfer_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is the network.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 is any free one.")
 @click.option("--open/--no-open", "open_browser", default=False, show_default=True, help="Open the page in a browser.")
@@ -408,6 +409,7 @@ def view(
     work_name: str,
     output_dir: str,
     track: Path | None,
+    transfer: Transfer,
     host: str,
     port: int,
     open_browser: bool,
@@ -418,4 +420,4 @@ def view(
     from gaussian_avatar import runs, viewer
 
     run = runs.open_run(run_folder(output_dir, subject, work_name), device, head_model)
-    viewer.serve(run, track, host, port, open_browser, lambda page: print_result({"page": page}), log)
+    viewer.serve(run, track, host, port, open_browser, lambda page: print_result({"page": page}), log, transfer)

@@ -46,7 +46,7 @@ def track_of(
     Raises:
         InputError: a missing or broken file, a kind that is not known, coefficients of another head model.
     """
-    path, run = Path(path), one_camera(run)
+    path = Path(path)
     track, placed = _read(run, path, log)
     motions.check_track(track, run.head, str(path), log)
     if transfer == "relative":
@@ -73,16 +73,6 @@ def motion_of(
     if scale < 1:  # not above the size that the Gaussians were made for
         motion = motions.resized(motion, round(camera.width * scale), round(camera.height * scale))
     return motion, track
-
-
-def one_camera(run: Run) -> Run:
-    """The run with the frames of its clip's first camera only, where several looked on."""
-    camera = run.motion.camera
-    if camera.world_to_camera.dim() == 2:
-        return run
-    track = run.track.of_one_camera()
-    motion = motions.from_track(track, run.head)
-    return replace(run, track=track, motion=motions.resized(motion, camera.width, camera.height))
 
 
 def _read(run: Run, path: Path, log: Callable[[str], None]) -> tuple[Track, bool]:

@@ -12,7 +12,7 @@ from recon4d.formats import arkit
 from recon4d.head import JOINTS, HeadModel
 from recon4d.runs import claim
 
-from gaussian_avatar import driving, head_texture
+from gaussian_avatar import head_texture
 from gaussian_avatar.runs import Run
 
 FILE = "head.glb"
@@ -39,7 +39,6 @@ def export_head(run: Run, force: bool = False, texture_size: int = 1024) -> dict
 
 def glb_of(run: Run, texture_size: int = 1024) -> tuple[list[str], bytes]:
     """Names of the morph targets, and the file's bytes."""
-    run = driving.one_camera(run)
     head = run.head
     shape = torch.from_numpy(run.track.shape[None])
     places, uv, faces = head_texture.layout(head)

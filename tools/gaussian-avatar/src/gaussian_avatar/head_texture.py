@@ -23,7 +23,6 @@ NEAR = 2e-3  # metres: what is no farther behind the nearest surface is seen
 
 def at_rest(run: Run) -> Motion:
     """One frame: the avatar's neutral face, looking straight ahead from where its clip has it."""
-    run = driving.one_camera(run)
     rest = driving.neutral(run.track, run.head)
     one = run.track.take([motions.frontal_frame(run.track)])
     still = np.eye(3, dtype=np.float32)

@@ -48,7 +48,6 @@ def export_page(
 
     Raises InputError for a file that exists, unless `force` replaces it, and as `driving.track_of` does.
     """
-    run = driving.one_camera(run)
     motion, driver = driving.motion_of(run, track, transfer, log)
     with claim(run.folder, "gaussian-avatar export html", force=force, inputs=[track], names=(PAGE,)):
         path = run.folder / PAGE

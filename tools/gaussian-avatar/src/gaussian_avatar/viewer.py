@@ -18,11 +18,11 @@ import viser
 from recon4d import InputError, video
 from recon4d.cameras import Camera
 from recon4d.formats.track import Track
-from recon4d.formats.track import read as read_track
 from recon4d.images import encode
 from recon4d.viewer import Shown, camera_of, number, serving, show
 
-from gaussian_avatar import model_file, motions, poses
+from gaussian_avatar import driving, model_file, poses
+from gaussian_avatar.driving import Transfer
 from gaussian_avatar.poses import Direction, Pose
 from gaussian_avatar.runs import Run
 
@@ -126,13 +126,12 @@ def reach_of(direction: Direction) -> float:
     return max(round(direction.reach, 2), 0.01)
 
 
-def open_clips(run: Run, track_path: str | Path | None) -> dict[str, Track]:
-    """The training clip, and before it the other clip to follow. Raises InputError for one that does not fit."""
-    if track_path is None:
-        return {OWN_CLIP: run.track}
-    track = read_track(track_path)
-    motions.check_track(track, run.head, str(track_path))
-    return {str(track_path): track, OWN_CLIP: run.track}
+def open_clips(
+    run: Run, path: str | Path | None, transfer: Transfer = "absolute", log: Callable[[str], None] = print
+) -> dict[str, Track]:
+    """The training clip, and before it another one to follow, as `driving.track_of` reads it and raises errors."""
+    own = {OWN_CLIP: run.track}
+    return own if path is None else {str(path): driving.track_of(run, path, transfer, log)} | own
 
 
 def serve(
@@ -143,11 +142,12 @@ def serve(
     open_browser: bool = False,
     announce: Callable[[str], None] = print,
     log: Callable[[str], None] = print,
+    transfer: Transfer = "absolute",
 ) -> None:
     """Show a run's avatar in the browser until Ctrl-C.
 
     Args:
-        track: another clip's `track.npz` to follow.
+        track, transfer: what else to follow; see `driving.track_of`.
         host: the address to listen on; 0.0.0.0 is the network.
         port: 0 takes any free one.
         open_browser: open the page here.
@@ -156,7 +156,7 @@ def serve(
     Raises:
         InputError: a taken port, a host that is not this machine's, a track that does not fit.
     """
-    clips = open_clips(run, track)
+    clips = open_clips(run, track, transfer, log)
     with serving(host, port, f"{run.folder.parent.name}: {run.folder.name}", announce, log, open_browser) as server:
         viewer = set_up(server, run, clips)
         try:
