@@ -102,7 +102,7 @@ def _read(run: Run, path: Path, log: Callable[[str], None]) -> tuple[Track, bool
             return found.track, found.placed
         if str(arrays.get("format")) != "recon4d-track-1":
             raise InputError(f"{path} is not a track nor FLAME's parameters; make one with flame-encoder track")
-        track = from_arrays(arrays, str(path))
+        track = from_arrays(arrays, str(path)).of_one_camera()
         _check_size(track, run.head, path)
         return track, True
     raise InputError(
