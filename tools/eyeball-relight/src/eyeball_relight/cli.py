@@ -26,8 +26,9 @@ def main() -> None:
 
 @main.command(cls=Command)
 @click.argument("folder", type=FOLDER)
-@click.option("--frames", type=click.IntRange(4, 10**5), default=40, show_default=True, help="Views.")
+@click.option("--frames", type=click.IntRange(4, 10**5), help="Views.  [default: 40, or 300 of a video]")
 @click.option("--size", type=click.IntRange(32, 2048), default=256, show_default=True, help="Pixels per side.")
+@click.option("--video", is_flag=True, help="A hand-held phone's video.mp4, with noise, blur, blinks and room light.")
 @click.option(
     "--light-offset",
     type=Real(-100, 100),
@@ -41,17 +42,24 @@ def main() -> None:
 @force_option
 def synth(
     folder: Path,
-    frames: int,
+    frames: int | None,
     size: int,
+    video: bool,
     light_offset: tuple[float, float, float],
     head_model: str | None,
     seed: int,
     force: bool,
 ) -> None:
     """Render a flash capture of the head model into FOLDER, with its truth in FOLDER/truth."""
-    from eyeball_relight.synth import synthesise
+    settings = (size, light_offset, head_model, seed, force)
+    if video:
+        from eyeball_relight.filming import film
 
-    print_result(synthesise(folder, frames, size, light_offset, head_model, seed, force))
+        print_result(film(folder, frames or 300, *settings))
+    else:
+        from eyeball_relight.synth import synthesise
+
+        print_result(synthesise(folder, frames or 40, *settings))
 
 
 @main.command("import", cls=Command)
@@ -220,12 +228,14 @@ def eyeball_landmarks(
 @main.command(cls=Command)
 @click.argument("asset", type=FOLDER)
 @click.option("--data-root", type=FOLDER, required=True, help="The capture that the asset was trained on.")
+@click.option("--align", is_flag=True, help="Find pose and exposure of each held-out view first.")
+@click.option("--truth", type=FOLDER, help="Folder of synth --video whose video the capture is of.")
 @force_option
-def metrics(asset: Path, data_root: Path, force: bool) -> None:
+def metrics(asset: Path, data_root: Path, align: bool, truth: Path | None, force: bool) -> None:
     """Measure an exported ASSET on the held-out views, and against the truth of a synthetic capture."""
     from eyeball_relight.evaluation import evaluate
 
-    print_result(evaluate(asset, data_root, force, log))
+    print_result(evaluate(asset, data_root, force, log, align, truth))
 
 
 @main.command(cls=Command)

@@ -35,6 +35,7 @@ class Light(Section):
     intensity: Length | None = None  # null: so that the median pixel of the face has an albedo of 0.4
     color: Annotated[list[Length], Field(min_length=3, max_length=3)] = [1.0, 1.0, 1.0]
     ambient_scale: Weight = 0.2
+    exposure: bool = False  # learn a gain per picture and channel: cameras that set their exposure by themselves
 
 
 class Eyes(Section):
@@ -103,6 +104,9 @@ class Train(Section):
     grid_every: Positive = 50
     mesh_resolution: Annotated[int, Field(ge=32, le=1024)] = 256
     checkpoint_every: Positive = 1000
+    refine_pose: bool = False  # learn what each view's pose and the focal length are off by
+    refine_after: Annotated[int, Field(ge=0)] = 200  # steps until that begins: there has to be a head first
+    pose_rate: Length = 0.1  # of the learning rate
 
     @model_validator(mode="after")
     def _phases(self) -> "Train":

@@ -1,7 +1,7 @@
 """How good an asset is: held-out pictures, and the truth of a synthetic capture."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,30 +9,39 @@ from typing import Any
 import numpy as np
 import torch
 from recon4d import InputError, mesh, metrics
+from recon4d.cameras import Camera
 from recon4d.cli import progress
 from recon4d.files import read_json, read_npz
 from recon4d.runs import claim
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from eyeball_relight import assets, brdf, captures, exports, objfile
+from eyeball_relight import alignment, assets, brdf, captures, exports, objfile, synth, video_truth
 from eyeball_relight.assets import Asset, Pixels
 from eyeball_relight.captures import Capture
 from eyeball_relight.exports import Lights
 from eyeball_relight.pictures import read_picture, write_picture
+from eyeball_relight.video_truth import VideoTruth
 
 DENSE = 400_000  # points on a surface for distances
 SHEET = 4  # held-out views in the contact sheet
 
 
 def evaluate(
-    asset: str | Path, data_root: str | Path, force: bool = False, log: Callable[[str], None] = print
+    asset: str | Path,
+    data_root: str | Path,
+    force: bool = False,
+    log: Callable[[str], None] = print,
+    align: bool = False,
+    truth_of: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure an exported asset, given by its folder, on the held-out views of its capture; see `measure`.
 
     Writes `contact.png`, and for a synthetic capture `truth.png`, into the asset's folder.
 
     Args:
+        align: find pose and exposure of each held-out view first; see `alignment.align`.
+        truth_of: the folder of `synth --video` whose video the capture is of.
         force: replace pictures of an earlier call.
 
     Raises InputError for a folder that is not an asset or a capture, or is of another, and for pictures that are there.
@@ -42,30 +51,95 @@ def evaluate(
     capture = captures.read(data_root, log)
     truth_folder = capture.folder / "truth"
     truth = read_truth(truth_folder, capture) if (truth_folder / "truth.json").is_file() else None
-    with claim(folder, "eyeball-relight metrics", force=force, inputs=[data_root], names=("contact.png", "truth.png")):
-        return measure(found, lights, capture, truth, folder)
+    if lights.views is not None and len(lights.views.world_to_camera) == len(capture):
+        capture = replace(
+            capture, camera=replace(lights.views, width=capture.camera.width, height=capture.camera.height)
+        )
+    filmed = None
+    if truth_of is not None:
+        raw = captures.read(data_root, lambda text: None)
+        filmed = video_truth.read(Path(truth_of), raw, capture.camera)
+    names = ("contact.png", "truth.png")
+    with claim(folder, "eyeball-relight metrics", force=force, inputs=[data_root, truth_of], names=names):
+        aligned = aligned_views(found, lights, capture) if align else None
+        if filmed is not None:
+            truth = filmed_truth(filmed, capture, aligned)
+        result = measure(found, lights, capture, truth, folder, aligned)
+    return result if filmed is None else result | filmed.poses
 
 
-def captured(asset: Asset, lights: Lights, capture: Capture, i: int) -> tuple[Tensor, Tensor]:
+Aligned = dict[int, tuple[Camera, Tensor]]  # by view, its camera and the gain (3,) of its picture
+
+
+def aligned_views(asset: Asset, lights: Lights, capture: Capture) -> Aligned:
+    """Camera and gain of each held-out view by the asset; see `alignment.align`."""
+    out: Aligned = {}
+    for i in progress(capture.held_out, "aligning"):
+
+        def render(view: Camera, i: int = i) -> Tensor:
+            return captured(asset, lights, capture, i, view, supersampling=1)[0]
+
+        wanted, mask = capture.image[i].float() / 255, capture.mask[i] > 127
+        out[i] = alignment.align(render, capture.view(i), wanted, mask)
+    return out
+
+
+def filmed_truth(filmed: VideoTruth, capture: Capture, aligned: Aligned | None) -> "Truth":
+    """The truth of a synthetic video in a capture's held-out views.
+
+    Brightness is known up to a factor, which is taken out of albedo by `against_truth`.
+    """
+    views, relit, seen = {}, {}, torch.zeros(len(filmed.asset["face"].faces), dtype=torch.bool)
+    for i in capture.held_out:
+        view = capture.view(i) if aligned is None else aligned[i][0]
+        views[i], relit[i] = video_truth.view_truth(filmed, view)
+    for i in range(len(capture)):
+        seen[synth.seen_faces(filmed.asset, capture.view(i))] = True
+    face = filmed.asset["face"]
+    return Truth(filmed.lights, filmed.centres, filmed.radius, views, relit, face.vertices, face.faces[seen], True)
+
+
+def captured(
+    asset: Asset,
+    lights: Lights,
+    capture: Capture,
+    i: int,
+    view: Camera | None = None,
+    gain: Tensor | None = None,
+    supersampling: int = 3,
+) -> tuple[Tensor, Tensor]:
     """View i as the capture's own light shows the asset: picture (H, W, 3) and coverage (H, W, 1).
 
     A held-out view has no occlusion of its own: that of the nearest trained camera is taken.
+
+    Args:
+        view: another camera than the capture's. gain: (3,) of linear light.
     """
     centres = capture.camera.center
     near = min(capture.trained, key=lambda j: float((centres[j] - centres[i]).norm()))
+    view = capture.view(i) if view is None else view
+    eye, times = view.center, torch.ones(3) if gain is None else gain
 
     def shade(pixels: Pixels) -> Tensor:
         room = brdf.ambient(pixels.normal, lights.ambient, lights.occlusion[near], lights.scale)
-        return assets.lit_by_flash(pixels, centres[i], lights.intensity) + pixels.diffuse * room
+        return times * (assets.lit_by_flash(pixels, eye, lights.intensity) + pixels.diffuse * room)
 
-    return assets.picture(asset, capture.view(i), shade, 3)
+    return assets.picture(asset, view, shade, supersampling)
 
 
-def measure(asset: Asset, lights: Lights, capture: Capture, truth: "Truth | None", out: Path | None) -> dict[str, Any]:
+def measure(
+    asset: Asset,
+    lights: Lights,
+    capture: Capture,
+    truth: "Truth | None",
+    out: Path | None,
+    aligned: Aligned | None = None,
+) -> dict[str, Any]:
     """Held-out PSNR in the mask and of whole pictures, SSIM; with the truth of the capture also its errors.
 
     Args:
         out: folder for `contact.png` (truth, render, error times 4), or None.
+        aligned: cameras and gains of the held-out views; None: the capture's cameras, and 1.
 
     Raises:
         InputError: an asset of another capture.
@@ -78,7 +152,7 @@ def measure(asset: Asset, lights: Lights, capture: Capture, truth: "Truth | None
     scores: dict[str, list[float]] = {"psnr": [], "full_psnr": [], "ssim": []}
     rows = []
     for i in progress(capture.held_out, "measuring"):
-        picture, _ = captured(asset, lights, capture, i)
+        picture, _ = captured(asset, lights, capture, i, *(aligned[i] if aligned else ()))
         wanted = capture.image[i].float() / 255
         mask = (capture.mask[i] > 127).float()[None, None]
         a, b = picture.permute(2, 0, 1)[None], wanted.permute(2, 0, 1)[None]
@@ -90,7 +164,7 @@ def measure(asset: Asset, lights: Lights, capture: Capture, truth: "Truth | None
     if out is not None:
         write_picture(out / "contact.png", torch.cat(rows[:SHEET], 1).numpy())
     if truth is not None:
-        result |= against_truth(asset, lights, capture, truth, out)
+        result |= against_truth(asset, lights, capture, truth, out, aligned)
     return result
 
 
@@ -100,7 +174,7 @@ class Truth:
 
     lights: (K, 3), metres. centres: (3,) of the eyeballs, by side; radius in metres. views: by number, `part`
     (H, W), `normal` and `diffuse` (H, W, 3), linear. relit: by number, pictures (H, W, 3) under each of the lights.
-    vertices (V, 3) and faces (F, 3) of the surface that pictures see.
+    vertices (V, 3) and faces (F, 3) of the surface that pictures see. relative: albedo is known up to a factor.
     """
 
     lights: Tensor
@@ -110,6 +184,7 @@ class Truth:
     relit: dict[int, list[Tensor]]
     vertices: Tensor
     faces: Tensor
+    relative: bool = False
 
 
 def read_truth(folder: Path, capture: Capture) -> Truth:
@@ -161,24 +236,25 @@ def _relit(path: Path, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(picture)
 
 
-def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: Truth, out: Path | None) -> dict[str, Any]:
+def against_truth(
+    asset: Asset, lights: Lights, capture: Capture, truth: Truth, out: Path | None, aligned: Aligned | None = None
+) -> dict[str, Any]:
     """Errors against a synthetic capture's truth.
 
     normal_deg: median angle on skin in held-out views. albedo_error: mean absolute error of the diffuse albedo there,
     linear, in [0, 1]. relit_psnr: held-out views under lights off the camera, in the mask. chamfer_mm: mean distance
     between the surfaces that pictures see, both ways averaged. eye_centre_mm, eye_radius_mm: the larger of both eyes.
     """
-    angles, albedo, relit, rows = [], [], [], []
+    angles, pairs, relit, rows = [], [], [], []
     for i in capture.held_out:
-        view, arrays = capture.view(i), truth.views[i]
+        view, arrays = aligned[i][0] if aligned else capture.view(i), truth.views[i]
         pixels = assets.visible(asset, view)
         part = pixels.image(pixels.part[:, None] + 1.0)[..., 0]
         skin = torch.from_numpy(arrays["part"] == 1) & (part == 1) & (capture.hair[i] < 128)
         normal, true_normal = pixels.image(pixels.normal), torch.from_numpy(arrays["normal"]).float()
         cosine = (normal * true_normal).sum(-1)[skin] / true_normal.norm(dim=-1)[skin].clamp(min=1e-6)
         angles.append(torch.rad2deg(torch.acos(cosine.clamp(-1, 1))))
-        difference = (pixels.image(pixels.diffuse) - torch.from_numpy(arrays["diffuse"]).float()).abs()
-        albedo.append(difference[skin].mean(-1))
+        pairs.append((pixels.image(pixels.diffuse)[skin], torch.from_numpy(arrays["diffuse"]).float()[skin]))
         mask = (capture.mask[i] > 127).float()[None, None]
         for light, wanted in zip(truth.lights, truth.relit[i]):
             picture, _ = assets.picture(
@@ -205,6 +281,8 @@ def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: Truth, 
                 0,
             )
         )
+    found, wanted = (torch.cat(values) for values in zip(*pairs))
+    factor = float((wanted.sum(1) / found.sum(1).clamp(min=1e-6)).median()) if truth.relative and len(found) else 1.0
     if out is not None:
         write_picture(out / "truth.png", torch.cat(rows[: 2 * (len(truth.lights) + 2)], 1).numpy())
     face = asset["face"]
@@ -215,11 +293,13 @@ def against_truth(asset: Asset, lights: Lights, capture: Capture, truth: Truth, 
     back, _ = cKDTree(theirs).query(ours[::20])
     result = {
         "normal_deg": float(torch.cat(angles).median()),
-        "albedo_error": float(torch.cat(albedo).mean()),
+        "albedo_error": float((factor * found - wanted).abs().mean()),
         "relit_psnr": float(np.mean(relit)),
         "chamfer_mm": float(500 * (there.mean() + back.mean())),
         "truth_to_mesh_mm": float(1000 * there.mean()),
     }
+    if truth.relative:
+        result["albedo_factor"] = factor
     centres, radii = [], []
     for side in ("left", "right"):
         if side in asset:

@@ -16,7 +16,7 @@ from recon4d.images import MOST_PIXELS
 from recon4d.runs import claim
 from torch import Tensor
 
-from eyeball_relight import assets, brdf, captures, config, gltf, hashgrid, objfile, preview, surface
+from eyeball_relight import assets, brdf, captures, config, gltf, hashgrid, objfile, preview, refinement, surface
 from eyeball_relight.assets import Asset, Surface
 from eyeball_relight.captures import Capture
 from eyeball_relight.checkpoint import open_field
@@ -31,7 +31,8 @@ EYE_MAP = 512  # texels per side of an eyeball's map
 class Lights:
     """What lit the capture: the flash's intensity (3,), the room's light (9, 3) and, per view, its occlusion (V, 9).
 
-    front: the camera of the view nearest to the middle of all.
+    front: the camera of the view nearest to the middle of all. views: of all views, as training corrected them, or
+    None of an asset that does not say.
     """
 
     intensity: Tensor
@@ -39,6 +40,7 @@ class Lights:
     occlusion: Tensor
     scale: float
     front: Camera
+    views: Camera | None = None
 
 
 def bake(field: Field, active: list[int], position: Tensor, part: int, chunk: int) -> Tensor:
@@ -148,6 +150,7 @@ def export_field(
     log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Write the asset of a trained field into `folder`; returns a summary. Raises InputError without a surface."""
+    capture = refinement.corrected(field, capture)
     active = field.active(step)
     eyes = eyeballs(field)
     vertices, faces = surface.build(field, active, capture, eyes, field.config.train.mesh_resolution, most_faces, log)
@@ -155,7 +158,7 @@ def export_field(
     asset = {"face": face}
     for k, part in enumerate(eyes):
         asset[part] = eye_surface(field, active, capture, face, k, chunk, log)
-    write(folder, asset, field, intensity, front_view(capture))
+    write(folder, asset, field, intensity, front_view(capture), capture.camera)
     summary = {"vertices": len(vertices), "triangles": len(faces), "uv_size": uv_size, "folder": str(folder)}
     if eyes:
         bound = field.config.data.bound
@@ -174,8 +177,12 @@ def front_view(capture: Capture) -> Camera:
     return capture.view(int((centres - centres.mean(0)).norm(dim=1).argmin()))
 
 
-def write(folder: Path, asset: Asset, field: Field, intensity: Tensor, front: Camera) -> None:
-    """Meshes, maps, light, glTF and preview of an asset."""
+def write(folder: Path, asset: Asset, field: Field, intensity: Tensor, front: Camera, views: Camera) -> None:
+    """Meshes, maps, light, glTF and preview of an asset.
+
+    Args:
+        front: of the view to begin with. views: of all, as training corrected them.
+    """
     for part, item in asset.items():
         where = folder if part == "face" else folder / part
         objfile.write(where / "mesh_uv.obj", item, "diffuse.png")
@@ -198,6 +205,9 @@ def write(folder: Path, asset: Asset, field: Field, intensity: Tensor, front: Ca
         ambient=field.ambient.numpy(),
         occlusion=field.occlusion.numpy(),
         scale=np.float32(field.config.light.ambient_scale),
+        exposure=refinement.gains(field).detach().numpy(),
+        K=views.K.numpy(),
+        world_to_camera=views.world_to_camera.numpy(),
         front_K=front.K.numpy(),
         front_world_to_camera=front.world_to_camera.numpy(),
         front_size=np.array([front.width, front.height]),
@@ -243,4 +253,14 @@ def _read_lights(path: Path) -> Lights:
         raise InputError(f"{path} holds arrays that are no lights and camera; export again")
     intensity, ambient, occlusion = (torch.from_numpy(light[key]) for key in ("intensity", "ambient", "occlusion"))
     front = Camera(torch.from_numpy(K), torch.from_numpy(pose), width, height)
-    return Lights(intensity, ambient, occlusion, float(light["scale"]), front)
+    return Lights(intensity, ambient, occlusion, float(light["scale"]), front, _views(arrays, len(occlusion)))
+
+
+def _views(arrays: dict[str, np.ndarray], n: int) -> Camera | None:
+    K, poses = (arrays.get(key, np.zeros(0)) for key in ("K", "world_to_camera"))
+    if K.shape != (3, 3) or poses.shape != (n, 4, 4) or K.dtype.kind != "f" or poses.dtype.kind != "f":
+        return None
+    if not (np.isfinite(K).all() and np.isfinite(poses).all() and min(K[0, 0], K[1, 1]) > 0):
+        return None
+    width, height = (int(x) for x in arrays["front_size"])
+    return Camera(torch.from_numpy(K).float(), torch.from_numpy(poses).float(), width, height)

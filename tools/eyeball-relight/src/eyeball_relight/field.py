@@ -47,6 +47,11 @@ class Field(nn.Module):
         self.eye_radius_logit = nn.Parameter(torch.zeros(()))
         self.ambient = nn.Parameter(torch.zeros(9, 3))
         self.occlusion = nn.Parameter(torch.zeros(n_views, 9))
+        if config.train.refine_pose:  # see refinement.py
+            self.pose = nn.Parameter(torch.zeros(n_views, 6))
+            self.focal = nn.Parameter(torch.zeros(()))
+        if config.light.exposure:
+            self.exposure = nn.Parameter(torch.zeros(n_views, 3))
         with torch.no_grad():
             self.ambient[0] = -4.0
 

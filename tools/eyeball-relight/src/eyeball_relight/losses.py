@@ -88,7 +88,7 @@ def clearance_loss(field: Field, rays: Rays, eyes: Tensor, active: list[int], ge
     ray, eye = (eyes > 0.9).nonzero(as_tuple=True)
     if len(ray) == 0:
         return torch.zeros(())
-    origin, direction = rays.origin[ray], rays.direction[ray]
+    origin, direction = rays.origin[ray].detach(), rays.direction[ray].detach()
     offset = field.eye_centres.detach()[eye] - origin
     along = (offset * direction).sum(1)
     miss = (offset**2).sum(1) - along**2

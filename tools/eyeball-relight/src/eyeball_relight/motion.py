@@ -140,8 +140,10 @@ def _largest(
     return {Path(shot.file).stem: (shot.world_to_camera, float(shot.camera.K[0, 0])) for shot in shots}
 
 
-def into_head(structure: np.ndarray, track: np.ndarray, middle: np.ndarray, zoom: float) -> np.ndarray:
-    """Poses (N, 4, 4) of another space and scale as poses in the head's space.
+def similarity(
+    structure: np.ndarray, track: np.ndarray, middle: np.ndarray, zoom: float
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Scale s, turn G (3, 3) and shift s T (3,) from the head's space to another one: there, x is at T + G x / s.
 
     The turn is the mean of what the views say. Scale and place are the least squares of where the head's middle is
     before each camera: s (R_i T + t_i) + R_i G m = zoom p_i, in s and s T.
@@ -157,9 +159,16 @@ def into_head(structure: np.ndarray, track: np.ndarray, middle: np.ndarray, zoom
     left = np.concatenate([t[..., None], R], 2).reshape(-1, 4)
     right = (there - R @ (turn @ middle)).reshape(-1)
     solved = np.linalg.lstsq(left, right, rcond=None)[0]
+    return float(solved[0]), turn, solved[1:]
+
+
+def into_head(structure: np.ndarray, track: np.ndarray, middle: np.ndarray, zoom: float) -> np.ndarray:
+    """Poses (N, 4, 4) of another space and scale as poses in the head's space. Args as `similarity`."""
+    scale, turn, shift = similarity(structure, track, middle, zoom)
+    R, t = structure[:, :3, :3], structure[:, :3, 3]
     out = np.tile(np.eye(4), (len(R), 1, 1))
     out[:, :3, :3] = R @ turn
-    out[:, :3, 3] = R @ solved[1:] + solved[0] * t
+    out[:, :3, 3] = R @ shift + scale * t
     return out
 
 

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import torch
 from recon4d import InputError
+from recon4d.cameras import Camera
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -63,9 +64,8 @@ def draw(pool: Pool, n: int, generator: torch.Generator) -> Tensor:
     return torch.cat(parts)
 
 
-def rays_through(capture: Capture, bound: float, pixels: Tensor) -> Rays:
-    """Rays through the centres of flat pixel indices (R,) into (N, H, W); positions in bounds."""
-    camera = capture.camera
+def rays_through(camera: Camera, bound: float, pixels: Tensor) -> Rays:
+    """Rays through the centres of flat pixel indices (R,) into (N, H, W) of N views; positions in bounds."""
     view = pixels // (camera.height * camera.width)
     row, column = pixels % (camera.height * camera.width) // camera.width, pixels % camera.width
     homogeneous = torch.stack([column + 0.5, row + 0.5, torch.ones_like(row)], 1).float()

@@ -236,7 +236,7 @@ def mask_centre(capture: Capture, masks: Tensor, side: str) -> Tensor:
             f"the {side} eye has no landmarks (data.{side}_eye_ldm) and masks in fewer than three views; "
             "run eyeball-landmarks and render-eye-mask, or set eyes.enabled to false"
         )
-    rays = rays_through(capture, 1.0, torch.tensor(picked))
+    rays = rays_through(capture.camera, 1.0, torch.tensor(picked))
     across = torch.eye(3) - rays.direction[:, :, None] * rays.direction[:, None]
     point: Tensor = torch.linalg.solve(across.sum(0), (across @ rays.origin[:, :, None]).sum(0)[:, 0])
     return point

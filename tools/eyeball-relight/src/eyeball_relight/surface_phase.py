@@ -11,6 +11,7 @@ from eyeball_relight import assets, brdf, surface, volume
 from eyeball_relight.captures import Capture
 from eyeball_relight.field import Field, eyeballs
 from eyeball_relight.losses import NEIGHBOUR
+from eyeball_relight.refinement import gains
 
 SURFACE_PIXELS = 16384  # of a picture in a step
 
@@ -71,7 +72,9 @@ def surface_colours(
     material = field.material(position, view.part[pick], active)
     origin = (capture.view(view.view).center / bound).expand_as(position)
     which = torch.full((len(pick),), view.view)
-    return volume.flash(field, position, origin, view.normal[pick], material, which, intensity)
+    return gains(field)[view.view] * volume.flash(
+        field, position, origin, view.normal[pick], material, which, intensity
+    )
 
 
 def surface_terms(

@@ -19,6 +19,7 @@ from eyeball_relight.config import Config
 from eyeball_relight.field import Field, new_field
 from eyeball_relight.flash import flash_intensity, light_offset, light_warning
 from eyeball_relight.rays import Rays, draw, pool_of, rays_through
+from eyeball_relight.refinement import corrected, refined
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,16 @@ def generator_of(seed: int, step: int) -> torch.Generator:
 
 def adam(field: Field) -> torch.optim.Adam:
     """The optimizer. Rates of the eyeballs' centres and radius are scaled so that a step moves both about as far."""
-    eyes = {id(field.eye_centres), id(field.eye_radius_logit)}
+    plan = field.config.train
+    slow = [field.eye_centres, field.eye_radius_logit, *([field.pose, field.focal] if plan.refine_pose else [])]
+    names = {id(p) for p in slow}
     groups = [
-        {"params": [p for p in field.parameters() if id(p) not in eyes], "scale": 1.0, "eyes": False},
+        {"params": [p for p in field.parameters() if id(p) not in names], "scale": 1.0, "eyes": False},
         {"params": [field.eye_centres], "scale": 0.1, "eyes": True},
         {"params": [field.eye_radius_logit], "scale": 5.0, "eyes": True},
     ]
+    if plan.refine_pose:
+        groups += [{"params": [p], "scale": plan.pose_rate, "eyes": False, "pose": True} for p in slow[2:]]
     return torch.optim.Adam(groups, lr=0.0, eps=1e-15)
 
 
@@ -156,10 +161,12 @@ def train(
         for step in range(first, plan.iterations):
             generator = generator_of(settings.seed, step)
             for group in optimizer.param_groups:
-                still = group["eyes"] and step < settings.eyes.still
-                group["lr"] = 0.0 if still else rate(settings, step) * group["scale"]
+                still = settings.eyes.still if group["eyes"] else plan.refine_after if group.get("pose") else 0
+                group["lr"] = 0.0 if step < still else rate(settings, step) * group["scale"]
             active = field.active(step)
             if step < plan.mesh_render_iter:
+                if plan.refine_pose and settings.eyes.enabled and step == settings.eyes.still:
+                    spheres.place_eyes(field, corrected(field, capture), intensity, log)  # by better poses
                 if step % plan.grid_every == 0:
                     marching.update_grid(grid, field, active, step // plan.grid_every)
                 pixels = draw(pool, n_rays, generator)
@@ -169,6 +176,7 @@ def train(
                 rays_seen += len(pixels)
             else:
                 if views is None:
+                    capture = corrected(field, capture)
                     views = surface_phase.surface_views(field, active, capture)
                 terms = surface_phase.surface_terms(field, capture, views, active, intensity, generator)
             loss = torch.stack(list(terms.values())).sum()
@@ -183,6 +191,7 @@ def train(
     save(max(plan.iterations, first))
     active, generator = field.active(plan.iterations), generator_of(settings.seed, plan.iterations)
     if views is None:
+        capture = corrected(field, capture)
         views = surface_phase.surface_views(field, active, capture)
     offset = light_offset(field, capture, views, active, intensity, generator)
     return Result(
@@ -211,14 +220,14 @@ def volume_terms(
     Raises InputError where almost none is.
     """
     settings, active, beta = field.config, field.active(step), field.width(step)
-    rays = rays_through(capture, settings.data.bound, pixels)
+    rays = rays_through(refined(field, capture.camera), settings.data.bound, pixels)
     edges, hit = marching.bins_along(
         grid,
         field.eye_centres[: 2 if settings.eyes.enabled else 0],
         float(field.eye_radius.detach()),
         float(beta.detach()),
-        rays.origin,
-        rays.direction,
+        rays.origin.detach(),
+        rays.direction.detach(),
         capture.mask.view(-1)[pixels] > 127,
         settings.train.per_ray,
         torch.rand(len(pixels), settings.train.per_ray + 1, generator=generator),

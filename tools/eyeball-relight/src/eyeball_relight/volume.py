@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 from eyeball_relight import brdf
 from eyeball_relight.field import Field, Material
 from eyeball_relight.rays import Rays
+from eyeball_relight.refinement import gains
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +82,8 @@ def render(
     direction = rays.direction.repeat_interleave(per_ray, 0)
     position = origin + times.reshape(-1, 1) * direction
     distance, feature, gradient = field.face_gradient(position, active)
+    if position.requires_grad:  # of the poses: to first order, by the gradient that is there already
+        distance = distance + (gradient.detach() * (position - position.detach())).sum(-1)
     distances = torch.cat([distance[:, None], field.eyes(position)], 1)
     part = distances.detach().argmin(1)
     weights, part_opacity = composite(distances.view(*times.shape, 3), lengths, beta)
@@ -89,8 +92,9 @@ def render(
         normal = torch.where((part > 0)[:, None], field.eye_normals(position, part), normal)
     material = field.material(position, part, active)
     view = rays.view.repeat_interleave(per_ray)
-    pbr = flash(field, position, origin, normal, material, view, intensity)
-    auxiliary = field.radiance(position, feature, normal, -direction)
+    gain = gains(field)[view]
+    pbr = gain * flash(field, position, origin, normal, material, view, intensity)
+    auxiliary = gain * field.radiance(position, feature, normal, -direction)
 
     def collected(values: Tensor) -> Tensor:
         return (weights[..., None] * values.view(*times.shape, -1)).sum(1)
