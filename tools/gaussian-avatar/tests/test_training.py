@@ -376,3 +376,17 @@ def test_pose_correction_finds_a_pose_that_is_wrong(head, data_dir, tmp_path):
     corrections = corrections - corrections.mean(0)
     others = corrections[[i for i in range(20) if i != 4]].norm(dim=1)
     assert (corrections[4] + wrong[0]).norm() < 0.6 * wrong.norm() and corrections[4].norm() > 2 * others.max()
+
+
+def test_exposures_of_frames_are_found(head, data_dir, tmp_path):
+    """Two frames are darker and bluer than the others: their gains say so, and the avatar is as bright as the rest."""
+    config = small_config("train.iterations=400", "train.exposure=true")
+    capture, motion, frames, images = prepared(head, data_dir, config)
+    factor = torch.tensor([0.75, 0.8, 0.9])
+    for i in (3, 11):
+        images[i, ..., :3] = (images[i, ..., :3] * factor).byte()
+    training.train(config, capture, motion, head, frames, images, tmp_path, torch.device("cpu"), log=lambda _: None)
+    gains = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["gains"]
+    usual = gains[[i for i in range(len(gains)) if i not in (3, 11)]].median(0).values
+    for i in (3, 11):
+        assert (gains[i] - usual - factor.log()).abs().max() < 0.08

@@ -32,6 +32,7 @@ def save_checkpoint(path: Path, learner: Learner, images: int, seconds: float) -
         "seen": avatar.seen,
         "mlp": avatar.mlp.state_dict(),
         "corrections": learner.corrections.detach(),
+        "gains": learner.gains.detach(),
         "optimizer": learner.optimizer.state_dict(),
     }
     write_torch(path, state)
@@ -53,6 +54,7 @@ def load_checkpoint(path: Path, learner: Learner) -> tuple[int, float]:
                 fill(getattr(avatar, name), state["attributes"][name], name)
             fill(avatar.seen, state["seen"], "seen")
             fill(learner.corrections, state["corrections"], "corrections")
+            fill(learner.gains, state["gains"], "gains")
         avatar.mlp.load_state_dict(state["mlp"])
         learner.optimizer.load_state_dict(state["optimizer"])
         return images, seconds
@@ -61,12 +63,12 @@ def load_checkpoint(path: Path, learner: Learner) -> tuple[int, float]:
         raise InputError(f"{path} does not fit this run ({reason}); train anew with --force") from error
 
 
-def check(path: Path, config: Config, head: HeadModel, n_corrections: int) -> None:
+def check(path: Path, config: Config, head: HeadModel, n_frames: int) -> None:
     """Raise InputError, before a run's folder is touched, for a checkpoint that a run can't go on from."""
     if path.is_file():
         camera = Camera(torch.eye(3), torch.eye(4), 4096, 4096)  # not in a checkpoint
         n_inputs = motions.n_inputs(head)
-        load_checkpoint(path, learners.new(config, head, camera, n_inputs, n_corrections, torch.device("cpu")))
+        load_checkpoint(path, learners.new(config, head, camera, n_inputs, n_frames, torch.device("cpu")))
 
 
 def fill(target: torch.Tensor, values: Any, name: str) -> None:

@@ -60,6 +60,7 @@ class Rates(Section):
     basis_colour: Rate = 0.5
     mlp: Rate = 1e-3
     pose: Rate = 1e-4  # of each training frame's pose, in radians and decimetres
+    exposure: Rate = 3e-2  # of each training frame's exposure, in logarithms
     epsilon: Annotated[float, Field(gt=0)] = 1e-15  # Adam's; a larger one keeps what is hardly seen from drifting
     final_factor: Annotated[float, Field(gt=0, le=1)] = 1.0  # all other rates end at this share of their start
 
@@ -91,6 +92,7 @@ class Train(Section):
     initial_colours: bool = True  # paint a Gaussian by the pixels it covers when it is first seen
     colour_weight: Annotated[float, Field(gt=0)] = 0.1  # blending weight in a batch that initialises a colour
     refine_pose: bool = False  # correct each training frame's pose by a small rotation and translation
+    exposure: bool = False  # each training frame has an exposure of its own: three factors of its colours
     checkpoint_every: Positive = 5000
     preview_seconds: Annotated[float, Field(ge=0)] = 5.0  # model.ply is rewritten this often; 0 is at the end only
     rates: Rates = Rates()

@@ -30,6 +30,7 @@ class Learner:
     camera: Camera  # before corrections
     avatar: Avatar
     corrections: Tensor  # (n, 6) rotation vector and translation of each training frame's pose; n = 0 without
+    gains: Tensor  # (n, 3) logarithm of what each training frame's exposure multiplies colours by; n = 0 without
     optimizer: torch.optim.Optimizer
     init_log_scale: Tensor  # (N, 1)
     pairs: Tensor  # (P, 2) neighbouring Gaussians
@@ -43,15 +44,16 @@ class Batch:
     inputs: Tensor  # (B, D) blendshape input
     pixels: Tensor  # (B, H, W, 4) uint8
     background: Tensor  # (B, 3)
-    frames: Tensor | None = None  # (B,) rows of the corrections
+    frames: Tensor | None = None  # (B,) rows of the corrections and gains
     Ks: Tensor | None = None  # (B, 3, 3) intrinsics of the pictures, where they are not the learner's camera's
     views: Tensor | None = None  # (B, 4, 4) world_to_camera of the pictures, where it is not the learner's camera's
 
 
-def new(
-    config: Config, head: HeadModel, camera: Camera, n_inputs: int, n_corrections: int, device: torch.device
-) -> Learner:
-    """A learner before its first step. Raises InputError for images too small for the structural similarity."""
+def new(config: Config, head: HeadModel, camera: Camera, n_inputs: int, n_frames: int, device: torch.device) -> Learner:
+    """A learner before its first step, of so many training frames; of a stream, which has no last one, 0.
+
+    Raises InputError for images too small for the structural similarity.
+    """
     if config.train.losses.ssim and min(camera.width, camera.height) < losses.SSIM_PIXELS:
         raise InputError(
             f"train.losses.ssim needs images of {losses.SSIM_PIXELS} pixels a side, "
@@ -69,10 +71,12 @@ def new(
     ).to(device)
     for name in TRAINED:
         getattr(avatar, name).requires_grad_(True)
-    corrections = torch.zeros(n_corrections, 6, device=device, requires_grad=True)
+    corrections = torch.zeros(n_frames * config.train.refine_pose, 6, device=device, requires_grad=True)
+    gains = torch.zeros(n_frames * config.train.exposure, 3, device=device, requires_grad=True)
     optimizer = torch.optim.Adam(
         [{"params": [getattr(avatar, name)], "name": name} for name in TRAINED]
-        + [{"params": list(avatar.mlp.parameters()), "name": "mlp"}, {"params": [corrections], "name": "corrections"}],
+        + [{"params": list(avatar.mlp.parameters()), "name": "mlp"}]
+        + [{"params": [corrections], "name": "corrections"}, {"params": [gains], "name": "gains"}],
         lr=0.0,
         eps=config.train.rates.epsilon,
         fused=True,
@@ -83,6 +87,7 @@ def new(
         camera=camera.to(device),
         avatar=avatar,
         corrections=corrections,
+        gains=gains,
         optimizer=optimizer,
         init_log_scale=avatar.log_scales.detach()[:, :1].clone(),
         pairs=avatars.neighbours(head, config.model.tex_size).to(device),
@@ -156,6 +161,11 @@ def step(
     splats, weights = deform()
     target, mask = composite(batch.pixels, batch.background)
     image, alpha = rasterize(splats, camera, batch.background)
+    if batch.frames is not None and len(learner.gains):
+        # Without their mean: frames to come are shown as bright as those of the clip are on average.
+        gains = (learner.gains - learner.gains.mean(0))[batch.frames].exp()
+        behind = (1 - alpha) * batch.background[:, None, None]
+        image = (image - behind) * gains[:, None, None] + behind
     terms = losses.loss_terms(
         avatar,
         weights,
@@ -225,6 +235,7 @@ def learning_rates(rates: Rates, images: int, progress: float) -> dict[str, floa
         "sh0_basis": rates.colour * rates.basis_colour * rest,
         "mlp": rates.mlp * rest,
         "corrections": rates.pose * rest,
+        "gains": rates.exposure * rest,
     }
 
 

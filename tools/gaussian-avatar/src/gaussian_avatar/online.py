@@ -207,8 +207,9 @@ def train(
     Raises:
         InputError: no frame came, or what the stream raises.
     """
-    if config.train.refine_pose:
-        raise InputError("train.refine_pose is for train-offline, which knows all frames; set it to false")
+    for name in ("refine_pose", "exposure"):
+        if getattr(config.train, name):
+            raise InputError(f"train.{name} is for train-offline, which knows all frames; set it to false")
     first = next(arrivals, None)
     if first is None:
         raise InputError(f"{stream.name} ended before a tracked frame came; see what the tracker says")

@@ -98,7 +98,7 @@ def start(
     frames = captures.with_heads(capture, captures.choose_frames(capture, chosen, chosen.split, log), log)
     memory.check(chosen, capture, head, frames, place)
     if resume:
-        checkpoint.check(folder / CHECKPOINT, chosen, head, len(frames) if chosen.train.refine_pose else 0)
+        checkpoint.check(folder / CHECKPOINT, chosen, head, len(frames))
     inputs = [source, head_model, config_file(config)]
     with claim(folder, COMMAND, force=force, resume=resume, inputs=inputs) as claimed:
         resume = resume and checkpoint.can_resume(claimed, log)
@@ -142,9 +142,8 @@ def train(
     """
     batch_size, every = config.train.batch_size, config.train.checkpoint_every
     total = planned_images(config, len(frames))
-    corrections = len(frames) if config.train.refine_pose else 0
     first_camera = motions.cameras_of(motion, frames[0])
-    learner = learners.new(config, head, first_camera, motion.inputs.shape[1], corrections, device)
+    learner = learners.new(config, head, first_camera, motion.inputs.shape[1], len(frames), device)
     learned, seconds = 0, 0.0
     if resume:
         learned, seconds = checkpoint.load_checkpoint(output / CHECKPOINT, learner)
