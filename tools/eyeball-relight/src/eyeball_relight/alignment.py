@@ -7,6 +7,7 @@ others, they have to be found for it as well before the asset is compared with i
 from collections.abc import Callable
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import roma
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from eyeball_relight import brdf
 
-STEPS = 5
-TURN, SHIFT = 2e-3, 1e-3  # radians and, times the distance, lengths, of finite differences
+STEPS = 6
+SMOOTH = 1.0  # pixels
+TURN, SHIFT = 8e-3, 4e-3  # radians and, times the distance, lengths, of finite differences
 DAMPING = 1e-3
 BRIGHT, DARK = 0.95, 0.02  # of values that tell the exposure
 
@@ -60,7 +62,9 @@ def align(render: Callable[[Camera], Tensor], view: Camera, wanted: Tensor, mask
     def left_over(camera: Camera) -> tuple[np.ndarray, Tensor]:
         picture = render(camera)
         gain = exposure(picture, wanted, mask)
-        return (gained(picture, gain) - wanted)[near].flatten().double().numpy(), gain
+        # smooth enough that a step of a share of a pixel shows
+        rest = cv2.GaussianBlur((gained(picture, gain) - wanted).numpy(), (0, 0), SMOOTH)
+        return rest[near.numpy()].ravel().astype(np.float64), gain
 
     best = view
     rest, gain = left_over(view)
@@ -69,7 +73,7 @@ def align(render: Callable[[Camera], Tensor], view: Camera, wanted: Tensor, mask
         slopes = np.stack([(left_over(moved(best, e * steps))[0] - rest) for e in np.eye(6)], 1)
         square = slopes.T @ slopes
         step = -np.linalg.solve(square + damping * np.diag(square.diagonal() + 1e-12), slopes.T @ rest)
-        tried = moved(best, step.clip(-20, 20) * steps)
+        tried = moved(best, step.clip(-6, 6) * steps)
         after, gain_there = left_over(tried)
         if (after**2).sum() >= (rest**2).sum():
             damping *= 30

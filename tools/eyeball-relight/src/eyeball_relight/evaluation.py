@@ -77,7 +77,7 @@ def aligned_views(asset: Asset, lights: Lights, capture: Capture) -> Aligned:
     for i in progress(capture.held_out, "aligning"):
 
         def render(view: Camera, i: int = i) -> Tensor:
-            return captured(asset, lights, capture, i, view, supersampling=1)[0]
+            return captured(asset, lights, capture, i, view, supersampling=2)[0]
 
         wanted, mask = capture.image[i].float() / 255, capture.mask[i] > 127
         out[i] = alignment.align(render, capture.view(i), wanted, mask)

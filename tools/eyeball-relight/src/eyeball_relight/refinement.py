@@ -35,8 +35,9 @@ def without_gauge(motion: Tensor, centres: Tensor) -> Tensor:
 def refined(field: Field, camera: Camera) -> Camera:
     """The capture's camera (V views) as the field has corrected it, differentiable; itself without refine_pose.
 
-    View v becomes x -> R (exp(w) x + u) + e^f t, and the focal length e^f of what it was. So a longer focal length
-    leaves the head as large in the pictures, and changes its perspective alone. Held-out views keep their pose.
+    View v becomes x -> R (exp(w) x + u) + t with e^f of t's depth, and the focal length e^f of what it was. So a longer
+    focal length leaves the head where and as large as it is in the pictures, and changes its perspective alone.
+    Held-out views keep their pose.
     """
     if not field.config.train.refine_pose:
         return camera
@@ -47,7 +48,8 @@ def refined(field: Field, camera: Camera) -> Camera:
     zoom = field.focal.exp()
     rotation, shift = camera.world_to_camera[:, :3, :3], camera.world_to_camera[:, :3, 3]
     turn = roma.rotvec_to_rotmat(motion[:, :3])
-    moved = (rotation @ (motion[:, 3:, None] * field.config.data.bound))[..., 0] + shift * zoom
+    moved = (rotation @ (motion[:, 3:, None] * field.config.data.bound))[..., 0]
+    moved = moved + shift * torch.stack([torch.ones_like(zoom), torch.ones_like(zoom), zoom])
     last = camera.world_to_camera[:, 3:]
     pose = torch.cat([torch.cat([rotation @ turn, moved[..., None]], 2), last], 1)
     K = torch.cat([torch.cat([camera.K[:2, :2] * zoom, camera.K[:2, 2:]], 1), camera.K[2:]], 0)
