@@ -23,6 +23,7 @@ BROWS, MOUTH = range(17, 27), range(48, 68)  # of the 68 points
 BESIDE = 0.012  # metres outside the mesh from which the matte is hair below the brows
 SIDEWAYS = 0.75  # radians between an eye's line of sight and the camera up to which its outline is trusted
 FEWEST = 8  # pixels of an eye that are worth a mask
+SNAPPED, MUCH = 80, 1.6  # pixels of an eye whose outline may follow its colours, and by how much its area may change
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +104,21 @@ def eye_masks(
         found.append(eye if eye.sum() >= FEWEST else np.zeros_like(eye))
     found[1] &= ~found[0]
     return found
+
+
+def snapped(pictures: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """`eyes.snap`, where eyes are large enough for it; a mask that it makes much larger or smaller stays as it was.
+
+    Args:
+        pictures: (N, H, W, 3) uint8. masks: (N, H, W) bool, of one eye.
+    """
+    area = masks.sum((1, 2))
+    if not area.any() or np.median(area[area > 0]) < SNAPPED:
+        return masks
+    found = eyes.snap(pictures, masks)
+    ratio = found.sum((1, 2)) / np.maximum(area, 1)
+    fine = (ratio > 1 / MUCH) & (ratio < MUCH)
+    return np.where(fine[:, None, None], found, masks)
 
 
 def eye_points(head: HeadModel, vertices: Tensor, n: int = 8) -> list[list[list[float]]]:

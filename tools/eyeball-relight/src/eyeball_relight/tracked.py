@@ -219,7 +219,7 @@ def _write(
         outlines = _outlines(points, frame, lens, camera) if points.is_dir() else None
         both.append(headmasks.eye_masks(head, view, seen, masks[-1], outlines))
     stack = np.stack(pictures)
-    balls = [eyes.snap(stack, np.stack([pair[k] for pair in both])) for k in range(2)]
+    balls = [headmasks.snapped(stack, np.stack([pair[k] for pair in both])) for k in range(2)]
     balls[1] &= ~balls[0]
     for i, frame in enumerate(views):
         name = f"{frame.name}.png"
