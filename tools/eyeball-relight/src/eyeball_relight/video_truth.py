@@ -69,7 +69,7 @@ def read(folder: Path, capture: Capture, cameras: Camera) -> VideoTruth:
     scale, turn, shift = motion.similarity(turned, ours, np.zeros(3), zoom)
     there = motion.into_head(turned, ours, np.zeros(3), zoom)
     poses = {f"pose_{key}": value for key, value in motion.agreement(ours, there, np.zeros(3)).items()}
-    poses |= {"size_ratio": round(1 / scale, 4), "focal_ratio": round(1 / zoom, 4)}
+    poses |= {"size_ratio": round(scale, 4), "focal_ratio": round(1 / zoom, 4)}
     head = with_uv(load())
     if head.name != data.get("head_model"):
         raise InputError(f"{path} is of the head model {data.get('head_model')}; only the open head's can be measured")
