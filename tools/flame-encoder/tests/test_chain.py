@@ -16,6 +16,9 @@ def test_solves_what_a_dense_solver_solves(n):
     S = torch.zeros(max(n - 2, 0), n, dtype=torch.float64)
     for i in range(n - 2):
         S[i, i : i + 3] = torch.tensor([1.0, -2.0, 1.0])
-    dense = torch.block_diag(*blocks) + torch.kron(S.T @ S, torch.diag(smooth))
+    given = blocks.clone()
+    damped = blocks + 0.3 * torch.diag_embed(blocks.diagonal(dim1=1, dim2=2))
+    dense = torch.block_diag(*damped) + torch.kron(S.T @ S, torch.diag(smooth))
     expected = torch.linalg.solve(dense, right.reshape(n * P, 3)).view(n, P, 3)
-    torch.testing.assert_close(chain.solve(blocks, smooth, right), expected)
+    torch.testing.assert_close(chain.solve(blocks, smooth, right, 0.3), expected)
+    assert torch.equal(blocks, given)

@@ -393,11 +393,11 @@ class Problem:
             G, P = len(g), self.rig.columns.size
             fell = False
             for _ in range(6):
-                damped = A + damping * torch.diag_embed(A.diagonal(dim1=1, dim2=2))
                 if hold:
-                    new_g, new_q = g, q - chain.solve(damped, self.smooth, a[..., None])[..., 0]
+                    new_g, new_q = g, q - chain.solve(A, self.smooth, a[..., None], damping)[..., 0]
                 else:
-                    solved = chain.solve(damped, self.smooth, torch.cat([a[..., None], B], 2)).reshape(-1, 1 + G)
+                    both = torch.cat([a[..., None], B], 2)
+                    solved = chain.solve(A, self.smooth, both, damping).reshape(-1, 1 + G)
                     border = B.reshape(-1, G)
                     schur = C * (1 + damping * torch.eye(G)) - border.T @ solved[:, 1:]
                     dg = torch.linalg.solve(schur, border.T @ solved[:, 0] - c)
