@@ -57,6 +57,36 @@ def test_the_validator_finds_nothing(folder):
     assert issues(folder / "wrong.glb")["numErrors"] > 0
 
 
+def test_surroundings_light_the_preview(folder):
+    """The window is on the head's left, which is the picture's right; the mouse turns it."""
+    with browser.open_page(width=400, height=400) as page:
+        said = []
+        page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto((folder / "preview.html").as_uri())
+        for _ in range(40):
+            if browser.pixels(page, 150, 150, 100, 100).mean() > 40:
+                break
+            page.wait_for_timeout(250)
+        page.mouse.move(200, 200)
+        seen = {}
+        for name in ("studio", "window", "sunset"):
+            page.select_option("select", name)
+            page.wait_for_timeout(300)
+            seen[name] = browser.pixels(page).astype(float)
+        page.select_option("select", "window")
+        page.mouse.move(390, 200)
+        page.wait_for_timeout(300)
+        turned = browser.pixels(page).astype(float)
+    assert not [text for text in said if "GPU stall" not in text], said
+    window = seen["window"].mean(2)
+    assert window[100:300, 200:300].mean() > 1.5 * window[100:300, 100:200].mean()
+    assert abs(turned - seen["window"])[100:300, 100:300].mean() > 5
+    warm = seen["sunset"][150:250, 100:180].mean((0, 1))
+    assert warm[0] > 1.2 * warm[2]  # the low sun is on the head's right
+    assert seen["studio"][100:300, 100:300].mean() > 40
+
+
 def test_the_light_of_the_preview_follows_the_mouse(folder):
     """The half of the head on the mouse's side is the brighter one."""
     with browser.open_page(width=400, height=400) as page:
