@@ -11,7 +11,7 @@ from recon4d.files import write_bytes
 from flux4d.model import Flux
 
 NAME = "streets.safetensors"
-SHA256 = ""
+SHA256 = "fb9b3fef0eed37f7fd099a483a73d8ef8c587a6a13b3f0f5b5e2f83a085f2845"
 PRESET = "shipped"  # the settings it is used with
 INSTEAD = "a checkpoint of flux4d train"
 
