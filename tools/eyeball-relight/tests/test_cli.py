@@ -116,6 +116,7 @@ def test_bad_input(exported, trained, data, capfd, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
     (full / "file").touch()
+    (tmp_path / "a.MP4").touch()
     (tmp_path / "cut.pth").write_bytes(checkpoint.read_bytes()[:999])
     export = ["export", "--config-path", config, "--save-visual-dir", tmp_path / "x", "--ckpt-path"]
     train = ["train", "--config-path", config, "--workspace", tmp_path / "w"]
@@ -139,6 +140,11 @@ def test_bad_input(exported, trained, data, capfd, tmp_path):
         (["eyeball-landmarks", "--data-root", data, "--asset", exported, "--landmarks", full], "landmarks of 0"),
         (["eyeball-landmarks", "--data-root", data, "--asset", full, "--landmarks", full], "coord.npz does not exist"),
         (["render-eye-mask", "--data-root", full, "--mesh-uv-path", exported / "mesh_uv.obj"], "transforms.json"),
+        (["import", tmp_path / "a.MP4", tmp_path / "i"], "is a video"),
+        (["import", tmp_path, tmp_path / "i"], "goes with --images"),
+        (["import", tmp_path, tmp_path / "i", "--poses", "track"], "has no track.npz"),
+        (["import", tmp_path, "--images", full], "say once where the capture goes"),
+        (["metrics", exported, "--data-root", data, "--truth", full], "has no source.json"),
         (["import", tmp_path, "--images", full, "--out", tmp_path / "i"], "neither images.bin nor images.txt"),
     ):
         assert message in refused(capfd, *arguments)

@@ -12,7 +12,7 @@ from eyeball_relight.rays import rays_through
 from eyeball_relight.refinement import corrected, gains, refined, trained_views, without_gauge
 from recon4d.cameras import Camera
 
-ON = ("train.refine_pose=true", "light.exposure=true", "train.refine_after=5")
+ON = ("train.refine_pose=true", "train.refine_focal=true", "light.exposure=true", "train.refine_after=5")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from eyeball_relight.config import PRESETS
 
 FOLDER = click.Path(path_type=Path)
 POSES = ("track", "colmap", "auto")
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu; there is no other yet.")
 config_option = click.option("--config-path", type=FOLDER, required=True, help="The capture's config.yaml.")
 chunk_option = click.option(
@@ -104,6 +105,11 @@ def import_(
     place = out or capture
     if place is None or (out is not None and capture is not None):
         raise InputError("say once where the capture goes, as CAPTURE or with --out")
+    if source.suffix.lower() in VIDEOS and source.is_file():
+        raise InputError(
+            f"{source} is a video, whose head has to be followed first: prep-faces frames, prep-faces landmarks, "
+            "flame-encoder track, prep-faces matte; demo/phone_flash.sh does all of it"
+        )
     if poses is not None or (source / "track.npz").is_file():
         from eyeball_relight.tracked import import_track
 

@@ -104,9 +104,10 @@ class Train(Section):
     grid_every: Positive = 50
     mesh_resolution: Annotated[int, Field(ge=32, le=1024)] = 256
     checkpoint_every: Positive = 1000
-    refine_pose: bool = False  # learn what each view's pose and the focal length are off by
-    refine_after: Annotated[int, Field(ge=0)] = 200  # steps until that begins: there has to be a head first
-    pose_rate: Length = 0.1  # of the learning rate
+    refine_pose: bool = False  # learn what each view's pose is off by
+    refine_focal: bool = False  # with it, the focal length as well
+    refine_after: Annotated[int, Field(ge=0)] = 800  # steps until that begins: there has to be a head first
+    pose_rate: Length = 0.05  # of the learning rate
 
     @model_validator(mode="after")
     def _phases(self) -> "Train":

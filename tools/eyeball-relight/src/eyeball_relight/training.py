@@ -109,7 +109,10 @@ def generator_of(seed: int, step: int) -> torch.Generator:
 
 
 def adam(field: Field) -> torch.optim.Adam:
-    """The optimizer. Rates of the eyeballs' centres and radius are scaled so that a step moves both about as far."""
+    """The optimizer. Rates of the eyeballs' centres and radius are scaled so that a step moves both about as far.
+
+    A pose has few rays in a step, so that its gradient is noisy: `train.pose_rate` makes its steps small.
+    """
     plan = field.config.train
     slow = [field.eye_centres, field.eye_radius_logit, *([field.pose, field.focal] if plan.refine_pose else [])]
     names = {id(p) for p in slow}
@@ -119,7 +122,8 @@ def adam(field: Field) -> torch.optim.Adam:
         {"params": [field.eye_radius_logit], "scale": 5.0, "eyes": True},
     ]
     if plan.refine_pose:
-        groups += [{"params": [p], "scale": plan.pose_rate, "eyes": False, "pose": True} for p in slow[2:]]
+        rates = zip(slow[2:], (plan.pose_rate, plan.pose_rate if plan.refine_focal else 0.0))
+        groups += [{"params": [p], "scale": scale, "eyes": False, "pose": True} for p, scale in rates]
     return torch.optim.Adam(groups, lr=0.0, eps=1e-15)
 
 
