@@ -35,7 +35,7 @@ def test_depth_between_beams_is_the_scenes(root, clip):
     assert np.median(error) < 0.01 and np.median(error) < 0.4 * np.median(nearest)
     assert error.mean() < 0.8 * nearest.mean()
     found, true = np.stack(found_sky), np.stack(true_sky)
-    assert (found & true).sum() > 0.8 * true.sum() and (found & true).sum() > 0.9 * found.sum()
+    assert (found & true).sum() > 0.7 * true.sum() and (found & true).sum() > 0.95 * found.sum()
 
 
 def test_footprints_are_differences_of_places():
