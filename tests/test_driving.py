@@ -46,7 +46,7 @@ def test_pictures_scene_and_video(demo):
     truth, render = np.array_split(top, 2, axis=1)
     assert np.abs(truth - render).mean() < 30 < truth.std() + render.std()
     scene = read_ply(out / "scene" / "scene.ply")
-    assert {"vx", "vy", "vz", "vx_1", "time", "sky"} <= set(scene.extra)
+    assert {"vx", "vy", "vz", "time", "sky", "lifetime"} <= set(scene.extra)
     assert len(scene.means) == json.loads((out / "reconstruct.json").read_text())["gaussians"]
     with av.open(str(out / "scene" / "render.mp4")) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
