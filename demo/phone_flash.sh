@@ -6,7 +6,8 @@
 # VIDEO: about 20 seconds round a face at rest, in a dim room, with the flash on. Without VIDEO it films a synthetic
 # head with known truth. Everything goes under $OUT (default out/phone), which must not exist yet. $SYNTH_OPTIONS,
 # $FRAMES_OPTIONS (default --sharpest 3), $TRACK_OPTIONS (default --photometric), $IMPORT_OPTIONS, $TRAIN_OPTIONS,
-# $EXPORT_OPTIONS, $METRICS_OPTIONS and $RELIGHT_OPTIONS are added to the commands as they are.
+# $EXPORT_OPTIONS, $METRICS_OPTIONS and $RELIGHT_OPTIONS are added to the commands as they are. Where the focal length is
+# known in pixels, say so: TRACK_OPTIONS="--photometric --focal 1450".
 set -euo pipefail
 
 out=${OUT:-out/phone}

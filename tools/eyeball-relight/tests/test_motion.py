@@ -73,6 +73,20 @@ def test_pictures_without_texture_keep_the_track(tmp_path):
         motion.refine(views, lens, MIDDLE, False, said.append)
 
 
+def test_a_few_pictures_tell_the_focal_length(tmp_path, monkeypatch):
+    """Too few for their poses to be taken: the track's stay, and the focal length is said."""
+    views, lens = frames(tmp_path, 12), LensCamera(intrinsics(100.0, 100.0, 32.0, 32.0), 64, 64)
+    said = []
+    monkeypatch.setattr(motion, "module", lambda: None)
+    for focal, n in ((80.0, 8), (80.0, 7), (101.0, 8)):
+        placed = {f.name: (f.world_to_camera, focal) for f in views[:n]}
+        monkeypatch.setattr(motion, "reconstruct", lambda *_, placed=placed: placed)
+        kept, same, summary = motion.refine(views, lens, MIDDLE, True, said.append)
+        assert kept is views and same is lens and summary["poses"] == "track" and summary["placed"] == n
+        assert summary.get("focal") == (80.0 if (focal, n) == (80.0, 8) else None)
+    assert [text for text in said if "--focal 80" in text] == said[:1]
+
+
 def test_without_pycolmap(tmp_path, monkeypatch):
     def absent(name):
         raise ImportError(name)

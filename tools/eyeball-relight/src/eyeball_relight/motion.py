@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ENOUGH = 0.8  # of the pictures that must be placed for --poses auto to take them
 FOCAL = (0.6, 1.7)  # of the track's focal length between which another is believed
+FOR_FOCAL, WORTH = 8, 0.03  # pictures that know a focal length, and how far off the track's is told
 SURE = 9  # pixels inside the matte's edge from which features are taken
 
 
@@ -59,12 +60,13 @@ def refine(
     with tempfile.TemporaryDirectory() as place:
         found = reconstruct(views, lens, Path(place))
     placed = [i for i, frame in enumerate(views) if frame.name in found]
+    hint = _focal(found, lens, log)
     if len(placed) < max(4, (ENOUGH if optional else 0) * len(views)):
         text = f"structure from motion places {len(placed)} of {len(views)} pictures"
         if not optional:
             raise InputError(f"{text}; the skin shows it too little: take --poses track")
         log(f"--poses auto: {text}; the track's poses are taken")
-        return views, lens, {"poses": "track", "placed": len(placed)}
+        return views, lens, {"poses": "track", "placed": len(placed)} | hint
     focal = float(np.median([found[views[i].name][1] for i in placed]))
     structure = np.stack([found[views[i].name][0] for i in placed])
     track = np.stack([views[i].world_to_camera for i in placed])
@@ -83,6 +85,23 @@ def refine(
     K = intrinsics(focal, focal * lens.K[1, 1] / lens.K[0, 0], lens.K[0, 2], lens.K[1, 2])
     said = {"poses": "colmap", "placed": len(placed), "focal": focal, "from_track": apart}
     return kept, LensCamera(K, lens.width, lens.height), said
+
+
+def _focal(
+    found: dict[str, tuple[np.ndarray, float]], lens: LensCamera, log: Callable[[str], None]
+) -> dict[str, float]:
+    """The focal length of enough pictures, said where the track has another: a few that fit together know it better
+    than a track, whose poses lean by it."""
+    if len(found) < FOR_FOCAL:
+        return {}
+    focal = float(np.median([focal for _, focal in found.values()]))
+    if abs(focal / lens.K[0, 0] - 1) < WORTH:
+        return {}
+    log(
+        f"structure from motion finds a focal length of {focal:.0f} pixels where the track has {lens.K[0, 0]:.0f}: "
+        f"flame-encoder track --focal {focal:.0f} may give better poses"
+    )
+    return {"focal": focal}
 
 
 def reconstruct(views: "list[Frame]", lens: LensCamera, place: Path) -> dict[str, tuple[np.ndarray, float]]:

@@ -230,7 +230,7 @@ def _write(
     captures.write_poses(out, [f"image/{frame.name}.png" for frame in views], camera)
     ldm = headmasks.eye_points(head, still)
     config = f"data:\n  bound: {bound}\n  left_eye_ldm: {ldm[0]}\n  right_eye_ldm: {ldm[1]}\n"
-    config += "light:\n  exposure: true\ntrain:\n  refine_pose: true\n"
+    config += "light:\n  exposure: true\n"
     config += f"eyes:\n  radius: [{RADIUS[0]}, {RADIUS[1]}]\n"
     write_text(out / "config.yaml", config)
     write_text(out / "config_wo-hybrid.yaml", config + "  enabled: false\n")
