@@ -28,7 +28,7 @@ step index       flux4d index --data-root "$root" --out-full "$index"
 step vis-lift    flux4d vis-lift --index-path "$index" --clip-index "$clip" --out-dir "$out/lift"
 # the network that ships would do by itself (reconstruct without --ckpt); a few steps on the clip sharpen it
 step overfit     flux4d overfit --index-path "$index" --clip-index "$clip" --output-dir "$out/overfit" \
-                   --init shipped --iters 120 --max-gaussians 60000 ${OVERFIT_OPTIONS:-}
+                   --init shipped --iters 80 --max-gaussians 60000 ${OVERFIT_OPTIONS:-}
 ckpt=$out/overfit/ckpt_last.pt
 step eval        flux4d eval --index-path "$index" --clip-index "$clip" --ckpt "$ckpt" --out-dir "$out/eval" --save-renders
 step reconstruct flux4d reconstruct --index-path "$index" --clip-index "$clip" --ckpt "$ckpt" --out-dir "$out/scene"
