@@ -5,9 +5,9 @@
 #
 # VIDEO: about 20 seconds round a face at rest, in a dim room, with the flash on. Without VIDEO it films a synthetic
 # head with known truth. Everything goes under $OUT (default out/phone), which must not exist yet. $SYNTH_OPTIONS,
-# $FRAMES_OPTIONS (default --sharpest 3), $TRACK_OPTIONS (default --photometric), $IMPORT_OPTIONS, $TRAIN_OPTIONS,
-# $EXPORT_OPTIONS, $METRICS_OPTIONS and $RELIGHT_OPTIONS are added to the commands as they are. Where the focal length is
-# known in pixels, say so: TRACK_OPTIONS="--photometric --focal 1450".
+# $FRAMES_OPTIONS (default --sharpest 3), $TRACK_OPTIONS (default --photometric), $IMPORT_OPTIONS (default --poses auto),
+# $TRAIN_OPTIONS, $EXPORT_OPTIONS, $METRICS_OPTIONS and $RELIGHT_OPTIONS are added to the commands as they are. Where the
+# focal length is known in pixels, say so: TRACK_OPTIONS="--photometric --focal 1450".
 set -euo pipefail
 
 out=${OUT:-out/phone}
@@ -26,15 +26,29 @@ else
   truth=(--truth "$out/phone")
 fi
 
+follow() { # follow STEP OPTIONS...: the head in every frame
+  step "$1" flame-encoder track "$out/clip/frames" --landmarks "$out/clip/landmarks" --out "$out/tracked" \
+    --no-preview "${@:2}" ${TRACK_OPTIONS---photometric}
+}
+gather() { # gather STEP OPTIONS...: a capture of the frames that will do
+  step "$1" eyeball-relight import "$out/tracked" "$out/data" --landmarks "$out/clip/landmarks" "${@:2}" \
+    ${IMPORT_OPTIONS---poses auto}
+}
+
 # The head in every sharp frame, and what belongs to it
 step frames    prep-faces frames "$video" --out "$out/clip" ${FRAMES_OPTIONS---sharpest 3}
 step landmarks prep-faces landmarks "$out/clip/frames" --out "$out/clip"
-step track     flame-encoder track "$out/clip/frames" --landmarks "$out/clip/landmarks" --out "$out/tracked" \
-                 --no-preview ${TRACK_OPTIONS---photometric}
+follow track
 step matte     prep-faces matte "$out/clip/frames" --track "$out/tracked/track.npz" --out "$out/tracked/images"
 
 # The face under its light
-step import    eyeball-relight import "$out/tracked" "$out/data" --landmarks "$out/clip/landmarks" ${IMPORT_OPTIONS:-}
+gather import
+focal=$(python -c 'import json, sys; d = json.load(open(sys.argv[1])); print("" if d["poses"] != "track" else d.get("focal", ""))' \
+  "$out/import.json")
+if [ -n "$focal" ]; then # structure from motion knows it better than the track
+  follow retrack --focal "$focal" --force
+  gather reimport --force
+fi
 step train     eyeball-relight train --config-path "$out/data/config.yaml" --workspace "$out/run" ${TRAIN_OPTIONS:-}
 step export    eyeball-relight export --config-path "$out/data/config.yaml" --ckpt-path "$out/run/latest.pth" \
                  --save-visual-dir "$out/asset" ${EXPORT_OPTIONS:-}

@@ -30,7 +30,7 @@ def main(out: Path) -> None:
     metrics = json.loads((out / "metrics.json").read_text())
     summary = {"seconds": seconds} | {key: metrics.get(key) for key in MEASURES}
     summary |= {key: metrics[key] for key in OF_VIDEOS if key in metrics}
-    imported = out / "import.json"
+    imported = out / ("reimport.json" if (out / "reimport.json").is_file() else "import.json")
     warning = json.loads(imported.read_text()).get("light_warning") if imported.is_file() else None
     if warning:
         summary["warning"] = warning

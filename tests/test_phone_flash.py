@@ -35,7 +35,7 @@ def demo(tmp_path_factory):
         SYNTH_OPTIONS="--frames 12 --size 144 --seed 1",
         FRAMES_OPTIONS="",
         TRACK_OPTIONS="--focal 183",
-        IMPORT_OPTIONS="--frames 10 --size 72",
+        IMPORT_OPTIONS="--frames 10 --size 72 --poses track",
         TRAIN_OPTIONS=SMALL,
         EXPORT_OPTIONS="--uv-size 128 --faces 3000",
         RELIGHT_OPTIONS="--frames 2 --size 64",
