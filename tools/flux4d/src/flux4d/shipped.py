@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 from recon4d import InputError, shipped
 from recon4d.files import write_bytes
+from recon4d.runs import read_checkpoint
 
 from flux4d.model import Flux
 
@@ -43,9 +44,7 @@ def pack(files: Sequence[str | Path], path: str | Path) -> int:
 
     The mean of the last few does what a slower end of the training would (Izmailov et al. 2018).
     """
-    from flux4d import checkpoints  # which opens what this module ships
-
-    states = [checkpoints.read(file)["model"] for file in files]
+    states = [read_checkpoint(file)["model"] for file in files]
     mean = {name: torch.stack([state[name].float() for state in states]).mean(0) for name in states[0]}
     content = safetensors.torch.save({name: value.half().contiguous() for name, value in mean.items()})
     write_bytes(Path(path), content)
