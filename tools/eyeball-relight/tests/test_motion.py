@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import roma
 import torch
-from eyeball_relight import motion, synth, tracked
+from eyeball_relight import motion, synth
+from eyeball_relight.frames import Frame, looking_at
 from recon4d import InputError, images
 from recon4d.formats.shot import intrinsics
 from recon4d.lenses import LensCamera
@@ -15,10 +16,7 @@ MIDDLE = np.array([0.01, 0.03, -0.02])
 def frames(folder, n):
     camera = synth.orbit(n, 64, 0)
     poses = camera.world_to_camera.double().numpy()
-    return [
-        tracked.Frame(f"{i:05d}", folder / f"{i:05d}.png", pose, tracked.looking_at(pose[:3, 3]))
-        for i, pose in enumerate(poses)
-    ]
+    return [Frame(f"{i:05d}", folder / f"{i:05d}.png", pose, looking_at(pose[:3, 3])) for i, pose in enumerate(poses)]
 
 
 def of_another_space(poses, scale, seed=0):
@@ -126,7 +124,7 @@ def test_it_finds_cameras_of_a_textured_plane(tmp_path):
             drawn = cv2.warpPerspective(texture if k == 0 else texture[::-1].copy(), H, (size, size))
             picture = np.where(drawn > 0, drawn, picture)
         rgba = np.dstack([picture] * 3 + [np.full_like(picture, 255)])
-        frame = tracked.Frame(f"{i:05d}", tmp_path / "in" / f"{i:05d}.png", pose, np.eye(3))
+        frame = Frame(f"{i:05d}", tmp_path / "in" / f"{i:05d}.png", pose, np.eye(3))
         images.write_png(frame.file, rgba)
         views.append(frame)
     lens = LensCamera(K, size, size)

@@ -8,7 +8,7 @@ import roma
 import torch
 from eyeball_relight import evaluation, filming, synth, video_truth
 from eyeball_relight.captures import Capture
-from eyeball_relight.tracked import looking_at
+from eyeball_relight.frames import looking_at
 from recon4d import InputError, cameras
 from recon4d.cameras import Camera
 

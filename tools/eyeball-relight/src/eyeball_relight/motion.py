@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,8 +19,7 @@ from recon4d.formats import colmap
 from recon4d.formats.shot import intrinsics
 from recon4d.lenses import LensCamera
 
-if TYPE_CHECKING:
-    from eyeball_relight.tracked import Frame
+from eyeball_relight.frames import Frame, looking_at
 
 ENOUGH = 0.8  # of the pictures that must be placed for --poses auto to take them
 FOCAL = (0.6, 1.7)  # of the track's focal length between which another is believed
@@ -39,8 +38,8 @@ def module() -> Any:
 
 
 def refine(
-    views: "list[Frame]", lens: LensCamera, middle: np.ndarray, optional: bool, log: Callable[[str], None]
-) -> "tuple[list[Frame], LensCamera, dict[str, Any]]":
+    views: list[Frame], lens: LensCamera, middle: np.ndarray, optional: bool, log: Callable[[str], None]
+) -> tuple[list[Frame], LensCamera, dict[str, Any]]:
     """Views with the poses of structure from motion in the head's space, their camera, and a summary.
 
     Views that it cannot place are left out.
@@ -76,8 +75,6 @@ def refine(
         f"structure from motion places {len(placed)} of {len(views)} pictures; it and the track are "
         f"{apart['degrees']:.2f} degrees and {apart['mm']:.1f} mm apart (medians)"
     )
-    from eyeball_relight.tracked import looking_at
-
     kept = [
         replace(views[i], world_to_camera=pose, turn=looking_at(pose[:3, :3] @ middle + pose[:3, 3]))
         for i, pose in zip(placed, poses)
@@ -104,7 +101,7 @@ def _focal(
     return {"focal": focal}
 
 
-def reconstruct(views: "list[Frame]", lens: LensCamera, place: Path) -> dict[str, tuple[np.ndarray, float]]:
+def reconstruct(views: list[Frame], lens: LensCamera, place: Path) -> dict[str, tuple[np.ndarray, float]]:
     """By name, the (4, 4) pose and the focal length of the pictures that COLMAP places together, of any scale."""
     pycolmap = module()
     pycolmap.logging.minloglevel = 2  # errors

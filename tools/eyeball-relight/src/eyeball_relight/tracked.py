@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +22,14 @@ from recon4d.picture_folders import PictureFolder
 from recon4d.runs import claim
 from torch import Tensor
 
-from eyeball_relight import brdf, captures, eyes, headmasks, lamp, selection
+from eyeball_relight import brdf, captures, eyes, headmasks, lamp, motion, selection
+from eyeball_relight.frames import Frame, looking_at
 from eyeball_relight.pictures import write_picture
 
 MARGIN = 0.96  # of the picture that the head fills at most
 MOST_PIXELS, STEP = 256, 8  # of a side that is not asked for; sides are multiples of STEP
 RADIUS = (0.0105, 0.0185)  # metres; limits of an eyeball's radius: people's are 12 mm, the open head's 16
 SIZE_OF_HEAD = 1.05  # of the head that the cube holds
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """A chosen frame. file: its picture, with alpha. world_to_camera: (4, 4) as in the video. turn: (3, 3) from the
-    axes of the video's camera to those of the capture's, which looks at the head."""
-
-    name: str
-    file: Path
-    world_to_camera: np.ndarray
-    turn: np.ndarray
-
-
-def looking_at(point: np.ndarray) -> np.ndarray:
-    """The least rotation (3, 3) of a camera's axes by which a point (3,) before it comes onto the optical axis."""
-    z = point / np.linalg.norm(point)
-    x = np.cross([0.0, 1.0, 0.0], z)
-    x /= np.linalg.norm(x)
-    return np.stack([x, np.cross(z, x), z])
 
 
 def import_track(
@@ -106,8 +87,6 @@ def import_track(
     ]
     summary: dict[str, Any] = {"frames": len(views), "of": len(track), "poses": "track"}
     if poses != "track":
-        from eyeball_relight import motion
-
         views, lens, said = motion.refine(views, lens, middle, poses == "auto", log)
         summary |= said | {"frames": len(views)}
     target, reach = _common(views, lens, middle, size)
