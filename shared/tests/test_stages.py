@@ -111,7 +111,8 @@ def test_who_writes_nothing_learns_it_too():
     with open(write, "w") as out:
         threading.Timer(0.1, os.close, [read]).start()
         with pytest.raises(InputError, match="next command of the pipe has ended"), while_read(out):
-            time.sleep(30)
+            for _ in range(600):
+                time.sleep(0.05)  # a longer one would not be woken
     with pytest.raises(KeyboardInterrupt), while_read(io.StringIO()):
         raise KeyboardInterrupt
 
