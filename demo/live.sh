@@ -13,8 +13,7 @@ set -euo pipefail
 out=${OUT:-out/live}
 source "$(dirname "$0")/steps.sh"
 
-if [ $# -gt 1 ]; then echo "error: give one video, or none for the browser's camera" >&2; exit 2; fi
-if [ $# -eq 1 ] && [ ! -f "$1" ]; then echo "error: $1 is not a file; give a video of a face" >&2; exit 2; fi
+one_video "the browser's camera" "a video of a face" "$@"
 prepare
 
 if [ $# -eq 1 ]; then

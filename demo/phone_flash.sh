@@ -13,8 +13,7 @@ set -euo pipefail
 out=${OUT:-out/phone}
 source "$(dirname "$0")/steps.sh"
 
-if [ $# -gt 1 ]; then echo "error: give one video, or none for a synthetic one" >&2; exit 2; fi
-if [ $# -eq 1 ] && [ ! -f "$1" ]; then echo "error: $1 is not a file; give a video with the flash on" >&2; exit 2; fi
+one_video "a synthetic one" "a video with the flash on" "$@"
 prepare
 
 truth=()

@@ -12,8 +12,7 @@ out=${OUT:-out/portrait}
 preset=${PRESET:-cpu-quick}
 source "$(dirname "$0")/steps.sh"
 
-if [ $# -gt 1 ]; then echo "error: give one video, or none for a synthetic capture" >&2; exit 2; fi
-if [ $# -eq 1 ] && [ ! -f "$1" ]; then echo "error: $1 is not a file; give a portrait video" >&2; exit 2; fi
+one_video "a synthetic capture" "a portrait video" "$@"
 prepare
 
 if [ $# -eq 1 ]; then

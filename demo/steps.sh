@@ -9,6 +9,13 @@ prepare() { # prepare: make $out, which must not exist yet
   mkdir -p "$out"
 }
 
+one_video() { # one_video INSTEAD WHAT [VIDEO]: at most one argument, which is a file
+  local instead=$1 what=$2
+  shift 2
+  if [ $# -gt 1 ]; then echo "error: give one video, or none for $instead" >&2; exit 2; fi
+  if [ $# -eq 1 ] && [ ! -f "$1" ]; then echo "error: $1 is not a file; give $what" >&2; exit 2; fi
+}
+
 step() { # step NAME COMMAND...: show the command, run it, keep its JSON result and its seconds
   local name=$1 from
   shift
