@@ -99,7 +99,6 @@ def test_without_pycolmap(tmp_path, monkeypatch):
 
 def test_it_finds_cameras_of_a_textured_plane(tmp_path):
     """The whole way through COLMAP, on pictures that it can do something with."""
-    pytest.importorskip("pycolmap")
     import cv2
 
     rng = np.random.default_rng(0)
