@@ -3,23 +3,27 @@ convolution is. Prints Markdown.
 
 uv run --all-packages python bench/flux.py                # hours on two cores
 uv run --all-packages python bench/flux.py --quick        # minutes
-uv run --all-packages python bench/flux.py --shipped      # minutes: four unseen streets, without training
+uv run --all-packages python bench/flux.py --shipped      # minutes: eight unseen streets, without training
 uv run --all-packages python bench/flux.py --log clips.json --clip 1    # of flux4d import and index
 
 One network per variant is trained on twelve scenes and measured on four others, of a seed of their own: constant
 velocity alone, without and with the preset's schedule of motion; then with refinement, with polynomial motion, with
 velocity reweighting, each on top of the one before; with depth between beams and Gaussians that come and go; with the
 motion of the drawn streets. On a log the network that ships is measured as it is, then after training on the clip, and
-a new one after as many steps. The convolution's peer is torch's dense conv3d on the volume that holds the same voxels.
+a new one after as many steps. With several `--seeds`, of trainings or, with --shipped, of the streets, all tables give
+the mean and the standard deviation over them. The convolution's peer is torch's dense conv3d on the volume that holds
+the same voxels.
 """
 
 import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -66,8 +70,8 @@ def settings(*values: str) -> list[str]:
     return [word for value in values for word in ("--set", value)]
 
 
-def variants(work: Path, scenes: int, unseen: int, frames: int, steps: int | None) -> dict[str, dict]:
-    """Train and measure every variant; measures by its name. steps: None is the preset's."""
+def variants(work: Path, scenes: int, unseen: int, frames: int, steps: int | None, seed: int) -> dict[str, dict]:
+    """Train and measure every variant; measures by its name. steps: None is the preset's. seed: of the training."""
     if not (work / "clips.json").exists():
         size = ["--frames", frames, "--width", 160, "--columns", 600]
         flux4d("synth", work / "scenes", "--scenes", scenes + unseen, *size, "--seed", 1)
@@ -76,12 +80,21 @@ def variants(work: Path, scenes: int, unseen: int, frames: int, steps: int | Non
     index = ["--index-path", work / "clips.json"]
     found = {}
     for number, (name, overrides) in enumerate(VARIANTS.items()):
-        out = work / f"train-{number}"
-        run = ["--config", "cpu-scenes", "--output-dir", out, *settings(*overrides), *resumed(out)]
+        out = work / f"train-{number}-{seed}"
+        run = ["--config", "cpu-scenes", "--output-dir", out, "--seed", seed, *settings(*overrides), *resumed(out)]
         flux4d("train", *index, *run, *(["--iters", steps] if steps else []))
         scores = flux4d("eval", *index, "--ckpt", out / "ckpt_last.pt", "--out-dir", work / f"eval-{number}", "--force")
         found[name] = flat(scores)
     return found
+
+
+def over_seeds(measure: Callable[[int], dict[str, dict]], seeds: Sequence[int]) -> dict[str, dict[str, list]]:
+    """Measures of several seeds by name: for each measure its values, where there are any."""
+    every = [measure(seed) for seed in seeds]
+    return {
+        name: {key: [one[name][key] for one in every if one[name].get(key) is not None] for key in row}
+        for name, row in every[0].items()
+    }
 
 
 def shipped(work: Path, seed: int) -> dict[str, dict]:
@@ -107,7 +120,7 @@ def flat(scores: dict) -> dict[str, float | None]:
     }
 
 
-def of_log(index: Path, clip: int, work: Path, steps: int) -> dict[str, dict]:
+def of_log(index: Path, clip: int, work: Path, steps: int, seed: int) -> dict[str, dict]:
     """Measures on a clip of a log, and seconds: the network as it ships, trained on the clip from it, from nothing."""
     given = ["--index-path", index, "--clip-index", clip]
     found: dict[str, dict] = {}
@@ -118,8 +131,8 @@ def of_log(index: Path, clip: int, work: Path, steps: int) -> dict[str, dict]:
     }.items():
         started, use = time.perf_counter(), []
         if begin is not None:
-            out = work / f"log-{'shipped' if '--init' in begin else 'nothing'}-{steps}"
-            flux4d("overfit", *given, *begin, "--iters", steps, "--output-dir", out, *resumed(out))
+            out = work / f"log-{'shipped' if '--init' in begin else 'nothing'}-{steps}-{seed}"
+            flux4d("overfit", *given, *begin, "--iters", steps, "--seed", seed, "--output-dir", out, *resumed(out))
             use = ["--ckpt", out / "ckpt_last.pt"]
         seconds = time.perf_counter() - started
         folder = work / f"log-eval-{len(found)}"
@@ -179,7 +192,12 @@ LOG_COLUMNS = {
 }
 
 
-def cell(value: float | None) -> str:
+def cell(value: float | Sequence[float] | None) -> str:
+    """A number; of several their mean and standard deviation."""
+    if isinstance(value, Sequence):
+        if len(value) > 1:
+            return f"{cell(statistics.fmean(value))} +- {statistics.stdev(value):.2g}"
+        value = value[0] if value else None
     return "-" if value is None else f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
 
 
@@ -221,6 +239,10 @@ def page(scores: dict[str, dict], speeds: list[dict[str, float]], arguments: arg
     return "\n".join(lines)
 
 
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "bench-flux", help="scenes and networks; kept")
@@ -230,7 +252,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of training; default: the preset's")
     parser.add_argument("--out", type=Path, help="a Markdown file; default: the terminal alone")
     parser.add_argument("--shipped", action="store_true", help="only the network that ships, on unseen streets")
-    parser.add_argument("--seed", type=int, default=2, help="of the unseen streets")
+    parser.add_argument("--seeds", type=numbers, help="with commas; default: 0, or 2 of unseen streets")
     parser.add_argument("--log", type=Path, help="only a clip of this index: the network that ships, and trained on it")
     parser.add_argument("--clip", type=int, default=0, help="its number")
     parser.add_argument("--quick", action="store_true", help="two scenes, few steps")
@@ -238,17 +260,19 @@ def main() -> None:
     if arguments.quick:
         arguments.scenes, arguments.unseen, arguments.frames, arguments.steps = 1, 1, 16, 8
     torch.set_num_threads(1)
-    if arguments.shipped or arguments.log:
-        arguments.work.mkdir(parents=True, exist_ok=True)
-        if arguments.shipped:
-            print(table(shipped(arguments.work, arguments.seed), COLUMNS))
-        else:
-            found = of_log(arguments.log, arguments.clip, arguments.work, arguments.steps or 200)
-            print(table(found, LOG_COLUMNS))
+    work, seeds = arguments.work, arguments.seeds or [2 if arguments.shipped else 0]
+    work.mkdir(parents=True, exist_ok=True)
+    if arguments.shipped:
+        print(table(over_seeds(lambda seed: shipped(work, seed), seeds), COLUMNS))
+        return
+    if arguments.log:
+        given = arguments.log, arguments.clip, work, arguments.steps or 200
+        print(table(over_seeds(lambda seed: of_log(*given, seed), seeds), LOG_COLUMNS))
         return
     sides = (16, 32) if arguments.quick else (32, 64, 96)
     speeds = [convolution(side, 0.04, 32, 1 if arguments.quick else 5) for side in sides]
-    scores = variants(arguments.work, arguments.scenes, arguments.unseen, arguments.frames, arguments.steps)
+    sizes = arguments.scenes, arguments.unseen, arguments.frames, arguments.steps
+    scores = over_seeds(lambda seed: variants(work, *sizes, seed), seeds)
     text = page(scores, speeds, arguments)
     print(text)
     if arguments.out:

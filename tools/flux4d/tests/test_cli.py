@@ -1,10 +1,6 @@
 """The commands as a user runs them, and what they say to wrong input. The demo's test runs the rest."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import forks
@@ -67,13 +63,10 @@ def test_two_processes_do_what_one_does(work):
 
 def test_torchrun_streams_clips(work, indexed):
     """Two processes that hold one clip each, and read the next as they go, do what one does that holds all."""
-    program = Path(sys.executable).parent / "flux4d"
     common = ["--index-path", work / "clips.json", "--iters", 3, *SMALL, "--set", "train.batch_size=2"]
-    line = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, program, "train", *common]
+    line = ["--standalone", "--nproc-per-node", 2, "--no-python", forks.programs() / "flux4d", "train", *common]
     line += ["--set", "train.cache_clips=1", "--output-dir", work / "run", "--device", "cpu"]
-    done = subprocess.run(
-        [sys.executable, *map(str, line)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    done = forks.run("python", "-c", "from torch.distributed.run import main; main()", *line)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 3
     one, two = (torch.load(work / n / "ckpt_last.pt", weights_only=True)["model"] for n in ("one", "run"))

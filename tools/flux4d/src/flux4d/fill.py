@@ -167,9 +167,9 @@ def _sky(image: np.ndarray, top: np.ndarray) -> np.ndarray:
     return np.isin(parts, np.setdiff1d(parts[0], 0))
 
 
-def lifted(clip: Clip, most: int) -> tuple[list[tuple[Tensor, ...]], list[Tensor]]:
+def lifted(clip: Clip, most: int) -> tuple[list[tuple[Tensor, ...]], list[Tensor], list[Tensor]]:
     """Per input frame, places (N, 3), colours (N, 3), moments (N,), deviations (N, 3) and quaternions (N, 4) of its
-    pixels' Gaussians, discs on the surfaces; and where (H, W) its sky is.
+    pixels' Gaussians, discs on the surfaces; its depth (H, W), and where (H, W) its sky is.
 
     Of more than `most` pixels an even share is taken, other ones in each frame, so that those of several frames
     together leave no gaps where nothing moves.
@@ -193,4 +193,5 @@ def lifted(clip: Clip, most: int) -> tuple[list[tuple[Tensor, ...]], list[Tensor
         quats = roma.rotmat_to_unitquat(turns[chosen])[:, [3, 0, 1, 2]]
         colours, moments = clip.images[frame][chosen].float() / 255, clip.times[frame].expand(len(far))
         out.append((means, colours, moments, FOOTPRINT * share**-0.5 * sizes[chosen], quats))
-    return out, [torch.from_numpy(sky) for _, sky in maps]
+    depths, skies = zip(*maps)
+    return out, [torch.from_numpy(depth).float() for depth in depths], [torch.from_numpy(sky) for sky in skies]
