@@ -1,12 +1,14 @@
 """Avatars moved by other programs' files: activations, FLAME's parameters, other people."""
 
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import roma
 import torch
+from drawn_heads import write_flame_like
 from flame_files import flame_arrays, write_flame_pickle
 from gaussian_avatar import avatars, driving, exports, model_file, motions, runs
 from gaussian_avatar.cli import main
@@ -185,6 +187,86 @@ def test_flame_parameters_as_vhap_has_them(flame, tmp_path):
     assert furthest(local(flame, alone), local(flame, flame.track)) < 0.02
 
 
+# ------------------------------------------------------------------------------------------------ another head model
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A head model of FLAME's format that is a head; how its expressions are mixed of the open head's."""
+    path = tmp_path_factory.mktemp("drawn") / "drawn.npz"
+    return path, write_flame_like(path)
+
+
+def opened(track):
+    """By how much the jaw turns in each frame, degrees."""
+    return np.degrees(roma.rotmat_to_rotvec(torch.from_numpy(track.jaw)).norm(dim=1).numpy())
+
+
+def test_flame_parameters_move_an_open_head(run, drawn, tmp_path):
+    """As VHAP and as EMOCA say them: of the track's own movements, mixed into another model's."""
+    path, mixture = drawn
+    flame = load(path)
+    own = run.track.take(slice(0, 8))
+    moves = np.concatenate([own.expression, own.eyelids], 1)
+    mixed = (np.linalg.pinv(mixture) @ moves.T).T.astype(np.float32)
+    theirs = replace(
+        own,
+        head_model=flame.name,
+        shape=np.zeros(60, np.float32),
+        expression=mixed,
+        eyelids=np.zeros_like(own.eyelids),
+    )
+    vhap.write(tmp_path / "v", theirs, flame, tmp_path)
+    said = []
+    driven = driving.track_of(run, tmp_path / "v", log=said.append, head_model=path)
+    assert driven.head_model == run.head.name and "fitted from drawn to open-head" in said[0]
+    np.testing.assert_allclose(opened(driven), opened(own), atol=2.5)
+    np.testing.assert_allclose(driven.eyelids, own.eyelids, atol=0.15)
+    turns = [one.R @ one.neck for one in (driven, own)]
+    assert np.degrees(np.arccos(((turns[0] * turns[1]).sum((1, 2)) - 1).clip(-2, 2) / 2)).max() < 4
+    codes = {
+        "shape": np.zeros((8, 60)),
+        "exp": mixed,
+        "pose": np.concatenate([vhap_vectors(motions.AXES @ own.R @ own.neck), vhap_vectors(own.jaw)], 1),
+        "cam": np.ones((8, 3)),
+    }
+    (tmp_path / "emoca.pkl").write_bytes(pickle.dumps(codes))
+    again = driving.track_of(run, tmp_path / "emoca.pkl", head_model=path)
+    np.testing.assert_allclose(opened(again), opened(driven), atol=0.2)
+    np.testing.assert_allclose(again.expression, driven.expression, atol=0.02)
+    np.testing.assert_array_equal(again.K, run.track.K)
+
+
+def vhap_vectors(R):
+    return roma.rotmat_to_rotvec(torch.from_numpy(R.astype(np.float32))).numpy()
+
+
+def test_open_head_moves_a_flame_avatar(run, drawn, tmp_path):
+    """A track of the open head and a Live Link CSV of it, on an avatar whose head is FLAME's."""
+    flame = load(drawn[0])
+    own = run.track.take(slice(0, 8))
+    bare = {"shape": np.zeros(60, np.float32), "expression": np.zeros((8, 60), np.float32), "eyelids": 0 * own.eyelids}
+    avatar = run_on(
+        tmp_path / "out/one/w",
+        replace(own, head_model=flame.name, **bare),
+        motions.with_uv(flame),
+        head_model=str(drawn[0]),
+    )
+    own.write(tmp_path / "track.npz")
+    driven = driving.track_of(avatar, tmp_path / "track.npz")
+    assert driven.expression.shape == (8, 60) and driven.head_model == "drawn"
+    arkit.write(tmp_path / "a.csv", arkit.of_track(own, run.head))
+    named = driving.track_of(avatar, tmp_path / "a.csv")
+    pairs = ((run.head, own), (flame, driven), (flame, named))
+    lips = [head.landmarks(track.vertices(head))[:, [62, 66]] for head, track in pairs]  # on the lips' inner edges
+    gaps = torch.stack([1e3 * (both[:, 0] - both[:, 1]).norm(dim=1) for both in lips])
+    assert gaps[0].max() - gaps[0].min() > 5
+    assert (gaps[1:] - gaps[0]).abs().max() < 3, gaps
+
+
+# --------------------------------------------------------------------------------------------------------- relative
+
+
 def test_relative_of_itself_changes_nothing(run):
     same = driving.motion_of(run, run.folder / "track.npz", "relative")[0]
     assert furthest(same.vertices, run.motion.vertices) < 0.02
@@ -216,13 +298,17 @@ def test_what_it_refuses(run, flame, tmp_path, data_dir):
     arkit.write(tmp_path / "a.csv", arkit.of_track(run.track, run.head))
     insta.write(tmp_path / "f", replace(flame.track, expression=np.zeros((len(run.track), 100), np.float32)))
     (tmp_path / "a.json").write_text("[[1, 2], {}]")
+    (tmp_path / "e.pkl").write_bytes(pickle.dumps({"exp": np.zeros((2, 50)), "pose": np.zeros((2, 6))}))
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": 1}))
     (tmp_path / "b.json").write_text("{")
     (tmp_path / "empty").mkdir()
     np.savez(tmp_path / "x.npz", a=np.zeros(3))
     for where, what, sentence in (
-        (run, "v", "FLAME's parameters, which do not fit the head model open-head"),
+        (run, "v", "FLAME's parameters, and the avatar's head is open-head: say of which FLAME"),
+        (run, "e.pkl", "FLAME's parameters, and the avatar's head is open-head: say of which FLAME"),
         (run, "f", "100 expression coefficients, FLAME's; the avatar's head is open-head"),
-        (flame, "a.csv", "have no names of ARKit; give parameters of that head model"),
+        (flame, "a.csv", "the head model m has no landmarks"),
+        (flame, "x.pkl", "has no `exp` and `pose`"),
         (run, "a.json", "holds no frame with MediaPipe's blendshapes"),
         (run, "b.json", "is not readable JSON"),
         (run, "none.csv", "does not exist"),

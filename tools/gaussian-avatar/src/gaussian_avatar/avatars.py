@@ -28,6 +28,9 @@ TRAINED = (  # attributes of an avatar that training changes, beside its MLP
 )
 
 
+STRETCH = (0.2, 4.0)  # how small and how large a Gaussian gets with its triangle
+
+
 @dataclass(frozen=True, eq=False)
 class Avatar:
     """N Gaussians, raw parameters (before activation), and the basis that moves them. K basis vectors.
@@ -40,6 +43,8 @@ class Avatar:
         mean_basis: (K, N, 3). quat_basis: (K, N, 4). sh0_basis: (K, N, 3).
         mlp: blendshape input (B, D) to weights (B, K).
         seen: (N,) bool, whether training pixels have set the colour.
+        extent: (N,) metres, side of a square of the triangle's area on the mean head: Gaussians grow and shrink with
+            their triangle. None leaves them as they are.
     """
 
     face_id: Tensor
@@ -54,6 +59,7 @@ class Avatar:
     sh0_basis: Tensor
     mlp: nn.Sequential
     seen: Tensor
+    extent: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.face_id)
@@ -65,7 +71,8 @@ class Avatar:
 
     def to(self, device: torch.device | str) -> "Avatar":
         """The same avatar on another device; this one stays where it is."""
-        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "mlp"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "mlp"}
+        tensors = {name: None if value is None else value.to(device) for name, value in values.items()}
         return Avatar(mlp=copy.deepcopy(self.mlp).to(device), **tensors)
 
 
@@ -123,11 +130,12 @@ def new(
     init_scale: float | None,
     init_opacity: float,
     generator: torch.Generator,
+    stretch: bool = False,
 ) -> Avatar:
     """An avatar before training: Gaussians on the surface, grey, with a basis of zeros.
 
     `init_scale` in metres; None takes half the distance of neighbouring texels on the mean head, which for 256
-    texels on FLAME is about the paper's 0.0008.
+    texels on FLAME is about the paper's 0.0008. With `stretch` they grow and shrink with their triangles.
     """
     face_id, bary = bind(head, tex_size)
     n = len(face_id)
@@ -150,6 +158,7 @@ def new(
         sh0_basis=torch.zeros(basis, n, 3),
         mlp=new_mlp(n_inputs, hidden, basis, generator),
         seen=torch.zeros(n, dtype=torch.bool),
+        extent=extents(head.v_template, head.faces)[face_id] if stretch else None,
     )
 
 
@@ -174,6 +183,12 @@ def texel_spacing(head: HeadModel, tex_size: int) -> Tensor:
     area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=-1) / 2
     side: Tensor = (area / _uv_area(head).clamp_min(1e-12)).sqrt()
     return side / tex_size
+
+
+def extents(vertices: Tensor, faces: Tensor) -> Tensor:
+    """(..., F) metres: the side of a square of each triangle's area."""
+    a, b, c = (vertices[..., faces[:, i], :] for i in range(3))
+    return (torch.linalg.cross(b - a, c - a).norm(dim=-1) / 2).sqrt()
 
 
 def texture_layout(head: HeadModel) -> tuple[Tensor, Tensor]:
@@ -306,10 +321,14 @@ def deform(
     opacities = avatar.opacity_logits.sigmoid().expand(batch, n)
     if one_sided:
         opacities = opacities * ((facing + 0.3) / 0.2).clamp(0, 1)
+    scales = avatar.log_scales.exp().expand(batch, n, 3)
+    if avatar.extent is not None:
+        now = extents(vertices, head.faces)[:, avatar.face_id]
+        scales = scales * (now / avatar.extent.clamp_min(1e-9)).clamp(*STRETCH)[..., None]
     splats = Splats(
         means=means,
         quats=quats,  # the rasterizer normalises
-        scales=avatar.log_scales.exp().expand(batch, n, 3),
+        scales=scales,
         opacities=opacities,
         colors=(0.5 + splat.SH0 * sh0).clamp_min(0),
     )

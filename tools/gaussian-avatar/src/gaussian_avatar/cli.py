@@ -14,7 +14,7 @@ from gaussian_avatar.config import OFFLINE, ONLINE
 FILE = click.Path(path_type=Path)
 FRAME = click.IntRange(-(10**9), 10**9)
 Transfer = Literal["absolute", "relative"]
-TRACK = "What to follow: a track.npz, ARKit's CSV, MediaPipe's JSON, .frame files, VHAP's."
+TRACK = "What to follow: a track.npz, ARKit's CSV, MediaPipe's JSON, .frame files, VHAP's, EMOCA's."
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -54,6 +54,19 @@ def transfer_option(command: Callable[..., None]) -> Callable[..., None]:
         help="relative: changes from rest only, of another person's face.",
     )
     return option(command)
+
+
+def driver_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say what moves the avatar, and how."""
+    for option in (
+        transfer_option,
+        click.option(
+            "--track-head-model", type=FILE, help="The FLAME file that --track is of.  [default: the avatar's]"
+        ),
+        click.option("--track", type=FILE, help=TRACK),
+    ):
+        command = option(command)
+    return command
 
 
 def plain_name(option: str, name: str) -> str:
@@ -315,8 +328,7 @@ def metrics(
 @run_options
 @click.option("--white-bg", is_flag=True, help="White background.  [default: black]")
 @click.option("--alpha", is_flag=True, help="RGBA images.")
-@click.option("--track", type=FILE, help=TRACK)
-@transfer_option
+@driver_options
 @click.option("--turn", type=Real(0, 180), metavar="DEGREES", help="End the video with a turn of the head.")
 @click.option("--model", type=click.Path(), help="Another file of the avatar.  [default: the run's model.ply]")
 @click.option("--head-model", type=click.Path(), help="A FLAME file.  [default: as in training]")
@@ -329,6 +341,7 @@ def render(
     white_bg: bool,
     alpha: bool,
     track: Path | None,
+    track_head_model: Path | None,
     transfer: Transfer,
     turn: float | None,
     model: str | None,
@@ -340,7 +353,7 @@ def render(
     from gaussian_avatar import rendering, runs
 
     run = runs.open_run(run_folder(output_dir, subject, work_name), device, head_model, model)
-    print_result(rendering.write_render(run, track, white_bg, alpha, turn, force, transfer, log))
+    print_result(rendering.write_render(run, track, white_bg, alpha, turn, force, transfer, log, track_head_model))
 
 
 @main.command(cls=Command)
@@ -355,8 +368,7 @@ def render(
 @click.option(
     "--frames", type=click.Choice(["frontal", "all"]), default="frontal", show_default=True, help="Of static files."
 )
-@click.option("--track", type=FILE, help=TRACK)
-@transfer_option
+@driver_options
 @click.option("--expression", "expressions", multiple=True, metavar="NAME=VALUE", help="Instead of the frame's own.")
 @click.option("--jaw", type=Real(-5, 40), metavar="DEGREES", help="Instead of the frame's own.")
 @click.option("--bits", type=click.Choice(["8", "16"]), default="8", show_default=True, help="Of the basis in avatars.")
@@ -371,6 +383,7 @@ def export(
     kind: str,
     frames: str,
     track: Path | None,
+    track_head_model: Path | None,
     transfer: Transfer,
     expressions: tuple[str, ...],
     jaw: float | None,
@@ -390,15 +403,15 @@ def export(
     elif kind == "glb":
         print_result(gltf.export_head(run, force))
     elif kind == "html":
-        print_result(pages.export_page(run, track, transfer, int(bits), force, log))
+        print_result(pages.export_page(run, track, transfer, int(bits), force, log, track_head_model))
     else:
-        print_result(exports.export_frames(run, frames, track, expressions, jaw, force, kind, transfer, log))
+        driver = (track, expressions, jaw, force, kind, transfer, log, track_head_model)
+        print_result(exports.export_frames(run, frames, *driver))
 
 
 @main.command(cls=Command)
 @run_options
-@click.option("--track", type=FILE, help=TRACK)
-@transfer_option
+@driver_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is the network.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 is any free one.")
 @click.option("--open/--no-open", "open_browser", default=False, show_default=True, help="Open the page in a browser.")
@@ -409,6 +422,7 @@ def view(
     work_name: str,
     output_dir: str,
     track: Path | None,
+    track_head_model: Path | None,
     transfer: Transfer,
     host: str,
     port: int,
@@ -420,4 +434,8 @@ def view(
     from gaussian_avatar import runs, viewer
 
     run = runs.open_run(run_folder(output_dir, subject, work_name), device, head_model)
-    viewer.serve(run, track, host, port, open_browser, lambda page: print_result({"page": page}), log, transfer)
+
+    def announce(page: str) -> None:
+        print_result({"page": page})
+
+    viewer.serve(run, track, host, port, open_browser, announce, log, transfer, track_head_model)

@@ -40,6 +40,7 @@ class Model(Section):
     init_scale: Annotated[float, Field(gt=0)] | None = 0.0008  # metres; null: by the distance of the texels
     init_opacity: Annotated[float, Field(gt=0, lt=1)] = 0.5
     fill_unseen: bool = False  # at the end, let what was never seen look like what is around it, instead of hiding it
+    stretch: bool = False  # Gaussians grow and shrink with their triangles
     one_sided: bool = False  # hide Gaussians whose surface faces away from the camera
 
 

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import roma
 import torch
-from recon4d import InputError
+from recon4d import InputError, retargeting
 from recon4d.files import read_npz
-from recon4d.formats import arkit, insta, mediapipe, vhap
+from recon4d.formats import arkit, deca, insta, mediapipe, vhap
 from recon4d.formats.arkit import Activations
 from recon4d.formats.track import Track, from_arrays
 from recon4d.head import HeadModel
@@ -20,23 +20,31 @@ from gaussian_avatar.motions import Motion, frontal_frame
 from gaussian_avatar.runs import Run
 
 Transfer = Literal["absolute", "relative"]
+OPEN = "open-head"  # as its tracks name it
 BLINKS = ("eyeBlinkLeft", "eyeBlinkRight")
 REST = 0.1  # quantile of an activation that counts as a person's rest: it only ever adds
 
 
 def track_of(
-    run: Run, path: str | Path, transfer: Transfer = "absolute", log: Callable[[str], None] = lambda _: None
+    run: Run,
+    path: str | Path,
+    transfer: Transfer = "absolute",
+    log: Callable[[str], None] = lambda _: None,
+    head_model: str | Path | None = None,
 ) -> Track:
     """Read what is to move a run's avatar, as a track that its head model and `motions.from_track` take.
 
     Args:
         path: a `track.npz`; a CSV of Live Link Face (ARKit's activations, head and gaze); MediaPipe's blendshapes as
             .json or .jsonl (`recon4d.formats.mediapipe`; `landmarks.jsonl` of prep-faces is one); a folder of `.frame`
-            files; FLAME's parameters as VHAP writes them, one npz or a folder.
+            files; FLAME's parameters as VHAP writes them, one npz or a folder; pickles of DECA and EMOCA, and folders
+            of EMOCA's (`recon4d.formats.deca`).
         transfer: `absolute` takes the driver's values as they are. `relative` adds the driver's change from its own
             neutral to the avatar's neutral, so that nothing of the driver's face, seat or camera is carried over; see
             `neutral`.
         log: gets one sentence for each thing that is left out.
+        head_model: the FLAME file whose parameters they are; None is the avatar's own head, or the open head where
+            the file says so. What is of another head model than the avatar's is fitted to it, `recon4d.retargeting`.
 
     Returns:
         A track of N frames with the coefficients of the run's head model. Only `shape` may be another person's: give
@@ -44,11 +52,15 @@ def track_of(
         `transforms.json`) and a relative one are before the run's own (first) camera, the neck where the avatar's is.
 
     Raises:
-        InputError: a missing or broken file, a kind that is not known, coefficients of another head model.
+        InputError: a missing or broken file, a kind that is not known, coefficients of another head model, head models
+            without landmarks.
     """
     path = Path(path)
-    track, placed = _read(run, path, log)
-    motions.check_track(track, run.head, str(path), log)
+    theirs = run.head if head_model is None else motions.load_head(head_model)
+    track, placed, theirs = _read(run, theirs, path, log)
+    motions.check_track(track, theirs, str(path), log)
+    if theirs is not run.head and not _same(theirs, run.head):
+        track = _fitted(run, track, theirs, path, log)
     if transfer == "relative":
         return _relative(run, track, placed)
     return track if placed else _before_own_camera(run, track)
@@ -59,6 +71,7 @@ def motion_of(
     path: str | Path | None,
     transfer: Transfer = "absolute",
     log: Callable[[str], None] = lambda _: None,
+    head_model: str | Path | None = None,
 ) -> tuple[Motion, Track]:
     """What is to be rendered, on the run's identity, and its track: the training clip where `path` is None.
 
@@ -66,7 +79,7 @@ def motion_of(
     """
     if path is None:
         return run.motion, run.track
-    track = track_of(run, path, transfer, log)
+    track = track_of(run, path, transfer, log, head_model)
     motion = motions.from_track(track, run.head, shape=run.track.shape)
     own, camera = run.motion.camera, motion.camera
     scale = max(own.width, own.height) / max(camera.width, camera.height)
@@ -75,40 +88,58 @@ def motion_of(
     return motion, track
 
 
-def _read(run: Run, path: Path, log: Callable[[str], None]) -> tuple[Track, bool]:
-    """The driver's track, and whether its camera and the head's place before it are known."""
+def _read(run: Run, theirs: HeadModel, path: Path, log: Callable[[str], None]) -> tuple[Track, bool, HeadModel]:
+    """The driver's track, whether its camera and the head's place before it are known, and the head model it is of."""
     suffix = path.suffix.lower()
     if path.is_dir():
         if (path / "track.npz").is_file():
-            return _read(run, path / "track.npz", log)
+            return _read(run, theirs, path / "track.npz", log)
         if any(path.glob("*.frame")) or any((path / "checkpoint").glob("*.frame")):
-            track, notes = insta.read_motion(path, run.head.name)
+            track, notes = insta.read_motion(path, theirs.name)
             for note in notes:
                 log(f"{path}: {note}")
-            _check_size(track, run.head, path)
-            return track, True
-        found = vhap.read(path, run.head)
-        return found.track, found.placed
+            _check_size(track, theirs, path)
+            return track, True, theirs
+        if deca.is_folder(path):
+            return deca.read(path, _flame(theirs, path)), False, theirs
+        found = vhap.read(path, _flame(theirs, path))
+        return found.track, found.placed, theirs
     if not path.is_file():
         raise InputError(f"{path} does not exist; give a track, a CSV of Live Link Face or another clip's parameters")
-    if suffix == ".csv":
-        return _of_activations(run, arkit.read(path)), False
-    if suffix in (".json", ".jsonl"):
-        return _of_activations(run, mediapipe.read(path)), False
+    if suffix in (".csv", ".json", ".jsonl"):
+        frames = arkit.read(path) if suffix == ".csv" else mediapipe.read(path)
+        if run.head.expression_names:
+            return _of_activations(run, frames), False, run.head
+        theirs = motions.load_head(None)
+        return _on_open_head(run, frames, theirs), False, theirs
+    if suffix in deca.SUFFIXES:
+        return deca.read(path, _flame(theirs, path)), False, theirs
     if suffix == ".npz":
         arrays = read_npz(path)
         if "format" not in arrays and vhap.is_one(arrays):
-            found = vhap.read(path, run.head)
-            return found.track, found.placed
+            found = vhap.read(path, _flame(theirs, path))
+            return found.track, found.placed, theirs
         if str(arrays.get("format")) != "recon4d-track-1":
             raise InputError(f"{path} is not a track nor FLAME's parameters; make one with flame-encoder track")
         track = from_arrays(arrays, str(path)).of_one_camera()
-        _check_size(track, run.head, path)
-        return track, True
+        if track.head_model == OPEN and not theirs.expression_names:
+            theirs = motions.load_head(None)
+        _check_size(track, theirs, path)
+        return track, True, theirs
     raise InputError(
         f"{path} is none of the drivers: .npz (a track or VHAP's), .csv of Live Link Face, .json or .jsonl with "
-        "MediaPipe's blendshapes, a folder of .frame or VHAP's files"
+        "MediaPipe's blendshapes, .pkl or .pt of DECA and EMOCA, a folder of .frame, VHAP's or EMOCA's files"
     )
+
+
+def _flame(head: HeadModel, path: Path) -> HeadModel:
+    """The head model, if it is a FLAME. Raises InputError for the open head."""
+    if head.expression_names:
+        raise InputError(
+            f"{path} holds FLAME's parameters, and the avatar's head is {head.name}: say of which FLAME they are with "
+            "--track-head-model FILE, and they are fitted to it"
+        )
+    return head
 
 
 def _check_size(track: Track, head: HeadModel, path: Path) -> None:
@@ -116,9 +147,30 @@ def _check_size(track: Track, head: HeadModel, path: Path) -> None:
     if head.expression_names and track.expression.shape[1] > head.n_expression:
         raise InputError(
             f"{path} has {track.expression.shape[1]} expression coefficients, FLAME's; the avatar's head is "
-            f"{head.name} with {head.n_expression}: track the driving clip with that (flame-encoder track), or drive "
-            "it with ARKit's activations (a CSV of Live Link Face, blendshapes as JSON)"
+            f"{head.name} with {head.n_expression}: say of which FLAME they are with --track-head-model FILE"
         )
+
+
+def _same(a: HeadModel, b: HeadModel) -> bool:
+    """Whether two head models are one, so that coefficients of one are the other's."""
+    pairs = ((a.v_template, b.v_template), (a.expressiondirs, b.expressiondirs), (a.shapedirs, b.shapedirs))
+    return all(x.shape == y.shape and torch.equal(x, y) for x, y in pairs)
+
+
+def _fitted(run: Run, track: Track, theirs: HeadModel, path: Path, log: Callable[[str], None]) -> Track:
+    """A track of another head model on the run's; jaw and eyelids go where the avatar's own clip has them."""
+    names, jaw, lids = run.head.expression_names, True, True
+    free = None
+    if names:
+        jaw, lids = turns_jaw(run), closes_eyelids(run)
+        left_out = (*(arkit.JAW if jaw else ()), *(BLINKS if lids else ()))
+        free = [i for i, name in enumerate(names) if name not in left_out]
+    made = retargeting.retarget(track, theirs, run.head, free, jaw, lids)
+    log(
+        f"{path}: fitted from {theirs.name} to {run.head.name}, {made.error.mean():.2f} mm from the driver's face on "
+        f"average, which moves by {made.moved.mean():.2f} mm"
+    )
+    return made.track
 
 
 def _of_activations(run: Run, frames: Activations) -> Track:
@@ -127,24 +179,34 @@ def _of_activations(run: Run, frames: Activations) -> Track:
     Jaw and eyelids go where the avatar's own clip has them, for it knows no other: a tracker turns the joint and closes
     the eyelids, where another may have used jawOpen and eyeBlink*.
     """
-    n, names = len(frames.values), run.head.expression_names
+    return _activated(run, frames, run.head, run.track.shape, turns_jaw(run), closes_eyelids(run))
+
+
+def _on_open_head(run: Run, frames: Activations, head: HeadModel) -> Track:
+    """ARKit's frames on the open head's mean face, from which they are fitted to a head without their names."""
+    return _activated(run, frames, head, np.zeros(head.n_shape, np.float32), True, True)
+
+
+def _activated(run: Run, frames: Activations, head: HeadModel, shape: np.ndarray, joint: bool, lids: bool) -> Track:
+    """ARKit's frames on a head model with their names: the jaw's joint turned or not, eyelids closed or not."""
+    n, names = len(frames.values), head.expression_names
     turns = arkit.rotations(frames)
     still = np.tile(np.eye(3, dtype=np.float32), (n, 1, 1))
-    expression, jaw, eyelids = arkit.expressions(frames, run.head), still, np.zeros((n, 2), np.float32)
-    if turns_jaw(run):
+    expression, jaw, eyelids = arkit.expressions(frames, head), still, np.zeros((n, 2), np.float32)
+    if joint:
         columns = [names.index(name) for name in arkit.JAW]
-        jaw, expression[:, columns] = arkit.jaw_joint(frames, run.head)
-    if closes_eyelids(run):
+        jaw, expression[:, columns] = arkit.jaw_joint(frames, head)
+    if lids:
         columns = [names.index(name) for name in BLINKS]
         eyelids, expression[:, columns] = expression[:, columns].copy(), 0
     return Track(
-        head_model=run.head.name,
+        head_model=head.name,
         image_size=run.track.image_size,
         fps=frames.fps,
         K=run.track.K,
         names=np.array([f"{i:05d}.png" for i in range(n)]),
         valid=np.ones(n, bool),
-        shape=run.track.shape,
+        shape=shape,
         expression=expression,
         R=motions.AXES.astype(np.float32) @ turns[:, 0],
         t=np.zeros((n, 3), np.float32),

@@ -43,6 +43,7 @@ def export_frames(
     kind: str = "ply",
     transfer: Transfer = "absolute",
     log: Callable[[str], None] = lambda _: None,
+    track_head_model: str | Path | None = None,
 ) -> dict[str, int | str]:
     """Write `export/00000.ply ...` into the run's folder, static Gaussians for any 3DGS viewer; what was written.
 
@@ -52,7 +53,7 @@ def export_frames(
         expressions, jaw: a face of one's own instead; see `posed`.
         force: replace an earlier export.
         kind: of the files: one of `recon4d.splat.scene_files.KINDS`.
-        transfer, log: see `driving.track_of`.
+        transfer, log, track_head_model: see `driving.track_of`.
 
     Raises:
         InputError: options that do not fit each other, an occupied folder, an unreadable track.
@@ -60,7 +61,7 @@ def export_frames(
     if (expressions or jaw is not None) and (track or frames == "all"):
         raise InputError("--expression and --jaw make one face; leave --frames and --track away")
     if track or frames == "all":
-        motion, _ = driving.motion_of(run, track, transfer, log)
+        motion, _ = driving.motion_of(run, track, transfer, log, track_head_model)
     else:
         motion = posed(run, expressions, jaw)
     out, total = run.folder / "export", len(motion)
@@ -82,6 +83,7 @@ def export_compact(run: Run, bits: int = 8, force: bool = False) -> dict[str, fl
 def static(run: Run, motion: Motion, frame: int) -> Gaussians:
     """The Gaussians of one frame in the head's world (y up, z towards the camera), without those that nobody sees."""
     device = run.avatar.means.device
+    motion = motions.within(motion, run.motion)
     with torch.no_grad():
         splats, _ = avatars.deform(
             run.avatar,
@@ -110,6 +112,9 @@ def posed(run: Run, expressions: Sequence[str], jaw: float | None) -> Motion:
     one = run.track.take([frontal_frame(run.track)])
     if expressions:
         one = replace(one, expression=_coefficients(run, expressions)[None])
+        if driving.closes_eyelids(run):  # the avatar knows no other blink
+            columns = [run.head.expression_names.index(name) for name in driving.BLINKS]
+            one.eyelids[:], one.expression[:, columns] = one.expression[:, columns], 0
     if jaw is not None:
         turn = roma.rotvec_to_rotmat(torch.tensor([[np.radians(jaw), 0.0, 0.0]]))
         one = replace(one, jaw=turn.float().numpy())

@@ -68,6 +68,7 @@ def new(config: Config, head: HeadModel, camera: Camera, n_inputs: int, n_frames
         config.model.init_scale,
         config.model.init_opacity,
         torch.Generator().manual_seed(config.seed),
+        config.model.stretch,
     ).to(device)
     for name in TRAINED:
         getattr(avatar, name).requires_grad_(True)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gaussian_avatar.avatars import TRAINED, Avatar, new_mlp
+from gaussian_avatar.avatars import TRAINED, Avatar, extents, new_mlp
 
 UNSEEN_OPACITY = -9999.0
 ATTRIBUTES = ("mean_basis", "quat_basis", "sh0_basis")
@@ -25,7 +25,8 @@ def write_ply(path: str | Path, avatar: Avatar) -> None:
 
     Positions, scales and rotations are those in the triangle's frame. Gaussians never seen get an opacity logit of
     -9999. An MLP with more parameters than there are Gaussians goes on in `weight_module_1`, `weight_module_2` ...; a
-    comment in the header, `mlp INPUTS HIDDEN BASIS`, gives its size.
+    comment in the header, `mlp INPUTS HIDDEN BASIS`, gives its size; another, `stretch`, says that Gaussians grow and
+    shrink with their triangles.
     """
     n = len(avatar)
     columns: dict[str, np.ndarray] = {}
@@ -60,7 +61,7 @@ def write_ply(path: str | Path, avatar: Avatar) -> None:
     for name, values in columns.items():
         table[name] = values
     hidden, inputs = next(avatar.mlp.parameters()).shape
-    comments = [f"mlp {inputs} {hidden} {len(avatar.mean_basis)}"]
+    comments = [f"mlp {inputs} {hidden} {len(avatar.mean_basis)}", *["stretch"] * (avatar.extent is not None)]
     with atomic_path(path) as temporary:
         PlyData([PlyElement.describe(table, "vertex")], byte_order="<", comments=comments).write(temporary)
 
@@ -108,6 +109,7 @@ def read_ply(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
         sh0=get("f_dc_0", "f_dc_1", "f_dc_2"),
         mlp=_read_mlp(torch.cat(flat), n_inputs, basis, content.comments, path),
         seen=opacity > UNSEEN_OPACITY / 2,
+        extent=extents(head.v_template, head.faces)[face_id] if "stretch" in content.comments else None,
         **bases,
     )
     _check_values(avatar, path)
@@ -200,7 +202,8 @@ def write_compact(path: str | Path, avatar: Avatar, head_name: str, bits: int = 
     for name, value in avatar.mlp.state_dict().items():
         tensors[f"mlp.{name}"] = value.half()
     whole = {name: value.contiguous() for name, value in tensors.items()}
-    write_bytes(path, save(whole, {"format": COMPACT, "head_model": head_name}))
+    about = {"format": COMPACT, "head_model": head_name, "stretch": "yes" if avatar.extent is not None else "no"}
+    write_bytes(path, save(whole, about))
 
 
 def read_compact(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
@@ -243,6 +246,7 @@ def read_compact(path: str | Path, head: HeadModel, n_inputs: int) -> Avatar:
         bary=torch.cat([two, 1 - two.sum(1, keepdim=True)], 1),
         mlp=mlp,
         seen=torch.ones(n, dtype=torch.bool),
+        extent=extents(head.v_template, head.faces)[face_id] if metadata.get("stretch") == "yes" else None,
         **values,
     )
     _check_values(avatar, path)

@@ -125,6 +125,19 @@ def from_track(
     return Motion(vertices, inputs, Camera(K, E, width, height))
 
 
+def input_range(motion: Motion) -> tuple[Tensor, Tensor]:
+    """The least and the largest of each blendshape input of a clip, (D,) each."""
+    return motion.inputs.amin(0), motion.inputs.amax(0)
+
+
+def within(motion: Motion, known: Motion) -> Motion:
+    """A motion whose blendshape input goes no further than a clip's that the avatar has learned from.
+
+    What the basis does to further ones nobody has shown it, and it can be anything: the mesh alone goes on.
+    """
+    return replace(motion, inputs=motion.inputs.clamp(*input_range(known)))
+
+
 def cameras_of(motion: Motion, frames: np.ndarray) -> Camera:
     """The camera of the chosen frames: one, or one for each."""
     camera = motion.camera

@@ -38,17 +38,19 @@ def export_page(
     bits: int = 8,
     force: bool = False,
     log: Callable[[str], None] = lambda _: None,
+    track_head_model: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write `avatar.html` into the run's folder.
 
     Args:
-        track, transfer, log: the clip that it plays, see `driving.track_of`; None is the training clip.
+        track: the clip that it plays; None is the training clip.
+        transfer, log, track_head_model: see `driving.track_of`.
         bits: 8 or 16, of the basis.
         force: replace an earlier one.
 
     Raises InputError for a file that exists, unless `force` replaces it, and as `driving.track_of` does.
     """
-    motion, driver = driving.motion_of(run, track, transfer, log)
+    motion, driver = driving.motion_of(run, track, transfer, log, track_head_model)
     with claim(run.folder, "gaussian-avatar export html", force=force, inputs=[track], names=(PAGE,)):
         path = run.folder / PAGE
         write_text(path, page_of(run, motion, driver, bits))
@@ -163,6 +165,8 @@ def _avatar(run: Run, bits: int) -> tuple[dict[str, Any], Arrays]:
         "bary": (avatar.bary[kept, :2].clamp(0, 1) * 65535).round().numpy().astype(np.uint16),
         "network": network.numpy().astype(np.float32),
     }
+    if avatar.extent is not None:
+        arrays["extents"] = avatars.extents(run.head.v_template, run.head.faces[faces]).numpy()
     for name, values in (
         ("offsets", avatar.means),
         ("logScales", avatar.log_scales),
@@ -182,6 +186,8 @@ def _avatar(run: Run, bits: int) -> tuple[dict[str, Any], Arrays]:
         "faces": len(faces),
         "layers": [[layer.in_features, layer.out_features] for layer in linear],
         "oneSided": run.config.model.one_sided,
+        "stretch": avatars.STRETCH,
+        "inputRange": [edge.tolist() for edge in motions.input_range(run.motion)],
     }
     return about, arrays
 

@@ -49,6 +49,7 @@ def render(run: Run, motion: Motion, background: Tensor, alpha: bool = False) ->
     """
     device = run.avatar.means.device
     head = run.head.to(device)
+    motion = motions.within(motion, run.motion)
     poses = motion.camera.world_to_camera.expand(len(motion), 4, 4)
     for chunk in torch.arange(len(motion)).split(BATCH):
         camera = replace(motion.camera, world_to_camera=poses[chunk]).to(device)
@@ -77,6 +78,7 @@ def write_render(
     force: bool = False,
     transfer: Transfer = "absolute",
     log: Callable[[str], None] = lambda _: None,
+    track_head_model: str | Path | None = None,
 ) -> dict[str, int | float | str]:
     """Write `render_image/00000.png ...` and `render.mp4` into the run's folder; counts and render speed.
 
@@ -86,11 +88,11 @@ def write_render(
         alpha: RGBA pictures; the video, which has no alpha, is on the background in any case.
         turn: end the video with a turn of the head through so many degrees.
         force: replace what was rendered before.
-        transfer, log: see `driving.track_of`.
+        transfer, log, track_head_model: see `driving.track_of`.
 
     Raises InputError as `driving.track_of` does, and for renders that are there.
     """
-    motion, driver = driving.motion_of(run, track, transfer, log)
+    motion, driver = driving.motion_of(run, track, transfer, log, track_head_model)
     fps = driver.fps
     background = torch.full((3,), 1.0 if white_bg else 0.0)
     shots = [motion]

@@ -127,11 +127,15 @@ def reach_of(direction: Direction) -> float:
 
 
 def open_clips(
-    run: Run, path: str | Path | None, transfer: Transfer = "absolute", log: Callable[[str], None] = print
+    run: Run,
+    path: str | Path | None,
+    transfer: Transfer = "absolute",
+    log: Callable[[str], None] = print,
+    track_head_model: str | Path | None = None,
 ) -> dict[str, Track]:
     """The training clip, and before it another one to follow, as `driving.track_of` reads it and raises errors."""
     own = {OWN_CLIP: run.track}
-    return own if path is None else {str(path): driving.track_of(run, path, transfer, log)} | own
+    return own if path is None else {str(path): driving.track_of(run, path, transfer, log, track_head_model)} | own
 
 
 def serve(
@@ -143,11 +147,12 @@ def serve(
     announce: Callable[[str], None] = print,
     log: Callable[[str], None] = print,
     transfer: Transfer = "absolute",
+    track_head_model: str | Path | None = None,
 ) -> None:
     """Show a run's avatar in the browser until Ctrl-C.
 
     Args:
-        track, transfer: what else to follow; see `driving.track_of`.
+        track, transfer, track_head_model: what else to follow; see `driving.track_of`.
         host: the address to listen on; 0.0.0.0 is the network.
         port: 0 takes any free one.
         open_browser: open the page here.
@@ -156,7 +161,7 @@ def serve(
     Raises:
         InputError: a taken port, a host that is not this machine's, a track that does not fit.
     """
-    clips = open_clips(run, track, transfer, log)
+    clips = open_clips(run, track, transfer, log, track_head_model)
     with serving(host, port, f"{run.folder.parent.name}: {run.folder.name}", announce, log, open_browser) as server:
         viewer = set_up(server, run, clips)
         try:

@@ -31,9 +31,9 @@ function byGaussian(values, basis, n) {
   return turned;
 }
 
-// The network: blendshape input to the weights of the basis.
+// The network: blendshape input, no further than the avatar's own clip goes, to the weights of the basis.
 function blendWeights(g, input) {
-  let values = input,
+  let values = input.map((value, i) => Math.max(g.inputRange[0][i], Math.min(g.inputRange[1][i], value))),
     at = 0;
   g.layers.forEach(({ inputs, outputs }, layer) => {
     const next = new Float32Array(outputs);
@@ -49,9 +49,10 @@ function blendWeights(g, input) {
   return values;
 }
 
-// Tangent, bitangent and normal of each triangle in use, as columns, and their quaternions wxyz.
+// Tangent, bitangent and normal of each triangle in use, as columns, and their quaternions wxyz. A quaternion's square
+// is how much larger Gaussians get with the triangle, 1 where they stay as they are.
 function faceFrames(g, v) {
-  const { corners, edges, frames, faceTurns } = g;
+  const { corners, edges, extents, frames, faceTurns } = g;
   for (let f = 0; f < corners.length / 3; f++) {
     const i = 3 * corners[3 * f],
       j = 3 * corners[3 * f + 1],
@@ -71,8 +72,13 @@ function faceFrames(g, v) {
       sign = edges[uv + 4];
     column(frames, R, (ax * v2 - bx * v1) * sign, (ay * v2 - by * v1) * sign, (az * v2 - bz * v1) * sign);
     column(frames, R + 1, bx * u1 - ax * u2, by * u1 - ay * u2, bz * u1 - az * u2);
-    column(frames, R + 2, ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx);
-    quaternion(frames, R, faceTurns, 4 * f);
+    const nx = ay * bz - az * by,
+      ny = az * bx - ax * bz,
+      nz = ax * by - ay * bx;
+    column(frames, R + 2, nx, ny, nz);
+    const [least, most] = g.stretch;
+    const grown = extents ? Math.sqrt(Math.hypot(nx, ny, nz) / 2) / Math.max(extents[f], 1e-9) : 1;
+    quaternion(frames, R, faceTurns, 4 * f, Math.sqrt(Math.max(least, Math.min(most, grown))));
   }
 }
 
@@ -84,7 +90,7 @@ function column(R, at, x, y, z) {
 }
 
 // Markley 2008, as roma has it: of four vectors proportional to q, the one whose own entry is largest.
-function quaternion(R, r, q, at) {
+function quaternion(R, r, q, at, length) {
   const a = R[r],
     b = R[r + 4],
     c = R[r + 8];
@@ -103,7 +109,7 @@ function quaternion(R, r, q, at) {
   else if (x >= y && x >= z) found = [yz, x, sz, sy];
   else if (y >= z) found = [zx, sz, y, sx];
   else found = [xy, sy, sx, z];
-  const scale = 1 / Math.hypot(...found);
+  const scale = length / Math.hypot(...found);
   for (let i = 0; i < 4; i++) q[at + i] = found[i] * scale;
 }
 

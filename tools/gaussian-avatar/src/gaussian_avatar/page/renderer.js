@@ -36,6 +36,7 @@ void main() {
     1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y + w * z), 2.0 * (x * z - w * y),
     2.0 * (x * y - w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z + w * x),
     2.0 * (x * z + w * y), 2.0 * (y * z - w * x), 1.0 - 2.0 * (x * x + y * y));
+  s.xyz *= dot(p, p); // larger with its triangle
   M[0] *= s.x; M[1] *= s.y; M[2] *= s.z;
   mat3 S = M * transpose(M);
   vec4 mean = texelFetch(means, at, 0);
