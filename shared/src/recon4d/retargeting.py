@@ -129,7 +129,8 @@ def _held(
     turn, neck = track.R @ R, R.T @ track.neck @ R
 
     def turned(rotation: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        return np.einsum("nij,nj->ni", rotation, vectors)
+        answer: np.ndarray = np.einsum("nij,nj->ni", rotation, vectors)
+        return answer
 
     there = turned(track.R, turned(track.neck, t - joint_s) + joint_s) + track.t
     place = there - turned(turn, joint_t - turned(neck, joint_t))
@@ -257,4 +258,4 @@ def _cross(vectors: Tensor) -> Tensor:
     """(..., 3, 3) matrices of the cross product with vectors (..., 3)."""
     x, y, z = vectors.unbind(-1)
     zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).view(*x.shape, 3, 3)

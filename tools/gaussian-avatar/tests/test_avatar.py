@@ -196,6 +196,25 @@ def test_one_sided_hides_what_faces_away(head):
     assert not one[cosine < -0.31].any() and (cosine < -0.31).sum() > 30
 
 
+def test_gaussians_grow_with_their_triangles(head, tmp_path):
+    vertices, inputs = head.v_template[None] * torch.tensor([1.0, 1.5, 10.0])[:, None, None], torch.zeros(3, 4)
+    made = {}
+    for stretch in (False, True):
+        made[stretch] = avatars.new(head, TEX, 4, 2, 8, None, 0.5, torch.Generator().manual_seed(0), stretch)
+    plain, grown = (avatars.deform(made[s], head, vertices, inputs, torch.eye(4))[0].scales for s in (False, True))
+    ratio = grown / plain
+    for i, expected in enumerate((1.0, 1.5, avatars.STRETCH[1])):
+        torch.testing.assert_close(ratio[i], torch.full_like(ratio[i], expected), rtol=1e-3, atol=0)
+    seen = replace(made[True], seen=torch.ones(len(made[True]), dtype=torch.bool))
+    model_file.write_ply(tmp_path / "a.ply", seen)
+    model_file.write_compact(tmp_path / "a.safetensors", seen, head.name)
+    for name in ("a.ply", "a.safetensors"):
+        torch.testing.assert_close(model_file.read(tmp_path / name, head, 4).extent, seen.extent)
+    model_file.write_ply(tmp_path / "b.ply", replace(seen, extent=None))
+    assert model_file.read(tmp_path / "b.ply", head, 4).extent is None
+    assert seen.to("cpu").extent is not None
+
+
 def test_new_avatar_is_the_papers(head):
     avatar = avatars.new(head, TEX, 129, 20, 128, 0.0008, 0.5, torch.Generator().manual_seed(0))
     assert [tuple(p.shape) for p in avatar.mlp.parameters()] == [

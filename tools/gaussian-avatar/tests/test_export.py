@@ -8,7 +8,7 @@ import gsply
 import numpy as np
 import pytest
 import torch
-from gaussian_avatar import avatars, exports, model_file, motions, runs
+from gaussian_avatar import avatars, exports, model_file, motions, rendering, runs
 from gaussian_avatar.cli import main
 from gaussian_avatar.config import load_config
 from recon4d import InputError, splat
@@ -85,6 +85,25 @@ def test_a_face_that_was_never_tracked(run):
         exports.posed(run, ("grin=1",), None)
     with pytest.raises(InputError, match="--expression mouthSmileLeft must be name=number"):
         exports.posed(run, ("mouthSmileLeft",), None)
+
+
+def test_beyond_the_clip_the_basis_stays_at_its_edge(run):
+    one = replace(run.motion, vertices=run.motion.vertices[:1], inputs=run.motion.inputs[:1])
+    edge = replace(one, inputs=run.motion.inputs.amax(0)[None])
+    beyond, last, first = (
+        next(rendering.render(run, motion, torch.zeros(3)))
+        for motion in (replace(edge, inputs=edge.inputs + 10), edge, one)
+    )
+    np.testing.assert_array_equal(beyond, last)
+    assert (last != first).any()
+
+
+def test_a_blink_goes_where_the_clip_has_it(run):
+    assert run.track.eyelids.any()
+    still, closed = (exports.posed(run, (f"eyeBlinkLeft={value}",), 0.0) for value in (0, 1))
+    assert float(closed.inputs[0, -5]) == 1 and float(still.inputs[0, -5]) == 0
+    moved = (closed.vertices - still.vertices)[0].norm(dim=1)
+    assert np.corrcoef(moved, run.head.eyelids[:, :, 0].norm(dim=1))[0, 1] > 0.99
 
 
 @pytest.mark.parametrize(("bits", "nearer"), [(8, 35), (16, 50)])

@@ -27,7 +27,7 @@ def run_in(folder, track, head, **options):
     track.write(folder / "track.npz")
     write(folder / "config.yaml", load_config("cpu-quick", **options))
     generator = torch.Generator().manual_seed(1)
-    avatar = avatars.new(head, 64, motions.n_inputs(head), 4, 16, None, 0.9, generator)
+    avatar = avatars.new(head, 64, motions.n_inputs(head), 4, 16, None, 0.9, generator, stretch=True)
     places = (avatar.bary[..., None] * head.v_template[head.faces[avatar.face_id]]).sum(1)
     avatar = replace(avatar, sh0=2 * (12 * places).sin(), seen=torch.ones(len(avatar), dtype=torch.bool))
     spreads = {"means": 5e-4, "log_scales": 0.3, "quats": 0.3, "mean_basis": 3e-4, "quat_basis": 0.2, "sh0_basis": 0.3}

@@ -171,7 +171,8 @@ def _motion(head: HeadModel) -> np.ndarray:
     """(V,) how much the face's expressions and the jaw move each vertex, from `STILL` to 1."""
     jaw = head.weights[:, 2] * (head.v_template - head.joints()[0, 2]).norm(dim=1) * 0.2
     moved = (head.expressiondirs.square().sum((1, 2)) + jaw.square()).sqrt().numpy()
-    return (moved / max(np.quantile(moved, 0.95), 1e-12)).clip(STILL, 1)
+    answer: np.ndarray = (moved / max(np.quantile(moved, 0.95), 1e-12)).clip(STILL, 1)
+    return answer
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ RGBAvatar (Li et al., CVPR 2025, arXiv 2503.12886), section 3.
 
 import copy
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import roma
@@ -72,7 +73,7 @@ class Avatar:
     def to(self, device: torch.device | str) -> "Avatar":
         """The same avatar on another device; this one stays where it is."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "mlp"}
-        tensors = {name: None if value is None else value.to(device) for name, value in values.items()}
+        tensors: dict[str, Any] = {name: value if value is None else value.to(device) for name, value in values.items()}
         return Avatar(mlp=copy.deepcopy(self.mlp).to(device), **tensors)
 
 
@@ -119,6 +120,19 @@ def neighbours(head: HeadModel, tex_size: int) -> Tensor:
     near = 3 * texel_spacing(head, tex_size)[texels.tri_id[texels.mask].long()]
     apart = (points[pairs[:, 0]] - points[pairs[:, 1]]).norm(dim=1)
     return pairs[apart < near[pairs].amin(1)]
+
+
+def hidden(head: HeadModel) -> Tensor:
+    """(V,) from 0 to 1: how much of a vertex is hidden while eyes are open and the mouth is closed.
+
+    Eyelids, by how far they move, and the inside of the mouth, where the head model says what these are.
+    """
+    found = torch.zeros(len(head.v_template))
+    if head.eyelids is not None:
+        moved = head.eyelids.norm(dim=1)
+        found = (2 * moved / moved.amax(0).clamp_min(1e-9)).amax(1).clamp(0, 1)
+    inside = (head.regions or {}).get("mouth_interior")
+    return found if inside is None else torch.maximum(found, inside.float())
 
 
 def new(

@@ -34,6 +34,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     init_log_scale: Tensor  # (N, 1)
     pairs: Tensor  # (P, 2) neighbouring Gaussians
+    pair_weights: Tensor  # (P, 1) how much their difference counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,8 @@ def new(config: Config, head: HeadModel, camera: Camera, n_inputs: int, n_frames
         eps=config.train.rates.epsilon,
         fused=True,
     )
+    pairs = avatars.neighbours(head, config.model.tex_size)
+    hidden = avatars.hidden(head)[head.faces[avatar.face_id.cpu()]].mean(1)[pairs].mean(1, keepdim=True)
     return Learner(
         config=config,
         head=head.to(device),
@@ -91,7 +94,8 @@ def new(config: Config, head: HeadModel, camera: Camera, n_inputs: int, n_frames
         gains=gains,
         optimizer=optimizer,
         init_log_scale=avatar.log_scales.detach()[:, :1].clone(),
-        pairs=avatars.neighbours(head, config.model.tex_size).to(device),
+        pairs=pairs.to(device),
+        pair_weights=(1 + (config.train.losses.smooth_hidden - 1) * hidden).to(device),
     )
 
 
@@ -178,6 +182,7 @@ def step(
         images,
         learner.init_log_scale,
         learner.pairs,
+        learner.pair_weights,
     )
     optimizer.zero_grad(set_to_none=True)
     torch.stack(list(terms.values())).sum().backward()

@@ -23,8 +23,12 @@ def loss_terms(
     images: int,
     init_log_scale: Tensor,
     pairs: Tensor,
+    pair_weights: Tensor,
 ) -> dict[str, Tensor]:
-    """Weighted loss terms, those of weight 0 left out. Images (B, H, W, 3), alpha and mask (B, H, W, 1)."""
+    """Weighted loss terms, those of weight 0 left out.
+
+    Images (B, H, W, 3), alpha and mask (B, H, W, 1); pairs (P, 2) of neighbours, and how much each counts (P, 1).
+    """
     terms = {"l1": losses.l1 * (image - target).abs().mean()}
     if losses.ssim:
         terms["ssim"] = losses.ssim * (1 - ssim(image, target))
@@ -47,7 +51,8 @@ def loss_terms(
     if losses.smooth:
         relative = [avatar.log_scales - init_log_scale, avatar.means / init_log_scale.exp()]
         attributes = torch.cat([avatar.sh0, avatar.opacity_logits[:, None], *relative], 1)
-        terms["smooth"] = losses.smooth * (attributes[pairs[:, 0]] - attributes[pairs[:, 1]]).square().mean()
+        apart = (attributes[pairs[:, 0]] - attributes[pairs[:, 1]]).square()
+        terms["smooth"] = losses.smooth * (pair_weights * apart).mean()
     if losses.opaque:
         terms["opaque"] = losses.opaque * avatar.opacity_logits.neg().sigmoid().mean()
     if losses.basis:
