@@ -6,6 +6,8 @@
     python bench/live.py --offline FOLDER           trains offline on those frames; its PSNR on the same last ones
     python bench/live.py VIDEO --kill 5             kills each stage at random moments, five times each
     python bench/live.py VIDEO --sheet FILE.png     also a picture: camera, matte, avatar
+    python bench/live.py VIDEO --drift              the tracker alone, every frame of the video again and again for
+                                                    --seconds of it: how far each showing is from the last one
 
 PSNR is of the head's mask, over the last 100 frames that the stream gave out, with each avatar in their poses.
 """
@@ -23,6 +25,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 
@@ -122,6 +125,48 @@ def killed(name: str, video: Path, place: Path, moments: tuple[float, float]) ->
     return found
 
 
+def drift(video: Path, seconds: float) -> list[dict]:
+    """Of each showing of the video against the last one: the head's rotation (degrees) and the face (mm)."""
+    import roma
+    import torch
+    from recon4d.formats import track_stream
+    from recon4d.formats.track import join
+    from recon4d.head import load
+
+    frames = sum(packet.pts is not None for packet in av.open(str(video)).demux(video=0))
+    pipes: dict = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "env": os.environ | {"OMP_NUM_THREADS": "1"},
+    }
+    camera = [str(word) for word in (BIN / "prep-faces", "camera", video, "--loop", "--seconds", seconds)]
+    first = subprocess.Popen(camera, **pipes)
+    second = subprocess.Popen([BIN / "flame-encoder", "track", "--stream", "-"], stdin=first.stdout, text=True, **pipes)
+    showings: dict[int, dict] = {}
+    for line in track_stream.read_all(second.stdout, "the tracker's lines"):
+        if line.track is not None and line.track.valid[0]:
+            number = int(Path(str(line.track.names[0])).stem)
+            showings.setdefault(number // frames, {})[number % frames] = line.track
+    head = load()
+    face = torch.nonzero(head.regions["face"])[:, 0]
+    whole = [k for k in sorted(showings) if len(showings[k]) > 0.8 * frames]
+    last, rows = showings[whole[-1]], []
+    for k in whole:
+        both = [i for i in showings[k] if i in last]
+        one, other = (join([showing[i] for i in both]) for showing in (showings[k], last))
+        a, b = (track.vertices(head)[:, face] for track in (one, other))
+        R, t = roma.rigid_points_registration(a, b)
+        angle = torch.rad2deg(roma.rotmat_geodesic_distance(torch.from_numpy(one.R), torch.from_numpy(other.R)))
+        row = {
+            "seconds": (k + 0.5) * frames / float(one.fps),
+            "rotation_degrees": float(angle.median()),
+            "rotation_degrees_p95": float(angle.quantile(0.95)),
+            "face_mm": float((a @ R.mT + t[:, None] - b).norm(dim=-1).mean() * 1000),
+        }
+        rows.append({name: round(value, 3) for name, value in row.items()})
+    return rows
+
+
 def capture_of(folder: Path) -> None:
     """The kept frames as a capture for offline training: `data/head` with images and track."""
     from recon4d.formats import track_stream
@@ -200,6 +245,7 @@ def main() -> None:
     parser.add_argument("--moments", type=float, nargs=2, default=(1, 30), help="seconds after the start, from and to")
     parser.add_argument("--only", choices=STAGES, help="the one that is killed")
     parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--drift", action="store_true", help="of the tracker alone")
     parser.add_argument("--preset", default="cpu-online")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     options = parser.parse_args()
@@ -221,6 +267,9 @@ def main() -> None:
         words += ["--set", f"train.iterations={options.images}"]
         subprocess.run([str(word) for word in [BIN / "gaussian-avatar", *words]], check=True, stdout=subprocess.DEVNULL)
         print(json.dumps({"offline_psnr": round(quality(folder / "out/head/offline", folder, options.sheet), 2)}))
+        return
+    if options.drift:
+        print(json.dumps(drift(options.video, options.seconds), indent=2))
         return
     if options.kill:
         for name in STAGES if options.only is None else (options.only,):

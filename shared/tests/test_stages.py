@@ -11,10 +11,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from recon4d import threads
 from recon4d.files import InputError
 from recon4d.formats import camera_stream, track_stream
 from recon4d.formats.camera_stream import CameraFrame, Header
-from recon4d.stages import Inbox, Meter, lines_of, newest, resident_mib, until_closed, while_read, write_line
+from recon4d.stages import (
+    Inbox,
+    Meter,
+    lines_of,
+    newest,
+    resident_mib,
+    stand_back,
+    until_closed,
+    while_read,
+    write_line,
+)
 
 
 def gate(items, opened):
@@ -218,3 +229,30 @@ def some_track():
         eyes=np.tile(eye, (2, 2, 1, 1)),
         eyelids=np.zeros((2, 2), np.float32),
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a priority is of the whole process")
+def test_a_thread_that_stands_back_leaves_the_others_as_they_are():
+    before, found = os.getpriority(os.PRIO_PROCESS, 0), []
+
+    def work():
+        stand_back(3)
+        found.append(os.getpriority(os.PRIO_PROCESS, 0))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [min(before + 3, 19)] and os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+def test_a_thread_that_works_alone_does_all_itself():
+    who = []
+
+    def work():
+        threads.work_alone()
+        threads.share(lambda _: who.append(threading.current_thread()), 50)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert who == [thread] * 50

@@ -241,3 +241,13 @@ def _is_pipe(out: TextIO) -> bool:
         return hasattr(select, "poll") and stat.S_ISFIFO(os.fstat(out.fileno()).st_mode)
     except (OSError, ValueError):  # closed here, or no file at all
         return False
+
+
+def stand_back(by: int = 10) -> None:
+    """Lower the priority of this thread and of those it starts from now on, by so much niceness; on Linux only.
+
+    For work that has no deadline beside work that has one: elsewhere a priority is of the whole process.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a sandbox that forbids it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + by)

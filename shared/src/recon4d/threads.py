@@ -26,6 +26,7 @@ _idle_team: threading.Thread | None = None
 _size = 0
 _lock = threading.Lock()
 _announced: set[str] = set()
+_own = threading.local()
 
 
 def _forget() -> None:
@@ -69,12 +70,17 @@ def _executor(workers: int) -> ThreadPoolExecutor:
         return _pool
 
 
+def work_alone() -> None:
+    """This thread does what it shares itself from now on: it must not wait for threads of less priority."""
+    _own.alone = True
+
+
 def share(work: Callable[[int], Any], parts: int) -> None:
     """Call `work(i)` once for each i below `parts`, on up to `count()` threads of which the caller is one.
 
     Parts are begun in order. The first exception of a part is raised, after the others under way have ended.
     """
-    helpers = min(count(), parts) - 1
+    helpers = 0 if getattr(_own, "alone", False) else min(count(), parts) - 1
     if helpers <= 0:
         for part in range(parts):
             work(part)

@@ -162,13 +162,20 @@ def test_the_switches(head, ring, tmp_path):
 
     until(lambda: images() > 6)
     wishes.learn = False
-    time.sleep(0.3)
+
+    def still():
+        before = images()
+        time.sleep(0.5)  # a step under way may end
+        return images() == before
+
+    until(still)
     frozen, shown = images(), len(seen)
     until(lambda: len(seen) > shown + 5)
     assert images() == frozen and seen[-1].avatar is not None  # it is driven, and learns nothing
     wishes.save = True
     until(lambda: (output / "model.ply").exists())
-    assert f"saved in {output}" in said and kept and not (ring[0] / camera_stream.AGAIN).exists()
+    until(lambda: kept)
+    assert f"saved in {output}" in said and not (ring[0] / camera_stream.AGAIN).exists()
     wishes.again = True
     until(lambda: "a new avatar begins" in said)
     assert (ring[0] / camera_stream.AGAIN).exists()

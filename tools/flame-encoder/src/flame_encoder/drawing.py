@@ -24,10 +24,9 @@ def shaded(
     """Grey shading (H, W, 3) in [0, 1] and mask (H, W) of a mesh (1, V, 3) in camera space, lit from the camera."""
     camera = cameras.Camera(torch.from_numpy(K), torch.eye(4), size[1], size[0])
     rast = mesh.rasterize(camera.clip(vertices), head.faces, size)
-    normals = mesh.interpolate(mesh.vertex_normals(vertices, head.faces), rast, head.faces)[0]
-    facing = torch.nn.functional.normalize(normals, dim=-1)[..., 2].neg().clamp(0, 1)
-    grey = (0.25 + 0.7 * facing).numpy()
-    return np.repeat(grey[..., None], 3, -1), rast.mask[0].numpy()
+    facing = mesh.vertex_normals(vertices, head.faces)[..., 2:].neg().clamp(0, 1)
+    grey = 0.25 + 0.7 * mesh.interpolate(facing.contiguous(), rast, head.faces)[0]
+    return grey.expand(-1, -1, 3).numpy(), rast.mask[0].numpy()
 
 
 def contact_sheet(path: Path, pictures: list[np.ndarray], columns: int = 4, width: int = 320) -> None:

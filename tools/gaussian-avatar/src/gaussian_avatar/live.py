@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from recon4d import InputError
+from recon4d import InputError, threads
 from recon4d.formats import track_stream
 from recon4d.formats.camera_stream import AGAIN, OVER
 from recon4d.formats.track import Track, join
 from recon4d.head import HeadModel
-from recon4d.stages import Inbox, Meter
+from recon4d.stages import Inbox, Meter, stand_back
 
-from gaussian_avatar import avatars, checkpoint, learners, model_file, motions, running_mean, sampling
+from gaussian_avatar import avatars, checkpoint, learners, memory, model_file, motions, running_mean, sampling
 from gaussian_avatar.avatars import Avatar
 from gaussian_avatar.backgrounds import random_backgrounds
 from gaussian_avatar.checkpoint import CHECKPOINT
@@ -36,6 +36,7 @@ WAITING = 8  # frames that may wait to be taken; then the oldest is dropped
 SWITCH = 5e-4  # seconds after which Python lets another thread go on: showing and serving are not to wait for learning
 TRACKED = 1500  # of the last frames in track.npz
 TRACKER_DIED = "the tracker's lines stopped without an end: flame-encoder track has died"
+TIDYING = 5.0  # seconds between two returns of freed memory
 RECOGNISABLE = 60  # images learned from, after which a face is one's own
 
 
@@ -159,15 +160,19 @@ def run(
     session = _Session(config, head, device, page, folder, inbox, log, output if resume else None)
     sys.setswitchinterval(SWITCH)
     looking = threading.Thread(target=_look, args=(session,), name="show", daemon=True)
+    learning = threading.Thread(target=_learn_on, args=(session, output, keep), name="learn", daemon=True)
     looking.start()
+    learning.start()
     try:
-        _learn_on(session, output, keep)
+        while learning.is_alive():
+            learning.join(0.1)  # Ctrl-C gets through
     except KeyboardInterrupt:
         session.ended = "stopped"
+    session.over.set()
+    learning.join()
     if session.ended:
         with contextlib.suppress(OSError):  # the folder is the camera's, which may be gone
             (folder / OVER).write_text(session.ended)
-    session.over.set()
     looking.join()
     error, state = session.error, session.state
     if error is not None and (state is None or not state.images or not isinstance(error, InputError)):
@@ -180,6 +185,7 @@ def run(
 
 def _look(session: _Session) -> None:
     """Until nothing more comes: take frames, keep those that show the head, show the newest and the avatar."""
+    threads.work_alone()
     try:
         while not session.over.is_set() and (taken := session.inbox.take(0.1)) is not None:
             newest: tuple[Arrival, Frame | None] | None = None
@@ -242,8 +248,20 @@ def _show(session: _Session, item: Arrival, frame: Frame | None) -> None:
 
 
 def _learn_on(session: _Session, output: Path, keep: Callable[[], None]) -> None:
-    """Until the other thread is at its end: learn, save now and then, do what is wished for."""
+    """Learn, behind what has to be in time: frames are to be shown, and the stages before need the cores too."""
+    stand_back()
+    threads.share(lambda _: None, threads.count())  # starts the threads that help: they stand back as well
+    try:
+        _learn_until_over(session, output, keep)
+    except BaseException as error:  # raised again by the main thread
+        session.error = error
+    session.over.set()
+
+
+def _learn_until_over(session: _Session, output: Path, keep: Callable[[], None]) -> None:
+    """Until frames are at their end: learn, save now and then, do what is wished for."""
     wishes, saving, saved = session.page.wishes, None, time.monotonic()
+    tidied = saved
     every = session.config.train.preview_seconds
     while not session.over.is_set():
         state = session.state
@@ -264,6 +282,9 @@ def _learn_on(session: _Session, output: Path, keep: Callable[[], None]) -> None
             saving = threading.Thread(target=_publish, args=(output, *_snapshot(session, state)), name="save")
             saving.start()
             keep()
+        if now - tidied > TIDYING:
+            memory.give_back()
+            tidied = now
         if wishes.stop:
             session.ended = "stopped"
             break

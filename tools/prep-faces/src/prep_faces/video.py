@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,12 +13,12 @@ from typing import Any
 import av
 import cv2
 import numpy as np
-from recon4d import InputError, hdr, images
+from recon4d import InputError, hdr, images, landmarker
 from recon4d.records import Record, Watch, number, record, run, unwatched
 
-from prep_faces.dlib_faces import find_boxes
-from prep_faces.image_files import scaled
 from prep_faces.upright import upright
+
+LOOKING = threading.Lock()  # the detector looks at one picture at a time
 
 
 @dataclass(frozen=True)
@@ -164,12 +165,11 @@ def sharpness(image: np.ndarray) -> tuple[float, bool]:
     (Pech-Pacheco et al. 2000, Diatom autofocusing in brightfield microscopy: LAPV.) Returns it and whether there
     was a face.
     """
-    scale = min(1.0, 320 / max(image.shape[:2]))  # the box need not be precise
-    small = scaled(image, scale * max(image.shape[:2]))
-    boxes, _ = find_boxes(small)
+    with LOOKING:
+        boxes = landmarker.detect(image)[0]
     region = image
     if len(boxes):
-        x0, y0, x1, y1 = np.rint(boxes[0] / scale).astype(int).clip(0)
+        x0, y0, x1, y1 = np.rint(boxes[0]).astype(int).clip(0)
         region = image[y0 : y1 + 1, x0 : x1 + 1]
     grey = cv2.cvtColor(region if region.size else image, cv2.COLOR_RGB2GRAY)
     return float(cv2.Laplacian(grey, cv2.CV_64F).var()), bool(len(boxes))

@@ -7,7 +7,7 @@ grid of directions and both eyes together, is the likelihood of a direction; the
 
 import numpy as np
 import torch
-from recon4d import mesh
+from recon4d import mesh, threads
 from recon4d.cameras import Camera
 from recon4d.formats.track import Track
 from recon4d.head import HeadModel
@@ -47,7 +47,8 @@ def measure(head: HeadModel, windows: Windows, track: Track, vertices: Tensor, s
     for number, ball in enumerate(balls, 1):
         eyes[torch.isin(head.faces, ball).all(1)] = number
     size = windows.images.shape[1]
-    for i in range(len(vertices)):
+
+    def look(i: int) -> None:
         K = windows.K(track.K, i)
         rast = mesh.rasterize(Camera(K, torch.eye(4), size, size).clip(vertices[i : i + 1]), head.faces, (size, size))
         seen = torch.where(rast.mask[0], eyes[rast.tri_id[0].clamp_min(0).long()], 0)
@@ -64,11 +65,13 @@ def measure(head: HeadModel, windows: Windows, track: Track, vertices: Tensor, s
             likelihood += -0.5 * INDEPENDENT * len(row) * torch.log(1 - _correlation(model, grey[row, column]) ** 2)
             pixels += len(row)
         if not pixels:
-            continue
+            return
         weight = torch.softmax(likelihood + prior, 0)
         means[i] = weight @ directions
         spread = directions - means[i]
         information[i] = torch.linalg.inv((spread * weight[:, None]).T @ spread + STEP**2 / 12 * torch.eye(2))
+
+    threads.share(look, len(vertices))
     return means, information
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import recon4d.images
 import torch
@@ -31,7 +32,8 @@ def overlays(head: HeadModel, track: Track, frames: Path, seen: np.ndarray, rows
             raise InputError(f"{path} is no longer {width}x{height}; make the frames again")
         vertices = track.vertices(head, np.array([i]))
         shading, mask = drawing.shaded(head, vertices, track.K, (height, width))
-        out[mask] = (0.45 * out[mask] + 0.55 * 255 * shading[mask]).round()
+        grey = cv2.cvtColor((255 * shading[..., 0]).astype(np.uint8), cv2.COLOR_GRAY2RGB)
+        cv2.copyTo(cv2.addWeighted(out, 0.45, grey, 0.55, 0), mask.astype(np.uint8), out)
         model = head.landmarks(vertices)[0] @ torch.from_numpy(track.K).T
         for points, colour in ((seen[i], drawing.GREEN), ((model[:, :2] / model[:, 2:]).numpy(), drawing.RED)):
             drawing.dot(out, points, colour)

@@ -125,14 +125,17 @@ def cut(frames: list[Path], track: Track, vertices: Tensor) -> Windows:
     size = int(np.ceil(scale * extent))
     offset = size / 2 - scale * (low + high) / 2
     images = np.empty((len(frames), size, size, 3), np.uint8)
-    for i, path in enumerate(frames):
-        image = recon4d.images.read(path)
+
+    def fill(i: int) -> None:
+        image = recon4d.images.read(frames[i])
         if scale < 1:
             image = cv2.GaussianBlur(image, (0, 0), 0.4 / scale)
         # OpenCV's pixel centres are whole numbers, ours at +0.5.
         shift = offset[i] + 0.5 * scale - 0.5
         warp = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
         images[i] = cv2.warpAffine(image, warp, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+    threads.share(fill, len(frames))
     return Windows(images, scale, offset)
 
 
@@ -145,9 +148,13 @@ def looks(surface: Surface, windows: Windows, track: Track, vertices: Tensor) ->
     head = surface.head
     chosen = track.valid.nonzero()[0]
     chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, SAMPLED_FRAMES).round().astype(int))]
-    colour, weight, normal = (
-        torch.stack(part) for part in zip(*(_texel_colours(surface, windows, track, vertices, i) for i in chosen))
-    )
+    found: list[Any] = [None] * len(chosen)
+
+    def see(k: int) -> None:
+        found[k] = _texel_colours(surface, windows, track, vertices, chosen[k])
+
+    threads.share(see, len(chosen))
+    colour, weight, normal = (torch.stack(part) for part in zip(*found))
     prior = torch.full((len(surface.texel_faces), 3), 0.4)
     if head.albedo_mean is not None:
         small = torch.nn.functional.interpolate(head.albedo_mean.permute(2, 0, 1)[None], (TEXELS, TEXELS), mode="area")
@@ -162,9 +169,13 @@ def looks(surface: Surface, windows: Windows, track: Track, vertices: Tensor) ->
         unseen = albedo.isnan().any(1)
         albedo = torch.where(unseen[:, None], prior, albedo).clamp(0, 1.5)
         seen = weight * ~unseen
-        light = torch.stack(
-            [_fit_light(b, albedo, c, w, clip) for b, c, w in zip(basis, colour, seen)],
-        )
+        fitted = torch.zeros(len(chosen), 9, 3)
+
+        def fit(k: int, albedo: Tensor = albedo, seen: Tensor = seen, fitted: Tensor = fitted) -> None:
+            fitted[k] = _fit_light(basis[k], albedo, colour[k], seen[k], clip)
+
+        threads.share(fit, len(chosen))
+        light = fitted
     texture = torch.zeros(TEXELS, TEXELS, 3)
     texture[surface.mask] = albedo
     every = torch.from_numpy(

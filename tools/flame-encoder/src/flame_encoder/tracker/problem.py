@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import roma
 import torch
+from recon4d import threads
 from recon4d.formats.track import Track
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from flame_encoder.tracker.observations import Observations
 from flame_encoder.tracker.photometric import Matches
 from flame_encoder.tracker.points import FACING, Points, Rig, eye_rotation
 
-CHUNK = 64  # frames linearised at a time
+CHUNK = 16  # frames linearised at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,11 +316,16 @@ class Problem:
 
     def cost(self, g: Tensor, q: Tensor, rows: Tensor) -> float:
         """The data terms (Geman-McClure at 3 sigma) plus the priors."""
-        total = 0.0
-        for part in self._chunks():
-            for (r, *_), share in zip(self._residuals(g, q, rows, part), self.shares):
+        chunks = self._chunks()
+        each = [0.0] * len(chunks)
+
+        def add(k: int) -> None:
+            for (r, *_), share in zip(self._residuals(g, q, rows, chunks[k]), self.shares):
                 squared = r.double().square().sum(-1)
-                total += share * float((9 * squared / (9 + squared)).sum())
+                each[k] += share * float((9 * squared / (9 + squared)).sum())
+
+        threads.share(add, len(chunks))
+        total = sum(each)
         total += float((q.square() * self.frame_prior).sum())
         total += float(((g - self.shared_mean).square() * self.shared_prior).sum())
         total += float(self.size_weight * (self.rig.size(g) - 1) ** 2)
@@ -342,9 +348,12 @@ class Problem:
         G, P = len(g), self.rig.columns.size
         A = torch.zeros(self.n, P, P, dtype=torch.float64)
         B = torch.zeros(self.n if shared else 0, P, G, dtype=torch.float64)
-        C = torch.zeros(G, G, dtype=torch.float64)
-        a, c = torch.zeros(self.n, P, dtype=torch.float64), torch.zeros(G, dtype=torch.float64)
-        for part in self._chunks():
+        a = torch.zeros(self.n, P, dtype=torch.float64)
+        chunks = self._chunks()
+        Cs, cs = torch.zeros(len(chunks), G, G, dtype=torch.float64), torch.zeros(len(chunks), G, dtype=torch.float64)
+
+        def add(k: int) -> None:
+            part = chunks[k]
             for (r, Jg, Jq), share in zip(self._residuals(g, q, rows, part, shared, frame=True), self.shares):
                 # Geman-McClure by reweighting: its gradient is that of the squares weighted by (9 / (9 + r^2))^2.
                 robust = share**0.5 * (9 / (9 + r.square().sum(-1)))[..., None]
@@ -356,8 +365,11 @@ class Problem:
                     Jg = (Jg * robust[..., None]).flatten(1, 2)
                     B[part] += (Jq.mT @ Jg).double()
                     flat = Jg.flatten(0, 1)
-                    C += (flat.mT @ flat).double()
-                    c += (flat.mT @ r.flatten()).double()
+                    Cs[k] += (flat.mT @ flat).double()
+                    cs[k] += (flat.mT @ r.flatten()).double()
+
+        threads.share(add, len(chunks))
+        C, c = Cs.sum(0), cs.sum(0)
         excess = self._excess(q)
         diagonal = self.frame_prior + self.bound_weight * (excess != 0)
         A.diagonal(dim1=1, dim2=2).add_(diagonal)
