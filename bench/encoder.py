@@ -1,105 +1,229 @@
-"""How good an encoder is: on synthetic people it has not seen, and on photographs against a landmark detector.
+"""How good an encoder is: on drawn people it has not seen, and on photographs against a landmark detector.
 
-    python bench/encoder.py                                     # the shipped encoder, 200 people
-    python bench/encoder.py --encoder outputs/eidolon_encoder_final.pth --images frames --landmarks landmarks
+    python bench/encoder.py                                       # the shipped encoder, 200 people
+    python bench/encoder.py --encoder outputs/eidolon_encoder_final.pth --photos photos --sheet sheet.png
 
-Prints one JSON object. Errors of vertices are means over the whole head, millimetres: `posed_mm` about the middle of
-the face, `aligned_mm` after the best rigid motion, `mean_head_mm` the same for the mean head in its stead. Errors of
-landmarks are per cent of the distance between the outer eye corners.
+Prints one JSON object. `raw` is the network alone, `refined` the solver after it, `raw_5` and `refined_5` with five
+pictures of each person; `mean` is the mean head, skin and light in their stead.
+
+`aligned_mm`: vertices of the whole posed head after the best rigid motion, mean; `identity_mm`: the same without pose
+and expression. `landmarks_percent`: of the distance between the outer eye corners. `albedo`: mean difference of the
+face's sRGB colours, of 255. `light_percent`: difference of the irradiance on what faces the camera, of its mean.
+`rank`: how often the right one of 100 people, known from one other picture (`_5`: from five), is among the likeliest.
+
+Pictures are drawn at twice the size that the network sees, and the landmarker looks at those; `small` is the measure of
+earlier versions, whose pictures had the network's size: the network alone, without points.
 """
 
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import recon4d.images
 import roma
 import torch
-from flame_encoder.encoder import losses, rendering, samples, synthetic, trained
+from flame_encoder import drawing
+from flame_encoder.encoder import (
+    identity,
+    overlays,
+    photographs,
+    rendering,
+    samples,
+    second_stage,
+    skin,
+    synthetic,
+    trained,
+    vector,
+)
+from flame_encoder.encoder.encodings import Encoding
+from flame_encoder.encoder.face_boxes import Where, box_around
+from flame_encoder.encoder.losses import judge
 from flame_encoder.encoder.trained import Encoder
 from flame_encoder.frames import frame_paths
+from recon4d import cameras, mesh
+from recon4d.head import with_uv
+from recon4d.head.model import outer_eyes
 from torch import Tensor
 
 UNSEEN = 987_654_321  # a seed that no training uses
+PICTURES = 5  # of each person
+RANKS = (1, 2, 5, 10, 20)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", type=Path)
     parser.add_argument("--people", type=int, default=200)
-    parser.add_argument("--images", type=Path)
-    parser.add_argument("--landmarks", type=Path)
+    parser.add_argument("--crowd", type=int, default=100, help="people of whom one is to be picked")
+    parser.add_argument("--photos", type=Path, help="a folder of photographs")
+    parser.add_argument("--sheet", type=Path, help="PNG: each photograph, the network's head, the refined head")
+    parser.add_argument("--solved", type=int, help="people whose pictures are refined, too  [all]")
+    parser.add_argument("--solved-5", type=int, help="people of whom five pictures are, together  [all]")
+    parser.add_argument("--keep", type=Path, help="npz that keeps the drawn people for the next run")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     encoder = trained.load(options.encoder)
-    found = {"encoder": str(options.encoder or "shipped"), "backbone": encoder.backbone} | of_people(
-        encoder, options.people
-    )
-    if options.images:
-        found |= of_images(encoder, options.images, options.landmarks)
+    found: dict = {"encoder": str(options.encoder or "shipped"), "backbone": encoder.backbone}
+    if options.people:
+        batch, pictures = kept(encoder, max(options.people, options.crowd), options.keep)
+        found |= of_people(encoder, batch, options.crowd)
+        found |= of_solved(encoder, batch, pictures, options.solved, options.solved_5)
+        found["small"] = of_small(encoder, options.people)
+    if options.photos:
+        found["photographs"] = of_photographs(encoder, options.photos, options.sheet)
     print(json.dumps(found, indent=2))
 
 
-@torch.no_grad()
-def of_people(encoder: Encoder, count: int) -> dict:
-    """Errors on `count` synthetic people, and milliseconds per image."""
-    scene = synthetic.scene(encoder.head, encoder.layout, encoder.view)
-    people = samples.Synthetic(scene, count, UNSEEN)
-    start = time.perf_counter()
-    items = [people[i] for i in range(count)]
-    drawing = time.perf_counter() - start
-    batch = samples.collate(items)
-    times, vectors = [], []
-    for image in batch.images:
-        start = time.perf_counter()
-        vectors.append(encoder.network(image[None]))
-        times.append(time.perf_counter() - start)
-    parts, truth = encoder.layout.split(torch.cat(vectors)), encoder.layout.split(batch.vectors)
-    judge = losses.judge(encoder.head, encoder.layout, encoder.view)
-    posed, aligned, mean = [], [], []
-    for i in range(count):
-        mine, goal = ({k: v[[i]] for k, v in p.items()} for p in (parts, truth))
-        ours, theirs = (rendering.turned(encoder.head, p)[0] for p in (mine, goal))
-        posed.append((ours - theirs).norm(dim=-1).mean())
-        aligned.append(after_alignment(ours, theirs))
-        mean.append(after_alignment(encoder.head.v_template, theirs))
-    points = losses.landmark_pixels(judge, rendering.turned(judge.points, parts), parts["transl"])
-    error = landmark_error(points, batch.landmarks)
-    return {
-        "people": count,
-        "posed_mm": millimetres(posed),
-        "aligned_mm": millimetres(aligned),
-        "mean_head_mm": millimetres(mean),
-        "landmarks_percent": round(error.mean().item(), 2),
-        "landmarks_percent_median": round(error.median().item(), 2),
-        "ms_per_image": round(1000 * float(np.median(times)), 2),
-        "ms_to_draw_a_person": round(1000 * drawing / count, 1),
-    }
+# -- drawn people ----------------------------------------------------------------------------------------------------
 
 
-def of_images(encoder: Encoder, images: Path, landmarks: Path) -> dict:
-    """Landmarks of the encoded heads against the files', inner points alone and all; crops from the same files."""
-    folder = samples.Folder(images, landmarks, encoder.layout, encoder.view)
-    batch = samples.collate([folder[i] for i in range(len(folder))])
-    judge = losses.judge(encoder.head, encoder.layout, encoder.view)
+def drawn(encoder: Encoder, people: int, pictures: int, look: int = synthetic.LOOK) -> tuple[samples.Batch, np.ndarray]:
+    """`pictures` of each of `people`, those of one after another; and the pictures as they were drawn."""
+    scene = synthetic.scene(with_uv(encoder.head), encoder.layout, encoder.view, look)
+    made = [synthetic.sample(scene, UNSEEN, i, who=i // pictures) for i in range(people * pictures)]
+    items = [samples.Item(s.image, s.landmarks, s.vector, True, s.points, i // pictures) for i, s in enumerate(made)]
+    return samples.collate(items), np.stack([s.picture for s in made])
+
+
+def kept(encoder: Encoder, people: int, path: Path | None) -> tuple[samples.Batch, np.ndarray]:
+    """`PICTURES` of each of `people`, from a file if it is there."""
+    if path is not None and path.is_file():
+        with np.load(path) as arrays:
+            pictures = arrays["pictures"]
+            return samples.Batch(**{k: torch.from_numpy(v) for k, v in arrays.items() if k != "pictures"}), pictures
+    batch, pictures = drawn(encoder, people, PICTURES)
+    if path is not None:
+        np.savez(path, pictures=pictures, **{name: value.numpy() for name, value in vars(batch).items()})
+    return batch, pictures
+
+
+def encoded(
+    encoder: Encoder, batch: samples.Batch, rows: list[int], look: int = synthetic.LOOK
+) -> tuple[Encoding, list[Where]]:
+    """The network's answers to some pictures, as `photographs.look` gives them for files `look` times as large."""
+    size = encoder.view.size * look
     with torch.no_grad():
-        parts = encoder.layout.split(encoder.network(batch.images))
-        points = losses.landmark_pixels(judge, rendering.turned(judge.points, parts), parts["transl"])
-    inner = landmark_error(points, batch.landmarks, slice(17, None))
-    names = [path.name for path, _ in folder.pairs]
+        vectors = encoder.network(batch.images[rows], batch.points[rows]).numpy()
+    faces = []
+    for points in batch.points[rows].numpy() * look:
+        there = bool(np.isfinite(points).all())
+        box = box_around(points) if there else np.array([0, 0, size, size], np.float32)
+        faces.append(Where(box, points.astype(float) if there else None, there))
+    crops = torch.tensor([[0, 0, size]]).repeat(len(rows), 1)
+    sizes = [(size, size)] * len(rows)
+    return photographs.as_encoding(
+        encoder, [str(i) for i in rows], sizes, torch.from_numpy(vectors), crops, faces
+    ), faces
+
+
+def of_people(encoder: Encoder, batch: samples.Batch, crowd: int) -> dict:
+    """What drawn people say of the network."""
+    people = len(batch.vectors) // PICTURES
+    first = list(range(0, PICTURES * people, PICTURES))
+    truth = batch.vectors[first]
+    raw, _ = encoded(encoder, batch, first)
+    found: dict = {"people": people, "faces_found": round(float(raw.found.mean()), 3)}
+    found["mean"] = figures(encoder, average(encoder, batch, first), truth)
+    found["raw"] = figures(encoder, torch.from_numpy(raw.vectors), truth) | landmarks(encoder, raw, batch, first)
+    found["raw_5"] = figures(encoder, of_groups(encoder, batch, people, None), truth)
+    if encoder.measured is not None:
+        answers = vector.identity_of(encoder.layout, answers_of(encoder, batch)).double().numpy()
+        answers = answers.reshape(people, PICTURES, -1)[:crowd]
+        found["rank"] = ranks(encoder, answers[:, :1], answers[:, 1:2])
+        found["rank_5"] = ranks(encoder, answers[:, 1:], answers[:, :1])
+    times = []
+    for image, points in zip(batch.images[:50], batch.points[:50]):
+        begun = time.perf_counter()
+        with torch.no_grad():
+            encoder.network(image[None], points[None])
+        times.append(time.perf_counter() - begun)
+    return found | {"ms_per_picture": round(1000 * float(np.median(times)), 2)}
+
+
+def average(encoder: Encoder, batch: samples.Batch, rows: list[int]) -> Tensor:
+    """The mean head from the front, with the mean light and skin of other pictures."""
+    rest = torch.zeros_like(batch.vectors[rows])
+    start = encoder.layout.shape + encoder.layout.expression
+    rest[:, start : start + 6] = torch.tensor(vector.IDENTITY_6D)
+    rest[:, -encoder.layout.detail :] = batch.vectors[1::PICTURES, -encoder.layout.detail :].mean(0)
+    return rest
+
+
+def of_solved(encoder: Encoder, batch: samples.Batch, pictures: np.ndarray, one: int | None, five: int | None) -> dict:
+    """What they say of the second stage, of the first so many people; and of the network on the same people."""
+    people = len(batch.vectors) // PICTURES
+    found: dict = {}
+    first = list(range(0, PICTURES * people, PICTURES))[:one]
+    if first:
+        truth = batch.vectors[first]
+        raw, faces = encoded(encoder, batch, first)
+        begun = time.perf_counter()
+        points = second_stage.refined(encoder, raw, faces, None)
+        done = second_stage.refined(encoder, raw, faces, lambda k: pictures[first[k]])
+        found["ms_to_refine_twice"] = round(1000 * (time.perf_counter() - begun) / len(first), 1)
+        for name, each in (("raw", raw), ("points", points), ("refined", done)):
+            vectors = torch.from_numpy(each.vectors)
+            found[name] = figures(encoder, vectors, truth) | landmarks(encoder, each, batch, first)
+        found["mean"] = figures(encoder, average(encoder, batch, first), truth)
+    count = people if five is None else min(five, people)
+    if count:
+        truth = batch.vectors[first[:count]]
+        for name, drawings in (("raw_5", None), ("refined_5", pictures)):
+            found[name] = figures(encoder, of_groups(encoder, batch, count, drawings), truth)
+    return {"solved": {"people": len(first), "people_5": count} | found}
+
+
+def of_groups(encoder: Encoder, batch: samples.Batch, people: int, pictures: np.ndarray | None) -> Tensor:
+    """The vectors of the first picture of each person, of an identity from all of their pictures."""
+    found = []
+    for k in range(people):
+        rows = list(range(PICTURES * k, PICTURES * (k + 1)))
+        raw, faces = encoded(encoder, batch, rows)
+        one = photographs.of_one_person(encoder, raw) if raw.found.any() else raw
+        if pictures is not None:
+            one = second_stage.refined(encoder, one, faces, lambda i, rows=rows: pictures[rows[i]])
+        found.append(torch.from_numpy(one.vectors[:1]))
+    return torch.cat(found)
+
+
+def answers_of(encoder: Encoder, batch: samples.Batch) -> Tensor:
+    with torch.no_grad():
+        parts = [encoder.network(a, b) for a, b in zip(batch.images.split(64), batch.points.split(64))]
+    return torch.cat(parts)
+
+
+def figures(encoder: Encoder, vectors: Tensor, truth: Tensor) -> dict[str, float]:
+    """Errors of vectors (N, size), means over N: see the module."""
+    head, layout = encoder.head, encoder.layout
+    posed, same, albedo, light = [], [], [], []
+    small = rendering.reduced(with_uv(head), 64)
+    face = texels(small)
+    directions = np.random.default_rng(0).standard_normal((256, 3))
+    directions[:, 2] = np.abs(directions[:, 2])
+    towards = torch.from_numpy(directions / np.linalg.norm(directions, axis=1, keepdims=True)).float()
+    for mine, goal in zip(vectors, truth):
+        ours, theirs = (layout.split(one[None]) for one in (mine, goal))
+        posed.append(after_alignment(*(rendering.turned(head, one)[0] for one in (ours, theirs))))
+        same.append(after_alignment(*(head(one["shape"][:, : head.n_shape])[0] for one in (ours, theirs))))
+        albedo.append((vector.albedo(small, ours) - vector.albedo(small, theirs))[0][face].abs().mean())
+        shine, true = (mesh.sh_irradiance(towards, vector.light(one)[0]) for one in (ours, theirs))
+        light.append((shine - true).abs().mean() / true.mean())
     return {
-        "images": len(frame_paths(images)),
-        "faces": len(folder),
-        "landmarks_percent_images": round(landmark_error(points, batch.landmarks).mean().item(), 2),
-        "inner_landmarks_percent_images": round(inner.mean().item(), 2),
-        "each": {name: round(value, 2) for name, value in zip(names, inner.tolist())},
+        "aligned_mm": round(1000 * float(torch.stack(posed).mean()), 2),
+        "identity_mm": round(1000 * float(torch.stack(same).mean()), 2),
+        "albedo": round(255 * float(torch.stack(albedo).mean()), 1),
+        "light_percent": round(100 * float(torch.stack(light).mean()), 1),
     }
 
 
-def landmark_error(points: Tensor, truth: Tensor, which: slice = slice(None)) -> Tensor:
-    """(B,) mean distance in per cent of the distance between the true outer eye corners."""
-    eyes = (truth[:, 36] - truth[:, 45]).norm(dim=-1)
-    return 100 * (points - truth)[:, which].norm(dim=-1).mean(1) / eyes
+def texels(head) -> Tensor:
+    """(T, T) bool: texels of the face."""
+    baked = mesh.bake_uv(head.vt, head.ft, head.albedo_mean.shape[:2])
+    answer: Tensor = baked.mask & skin.face(head)[baked.tri_id.long().clamp_min(0)]
+    return answer
 
 
 def after_alignment(points: Tensor, goal: Tensor) -> Tensor:
@@ -107,8 +231,101 @@ def after_alignment(points: Tensor, goal: Tensor) -> Tensor:
     return (points @ R.T + t - goal).norm(dim=-1).mean()
 
 
-def millimetres(values: list[Tensor]) -> float:
-    return round(1000 * torch.stack(values).mean().item(), 2)
+def landmarks(encoder: Encoder, found: Encoding, batch: samples.Batch, rows: list[int]) -> dict[str, float]:
+    """The 68 landmarks of encoded heads against the true ones."""
+    error = []
+    for k, i in enumerate(rows):
+        truth = batch.landmarks[i] * (int(found.image_sizes[k][0]) / encoder.view.size)
+        unit = (truth[36] - truth[45]).norm()
+        error.append(100 * (overlays.landmarks(encoder.head, found, k) - truth).norm(dim=-1).mean() / unit)
+    return {"landmarks_percent": round(float(torch.stack(error).mean()), 2)}
+
+
+def ranks(encoder: Encoder, gallery: np.ndarray, probes: np.ndarray) -> dict[str, float]:
+    """How often person k of probes (P, n, I) is among the first of a gallery (P, m, I), per cent."""
+    assert encoder.measured is not None
+    score = identity.scorer(encoder.measured, probes.shape[1], gallery.shape[1])
+    likeness = np.array([[score(probe, known) for known in gallery] for probe in probes])
+    own = np.diag(likeness)[:, None]
+    place = (likeness > own).sum(1)
+    cut = likeness > 0
+    others = ~np.eye(len(probes), dtype=bool)
+    return {str(rank): round(100 * float((place < rank).mean()), 1) for rank in RANKS} | {
+        "same_said_same": round(100 * float(np.diag(cut).mean()), 1),
+        "others_said_same": round(100 * float(cut[others].mean()), 1),
+    }
+
+
+def of_small(encoder: Encoder, people: int) -> dict[str, float]:
+    """The measure of earlier versions."""
+    batch, _ = drawn(encoder, people, 1, look=1)
+    with torch.no_grad():
+        vectors = torch.cat([encoder.network(images) for images in batch.images.split(64)])
+    rest = torch.zeros_like(vectors)
+    start = encoder.layout.shape + encoder.layout.expression
+    rest[:, start : start + 6] = torch.tensor(vector.IDENTITY_6D)
+    mine, mean = (figures(encoder, one, batch.vectors) for one in (vectors, rest))
+    unseen = replace(batch, points=batch.points * torch.nan)
+    raw, _ = encoded(encoder, unseen, list(range(people)), look=1)
+    error = landmarks(encoder, raw, batch, list(range(people)))
+    return {"aligned_mm": mine["aligned_mm"], "mean_head_mm": mean["aligned_mm"]} | error
+
+
+# -- photographs -----------------------------------------------------------------------------------------------------
+
+
+def of_photographs(encoder: Encoder, folder: Path, sheet: Path | None) -> dict:
+    """Encoded heads against the landmarker's points that face the camera, before and after the solver."""
+    paths = frame_paths(folder)
+    looked = photographs.look(encoder, paths, {}, {})
+    raw = looked.encoding
+    begun = time.perf_counter()
+    done = second_stage.refined(encoder, raw, looked.faces, lambda i: recon4d.images.read(paths[i]))
+    spent = time.perf_counter() - begun
+    each = {}
+    for i in np.flatnonzero(raw.found):
+        points = looked.faces[i].points
+        each[paths[i].name] = [round(against(encoder, one, i, points), 2) for one in (raw, done)]
+    errors = np.array(list(each.values()))
+    order = sorted(each, key=lambda name: -each[name][1])
+    if sheet is not None:
+        write_sheet(encoder, sheet, raw, done, paths)
+    return {
+        "images": len(paths),
+        "faces": len(each),
+        "points_percent": dict(zip(("raw", "refined"), errors.mean(0).round(2).tolist())),
+        "points_percent_median": dict(zip(("raw", "refined"), np.median(errors, axis=0).round(2).tolist())),
+        "worst": {name: each[name] for name in order[:3]},
+        "ms_to_refine": round(1000 * spent / max(len(each), 1), 1),
+    }
+
+
+def against(encoder: Encoder, found: Encoding, row: int, points: np.ndarray) -> float:
+    """Mean distance of the dense points, per cent of the distance between the outer eye corners (from the front)."""
+    head = encoder.head
+    dense = head.dense
+    assert dense is not None
+    R, t, K = found.head_pose(head, row)
+    vertices = head(**vector.head_arguments(head, found.parts([row])))[0] @ R.T + t
+    places = (vertices[head.faces[dense.faces]] * dense.bary[..., None]).sum(1)
+    pixels, _ = cameras.project(places, K, torch.eye(4))
+    normals = mesh.vertex_normals(vertices[None], head.faces)[0][head.faces[dense.faces[:, None]]].squeeze(1).mean(1)
+    facing = -(normals * places).sum(1) / (normals.norm(dim=1) * places.norm(dim=1)) > 0.2
+    unit = outer_eyes(head) * K[0, 0] / places[:, 2].mean()
+    off = (pixels - torch.from_numpy(points[dense.indices.numpy()]).float()).norm(dim=1)
+    return float(100 * off[facing].mean() / unit)
+
+
+def write_sheet(encoder: Encoder, path: Path, raw: Encoding, done: Encoding, paths: list[Path]) -> None:
+    head = rendering.reduced(with_uv(encoder.head))
+    asked = judge(head, raw.layout, raw.view.model_copy(update={"size": overlays.SIZE}))
+    tiles = []
+    for i in range(len(paths)):
+        image = recon4d.images.read(paths[i])
+        before, after = (overlays.tile(asked, one, i, image) for one in (raw, done))
+        side = overlays.SIZE
+        tiles.append(np.hstack([before[:, : 2 * side], after[:, side:]]))
+    drawing.contact_sheet(path, tiles, columns=3, width=4 * overlays.SIZE)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """mean-face, encode and mesh, with an untrained encoder and with the one that ships."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import forks
@@ -10,7 +11,7 @@ import torch
 import trimesh
 from click.testing import CliRunner
 from flame_encoder.cli import main
-from flame_encoder.encoder import encodings, synthetic, trained
+from flame_encoder.encoder import encodings, overlays, synthetic, trained
 from flame_encoder.encoder.crop import CropView
 from flame_encoder.encoder.network import EidolonEncoder
 from flame_encoder.encoder.vector import Layout
@@ -44,7 +45,7 @@ def folder(tmp_path_factory):
     scene = synthetic.scene(head.load(), Layout(), CropView(fov=14.0, size=160))
     lines = []
     for i in range(3):
-        made = synthetic.sample(scene, 11, i)
+        made = synthetic.sample(scene, 11, i, who=0)
         canvas = np.full((240, 320, 3), 90, np.uint8)
         canvas[30:190, 100:260] = made.image[..., ::-1]
         cv2.imwrite(str(folder / f"images/{i}.png"), canvas)
@@ -77,10 +78,18 @@ def test_encode(folder, encoded):
     image = cv2.imread(str(folder / "images/1.png"))[..., ::-1].copy()
     marks = torch.from_numpy(np.load(folder / "landmarks/1.npy").astype(np.float32))[None]
     parts = encoder.encode(torch.from_numpy(image).permute(2, 0, 1)[None] / 255, landmarks=marks)
-    torch.testing.assert_close(found.parts([1])["shape"], parts["shape"])
+    torch.testing.assert_close(torch.from_numpy(found.raw[[1]]), encoder.layout.join(parts))
     with np.load(out) as arrays:
-        np.testing.assert_allclose(arrays["transl"][1], parts["transl"][0], atol=1e-6)
-    R, t, K = found.head_pose(encoder.head, 1, focal=900.0)
+        np.testing.assert_array_equal(arrays["transl"], found.parts()["transl"])
+    # The solver brought the head to its landmarks, and the file holds the camera in which it is there.
+    assert found.found.all() and found.refined.all() and not found.person
+    for i in range(3):
+        points = overlays.landmarks(encoder.head, found, i).numpy()
+        truth = np.load(folder / f"landmarks/{i}.npy")
+        unit = np.linalg.norm(truth[36] - truth[45])
+        assert np.linalg.norm(points - truth, axis=1)[17:].mean() < 0.08 * unit
+    raw = replace(found, vectors=found.raw, focals=np.full(3, 700.0))
+    R, t, K = raw.head_pose(encoder.head, 1, focal=900.0)
     expected = encoder.head_pose(parts, K)
     torch.testing.assert_close(R, expected[0][0])
     torch.testing.assert_close(t, expected[1][0])
@@ -92,32 +101,37 @@ def test_where_the_face_is(folder, tmp_path):
     encoder = ["--encoder", folder / "e.pth"]
     marks = np.load(folder / "landmarks/0.npy")
     box = ",".join(str(float(x)) for x in (*marks.min(0), *marks.max(0)))
-    run("encode", images[0], "--out", tmp_path / "a.npz", "--box", box, *encoder)
-    run("encode", images[0], "--out", tmp_path / "b.npz", "--landmarks", folder / "landmarks", *encoder)
+    raw = ["--raw", *encoder]
+    run("encode", images[0], "--out", tmp_path / "a.npz", "--box", box, *raw)
+    run("encode", images[0], "--out", tmp_path / "b.npz", "--landmarks", folder / "landmarks", *raw)
     a, b = encodings.read(tmp_path / "a.npz"), encodings.read(tmp_path / "b.npz")
     np.testing.assert_array_equal(a.crops, b.crops)
     np.testing.assert_array_equal(a.vectors, b.vectors)
     result = CliRunner().invoke(
         main,
-        [str(x) for x in ("encode", *images, "--out", tmp_path / "c.npz", "--faces", folder / "faces.jsonl", *encoder)],
+        [str(x) for x in ("encode", *images, "--out", tmp_path / "c.npz", "--faces", folder / "faces.jsonl", *raw)],
     )
-    assert "no face is known for 1 of 3 images (2.png ...)" in result.stderr
+    assert result.exit_code == 0, result.output
     found = encodings.read(tmp_path / "c.npz")
     # The box in faces.jsonl is a detector's: its middle is above that of the landmarks, its height larger.
     height = marks[:, 1].max() - marks[:, 1].min()
     assert found.crops[0, 2] == pytest.approx(1.6 * 0.78 * height, abs=1)
-    assert found.crops[2].tolist() == [40, 0, 240]
-    # The encoder that ships, and no word on where the face is.
-    result = CliRunner().invoke(main, [str(x) for x in ("encode", images[0], "--out", tmp_path / "d.npz")])
-    assert result.exit_code == 0 and "no landmarks, faces or box are given" in result.stderr
-    assert encodings.read(tmp_path / "d.npz").view.size == 112
+    # The encoder that ships, no word on where the face is, and a picture without one.
+    cv2.imwrite(str(tmp_path / "wall.png"), np.full((240, 320, 3), 90, np.uint8))
+    result = CliRunner().invoke(main, [str(x) for x in ("encode", tmp_path / "wall.png", "--out", tmp_path / "d.npz")])
+    assert result.exit_code == 0 and "no face is found in 1 of 1 images (wall.png ...)" in result.stderr
+    found = encodings.read(tmp_path / "d.npz")
+    assert found.view.size == 112 and found.crops[0].tolist() == [40, 0, 240]
+    assert not found.found[0] and not found.refined[0] and (found.vectors == found.raw).all()
+    error = run("encode", tmp_path / "wall.png", "--out", tmp_path / "e.npz", "--same-person", code=2)
+    assert "no face is found in any of the 1 images" in error and not (tmp_path / "e.npz").exists()
 
 
 def test_mesh_of_an_image(encoded, tmp_path):
     out, _ = encoded
     model = head.load()
     found = encodings.read(out)
-    for suffix in ("obj", "ply"):
+    for suffix in ("obj", "ply"):  # OBJ without --texture, in the model's own order
         path = tmp_path / f"posed.{suffix}"
         assert run("mesh", out, "--row", 1, "--out", path)["vertices"] == len(model.v_template)
         mesh = trimesh.load(path, process=False)
@@ -136,6 +150,24 @@ def test_mesh_of_an_image(encoded, tmp_path):
         texture = np.asarray(mesh.visual.material.baseColorTexture)
         assert texture.shape[:2] == (512, 512) and texture.std() > 5
         assert mesh.visual.uv.shape == (4967, 2)
+
+
+def test_mesh_with_texture(encoded, tmp_path):
+    """An OBJ with its picture shows the same colours at the same places as the glTF."""
+    out, _ = encoded
+    run("mesh", out, "--neutral", "--texture", "--out", tmp_path / "a.obj")
+    run("mesh", out, "--neutral", "--texture", "--out", tmp_path / "a.glb")
+    obj = trimesh.load(tmp_path / "a.obj", process=False)
+    (glb,) = trimesh.load(tmp_path / "a.glb").geometry.values()
+    np.testing.assert_allclose(obj.bounds, glb.bounds, atol=1e-6)
+    ours, theirs = np.asarray(obj.visual.material.image), np.asarray(glb.visual.material.baseColorTexture)
+    np.testing.assert_array_equal(ours, theirs[..., :3])
+    corners, places = obj.triangles_center, obj.visual.uv[obj.faces].mean(1)
+    there = glb.visual.uv[glb.faces].mean(1)
+    np.testing.assert_allclose(corners, glb.triangles_center, atol=1e-5)
+    np.testing.assert_allclose(places, there, atol=1e-5)
+    assert "exists" in run("mesh", out, "--texture", "--out", tmp_path / "a.obj", code=2)
+    assert "PLY has none" in run("mesh", out, "--texture", "--out", tmp_path / "a.ply", code=2)
 
 
 def test_mesh_of_a_track(tmp_path):

@@ -25,6 +25,7 @@ from recon4d.formats.track import Track
 BACKBONE = "mobilenet_v3_small"
 TRACK = "track {root}/clip/frames --landmarks {root}/clip/landmarks --out {root}/out --iterations 1 --no-preview"
 ENCODE = "encode {root}/clip/frames --encoder {root}/e.pth --out {root}/o.npz"
+COMPARE = "compare {root}/people.npz {root}/others.npz --encoder {root}/e.pth"
 MESH = "mesh {root}/people.npz --out {root}/o.ply"
 TRAIN = "train --config {root}/c.yaml --out {root}/out --device cpu"
 FLAME = " --head-model {root}/flame.npz --landmark-embedding {root}/l.npy"
@@ -82,6 +83,10 @@ DOORS = {
     "encode's encoder": Door(ENCODE, "e.pth", "checkpoint"),
     "encode's points": Door(ENCODE + " --landmarks {root}/clip/landmarks", POINTS, "npy"),
     "encode's faces": Door(ENCODE + " --faces {root}/faces.jsonl", "faces.jsonl", "json", fine=True),
+    "compare": Door(COMPARE, "people.npz", "npz"),
+    "compare's crowd": Door(COMPARE, "others.npz", "npz"),
+    "compare's encoder": Door(COMPARE, "e.pth", "checkpoint"),
+    "compare's picture": Door("compare {root}/a.png {root}/others.npz --encoder {root}/e.pth", "a.png", "picture"),
     "mesh": Door(MESH, "people.npz", "npz"),
     "mesh of a track": Door(MESH.replace("people", "track"), "track.npz", "npz"),
 }  # fmt: skip
@@ -90,6 +95,7 @@ NUMBERS = {
     "stream": ("--calibrate", "--timeout"),
     "train": ("--synthetic", "--batch-size", "--workers", "--devices", "--nodes", "--seed"),
     "mesh": ("--row", "--frame"),
+    "compare": ("--row", "--most"),
     "encode": ("--box",),
 }
 
@@ -131,7 +137,11 @@ def good(tmp_path_factory):
     sizes, crops = np.array([[64, 64]]), np.array([[0, 0, 64]], np.float32)
     vectors = np.zeros((1, layout.size), np.float32)
     vectors[0, [150, 154]] = 1
-    Encoding("open-head", np.array(["a.png"]), sizes, vectors, crops, layout, view).write(folder / "people.npz")
+    digest = trained.digest_of(state["weights"])
+    there, focals = np.ones(1, bool), np.full(1, 100.0)
+    people = ("open-head", np.array(["a.png"]), sizes, vectors, crops, layout, view, there, ~there, vectors, focals)
+    for name in ("people", "others"):
+        Encoding(*people, encoder=digest).write(folder / f"{name}.npz")
     eye = np.eye(3, dtype=np.float32)[None]
     Track(
         head_model="open-head", image_size=np.array([64, 64]), fps=25.0, K=eye[0], names=np.array(["a"]),
@@ -182,7 +192,8 @@ OPTIONS = [(command, option) for command, options in NUMBERS.items() for option 
 @pytest.mark.parametrize("number", hostile.NUMBERS)
 @pytest.mark.parametrize(("command", "option"), OPTIONS)
 def test_numbers(root, command, option, number):
-    hostile.check(main, [*WORDS[command].format(root=root).split(), option, number], root, option)
+    words = COMPARE if command == "compare" else WORDS[command]
+    hostile.check(main, [*words.format(root=root).split(), option, number], root, option)
 
 
 @pytest.mark.parametrize("numbers", ["nan,0,9,9", "0,0,inf,9", "0,0,1e400,9", "-1e300,-1e300,1e300,1e300", "9,9,1,1"])
@@ -253,6 +264,11 @@ def test_encoders_that_are_none(root, case):
 
 
 PEOPLE = {
+    "raw": np.zeros((1, 5), np.float32),
+    "found": np.array(["x"]),
+    "refined": np.zeros(3),
+    "focals": np.full(1, np.inf),
+    "identity_sigma": np.zeros((1, 129), complex),
     "layout_shape": 10**12,
     "layout_detail": np.array(["x"]),
     "view_size": 10**9,

@@ -1,5 +1,7 @@
 """Pictures and losses: zero at the truth, the same as PyTorch3D's, right gradients."""
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 from flame_encoder.encoder import losses, rendering, samples, synthetic, vector
@@ -26,7 +28,9 @@ def judge(model):
 def batch(model):
     scene = synthetic.scene(model, Layout(), VIEW)
     made = [synthetic.sample(scene, 3, i) for i in range(3)]
-    return samples.collate([(s.image, s.landmarks, s.vector, True) for s in made])
+    return samples.collate(
+        [samples.Item(s.image, s.landmarks, s.vector, True, s.points, i) for i, s in enumerate(made)]
+    )
 
 
 ALL = LossWeights(**{name: 1.0 for name in LossWeights.model_fields if name != "perceptual"})
@@ -52,25 +56,25 @@ def test_terms_at_the_truth(judge, batch):
     torch.testing.assert_close(found["reg_global_pose"], turned.square().mean())
     # The picture of the truth itself leaves nothing of the pixel loss; another person's does.
     own, _ = rendering.render(judge.head, parts, VIEW)
-    same = losses.terms(judge, batch.vectors, samples.Batch(own, batch.landmarks, batch.vectors, batch.known), ALL)
+    same = losses.terms(judge, batch.vectors, replace(batch, images=own), ALL)
     assert same["pixel"] < 1e-6 < 1e-2 < found["pixel"]
     background = torch.where(own > 0, own, 1.0)  # only the face counts
-    there = samples.Batch(background, batch.landmarks, batch.vectors, batch.known)
+    there = replace(batch, images=background)
     assert losses.terms(judge, batch.vectors, there, ALL)["pixel"] < 1e-6
 
 
 def test_landmark_error_is_in_shares_of_the_image(judge, batch):
-    moved = samples.Batch(batch.images, batch.landmarks + 6.4, batch.vectors, batch.known)
+    moved = replace(batch, landmarks=batch.landmarks + 6.4)
     found = losses.terms(judge, batch.vectors, moved, LossWeights(landmark=1.0))
     assert found["landmark"].item() == pytest.approx(0.01, rel=0.03)  # (6.4 / 64)^2
 
 
 def test_unknown_vectors_do_not_count(judge, batch):
     vectors = batch.vectors + 0.1
-    half = samples.Batch(batch.images, batch.landmarks, batch.vectors, torch.tensor([True, False, False]))
+    half = replace(batch, known=torch.tensor([True, False, False]))
     weights = LossWeights(params=1.0, vertices=1.0)
     every, some = (losses.terms(judge, vectors, b, weights) for b in (batch, half))
-    first = samples.Batch(*(getattr(batch, name)[:1] for name in ("images", "landmarks", "vectors", "known")))
+    first = samples.Batch(*(getattr(batch, field.name)[:1] for field in fields(batch)))
     alone = losses.terms(judge, vectors[:1], first, weights)
     for name in weights.model_dump(exclude_defaults=True):
         torch.testing.assert_close(some[name] * 3, alone[name])
@@ -79,7 +83,7 @@ def test_unknown_vectors_do_not_count(judge, batch):
 
 def test_gradients_by_finite_differences(model, batch):
     double = losses.judge(model.to(torch.float64), Layout(), VIEW)
-    truth = samples.Batch(*(getattr(batch, n)[:1].double() for n in ("images", "landmarks", "vectors", "known")))
+    truth = samples.Batch(*(getattr(batch, field.name)[:1].double() for field in fields(batch)))
     weights = LossWeights(landmark=30.0, params=1.0, vertices=1.0, reg_jaw_pose=1.0)
     start = truth.vectors + 0.05 * torch.randn(1, 227, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -109,7 +113,7 @@ def test_perceptual_with_a_network(judge, batch):
     found.backward()
     assert found > 0 and vectors.grad.abs().sum() > 0
     own, _ = rendering.render(judge.head, Layout().split(batch.vectors), VIEW)
-    same = samples.Batch(own, batch.landmarks, batch.vectors, batch.known)
+    same = replace(batch, images=own)
     assert losses.terms(judge, batch.vectors, same, LossWeights(perceptual=1.0))["perceptual"] < 1e-6
 
 

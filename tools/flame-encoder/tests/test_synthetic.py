@@ -11,6 +11,7 @@ from flame_encoder.encoder import losses, rendering, samples, synthetic
 from flame_encoder.encoder.crop import CropView
 from flame_encoder.encoder.vector import Layout
 from recon4d import InputError, head
+from recon4d.formats.landmarks import to_ibug
 from recon4d.rotations import from_6d
 from scipy.spatial.transform import Rotation
 
@@ -34,8 +35,8 @@ def people(scene):
 
 def test_samples_are_pictures_and_repeatable(scene, people):
     again = synthetic.sample(scene, 0, 7)
-    for name in ("image", "landmarks", "vector"):
-        assert np.array_equal(getattr(again, name), getattr(people[7], name))
+    for name in ("image", "landmarks", "vector", "points"):
+        assert np.array_equal(getattr(again, name), getattr(people[7], name), equal_nan=name == "points")
     assert people[0].image.shape == (48, 48, 3) and people[0].image.dtype == np.uint8
     assert people[0].vector.shape == (227,) and people[0].vector.dtype == np.float32
     images = np.stack([p.image for p in people]).astype(float)
@@ -56,6 +57,29 @@ def test_landmarks_are_those_of_the_vector(model, people):
     assert inside.min() > 0.9
     side = (truth.amax(1) - truth.amin(1)).amax(1) / VIEW.size
     assert side.min() > 0.4 and side.max() < 0.85 and 0.58 < side.mean() < 0.68
+
+
+def test_pairs_show_one_person(scene, people):
+    """Samples 2k and 2k + 1 share identity and skin, and nothing else; any number of a person can be drawn."""
+    parts = Layout().split(torch.from_numpy(np.stack([p.vector for p in people])))
+    who = torch.cat([parts["shape"], parts["detail"][:, 27:]], 1)
+    assert torch.equal(who[0::2], who[1::2]) and (who[0] - who[2]).abs().max() > 0.5
+    for name in ("global_rot", "transl"):
+        assert (parts[name][0::2] - parts[name][1::2]).abs().amax(1).min() > 1e-3
+    third = synthetic.sample(scene, 0, 40, who=0).vector
+    np.testing.assert_array_equal(third[:100], people[0].vector[:100])
+
+
+def test_the_landmarker_sees_them(model):
+    """At twice the size the network sees, its points are near the true landmarks of most."""
+    drawn = synthetic.scene(model, Layout(), CropView(fov=14.0, size=112))
+    made = [synthetic.sample(drawn, 0, i) for i in range(8)]
+    assert made[0].picture.shape == (224, 224, 3) and made[0].image.shape == (112, 112, 3)
+    seen = [p for p in made if np.isfinite(p.points).all()]
+    assert len(seen) >= 6
+    unit = [np.linalg.norm(p.landmarks[36] - p.landmarks[45]) for p in seen]
+    off = [np.linalg.norm(to_ibug(p.points) - p.landmarks, axis=1)[17:].mean() for p in seen]
+    assert np.median(np.array(off) / unit) < 0.08
 
 
 def test_people_differ(scene):
@@ -147,7 +171,8 @@ def test_folder_of_images(model, tmp_path):
     (tmp_path / "landmarks.jsonl").write_text(json.dumps({"file": "a.png", "width": 75, "height": 60}) + "\n{broken")
     folder = samples.Folder(images, points, Layout(), VIEW)
     assert len(folder) == 3
-    image, found, vectors, known = folder[0]
+    image, found, vectors, known, points, person, _ = folder[0]
+    assert np.isnan(points).all() and person == -1
     assert image.shape == (48, 48, 3) and not known and (vectors == 0).all()
     np.testing.assert_allclose(found, folder[1][1], atol=1e-4)
     np.testing.assert_array_equal(image, folder[1][0])

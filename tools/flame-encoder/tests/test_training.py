@@ -13,7 +13,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from flame_encoder.cli import main
-from flame_encoder.encoder import losses, trained, training
+from flame_encoder.encoder import feeding, losses, trained, training
 from flame_encoder.encoder.config import Stage, load
 from flame_encoder.encoder.network import EidolonEncoder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -211,8 +211,8 @@ def test_the_first_eidolons_layout(tmp_path):
 
 def test_batches_are_those_of_one_process():
     config = load("quick", {"train": {"batch_size": 6}})
-    whole = list(training.batches(20, config, 0, 7, 0, 1))
-    parts = [list(training.batches(20, config, 2, 7, rank, 3)) for rank in range(3)]
+    whole = list(feeding.batches(20, config, 0, 7, 0, 1))
+    parts = [list(feeding.batches(20, config, 2, 7, rank, 3)) for rank in range(3)]
     assert [a + b + c for a, b, c in zip(*parts)] == whole[2:]
     assert len({i for batch in whole[:3] for i in batch}) == 18 and whole[:3] != whole[3:6]
 
@@ -261,3 +261,42 @@ def test_nothing_to_resume(finished, tmp_path):
     assert "does not exist" in train("--out", tmp_path, "--resume", code=2)
     (tmp_path / "checkpoint.pth").write_bytes((folder / "out/eidolon_encoder_final.pth").read_bytes())
     assert "holds no training to resume" in train("--out", tmp_path, "--resume", code=2)
+
+
+def test_points_pairs_and_what_it_measures(finished, tmp_path):
+    """A network that is given points, taught with pairs, begun with another's weights, and measured at the end."""
+    folder, _ = finished
+    config = {
+        "view": {"fov": 14.0, "size": 64},
+        "encoder": {
+            "backbone": "mobilenet_v3_small",
+            "freeze": "backbone",
+            "points": True,
+            "start": str(folder / "out/eidolon_encoder_final.pth"),
+        },
+        "data": {"synthetic": 8, "validation": 2, "measured": 4},
+        "train": {"batch_size": 4, "pairs": True, "unseen_points": 0.3},
+        "stages": [{"name": "A", "epochs": 2, "learning_rate": 0.01, "loss_weights": {"params": 1.0, "identity": 0.1}}],
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    words = ["--config", tmp_path / "c.yaml", "--cache", tmp_path / "cache"]
+    figures = train(*words, "--out", tmp_path / "out")
+    assert set(figures["losses"]) == {"total", "params", "identity"} and figures["losses"]["identity"] > 0
+    made = trained.load(tmp_path / "out/eidolon_encoder_final.pth")
+    before, after = weights(folder / "out"), weights(tmp_path / "out")
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("backbone."))
+    assert made.measured is not None and made.measured.sigma.shape == (227,) and len(made.measured.columns) == 108
+    # Points change the answer where a face was found, and are nothing where none was.
+    images, points = torch.rand(2, 3, 64, 64), torch.rand(2, 478, 2) * 40 + 10
+    plain = made.network(images)
+    points[1] = torch.nan
+    given = made.network(images, points)
+    torch.testing.assert_close(given[1], plain[1])
+    assert (given[0] - plain[0]).abs().max() > 1e-3
+    # Neighbours go together.
+    pairs = [batch for batch in feeding.batches(8, load(tmp_path / "c.yaml"), 0, 6, 0, 1)]
+    assert all(sorted(i // 2 for i in batch)[::2] == sorted({i // 2 for i in batch}) for batch in pairs)
+    config["encoder"]["backbone"] = "resnet18"
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    assert "encoder.start" in train(*words, "--out", tmp_path / "other", code=2)
+    assert not (tmp_path / "other/checkpoint.pth").exists()

@@ -206,7 +206,7 @@ def mean_face(out: Path, show: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.option("--config", help="default, shipped, quick, or a YAML file.  [default: default]")
+@click.option("--config", help="default, shipped, points, quick, or a YAML file.  [default: default]")
 @click.option("--out", type=path_type, default="outputs", show_default=True, help="Folder of the run.")
 @click.option("--images", type=path_type, help="Folder of images.")
 @click.option("--landmarks", type=path_type, help="Folder of <image>.npy (68, 2), as prep-faces writes them.")
@@ -268,22 +268,48 @@ def box_corners(context: click.Context, parameter: click.Parameter, value: str |
 @click.option("--out", type=path_type, required=True, help="npz to write.")
 @click.option("--encoder", type=path_type, help="File of flame-encoder train.  [default: shipped]")
 @with_head
-@click.option("--landmarks", type=path_type, help="Folder of <image>.npy (68, 2), as prep-faces writes them.")
+@click.option("--landmarks", type=path_type, help="Folder of <image>.npy, as prep-faces landmarks writes them.")
 @click.option("--faces", type=path_type, help="faces.jsonl of prep-faces detect.")
 @click.option("--box", callback=box_corners, help="left,top,right,bottom of the face, brows to chin, in all images.")
+@click.option("--raw", is_flag=True, help="The network alone: no solver on the landmarks.")
+@click.option("--picture/--no-picture", default=True, show_default=True, help="Light and skin from the colours, too.")
+@click.option("--same-person", is_flag=True, help="All images show one person: one identity for all.")
 @click.option("--overlay", type=path_type, help="PNG to draw the heads over the images into.")
 @device_option
 @force_option
 def encode(images: tuple[Path, ...], out: Path, **options: Any) -> None:
     """The vector of the face in each of IMAGES (files or folders), one row per image.
 
-    The face is where --landmarks, --faces or --box say; without them, in the middle of the image.
+    The face is where --landmarks, --faces or --box say; without them, the largest that the landmarker finds. The
+    network's answer is refined on the face's landmarks, then on its colours; where no face is found it stays, and the
+    file says so.
     """
     from flame_encoder.encoder import photographs
 
     found = photographs.encode(images, out, **options, log=log, progress=progress_bar)
-    numbers = {"images": len(found.names), "numbers": found.layout.size}
+    numbers = {"images": len(found.names), "faces": int(found.found.sum()), "refined": int(found.refined.sum())}
+    numbers |= {"numbers": found.layout.size}
     print_result(numbers | {"head_model": found.head_model, "out": str(out)})
+
+
+@main.command()
+@click.argument("a", type=path_type)
+@click.argument("b", type=path_type)
+@click.option("--row", type=Count(0, 10**9), help="Which image of an npz A.")
+@click.option("--encoder", type=path_type, help="File of flame-encoder train.  [default: shipped]")
+@with_head
+@click.option("--most", type=Count(1, 10**6), default=10, show_default=True, help="How many of B to tell.")
+@device_option
+def compare(a: Path, b: Path, **options: Any) -> None:
+    """Whether the person of A is each of those of B, and how far apart their heads are in millimetres, as JSON.
+
+    A and B are pictures, folders of pictures, or npz of encode; an npz of encode --same-person is one person. The
+    likeliest of B comes first; `same` is null where it cannot be told. To sort the pictures of a project and to judge
+    fits: it identifies nobody, and is no lock.
+    """
+    from flame_encoder.encoder import comparing
+
+    print_result(comparing.compare(a, b, **options, log=log, progress=progress_bar))
 
 
 @main.command()
@@ -294,6 +320,7 @@ def encode(images: tuple[Path, ...], out: Path, **options: Any) -> None:
     "--row", "--frame", "row", type=Count(0, 10**9), default=0, show_default=True, help="Which image or frame."
 )
 @click.option("--neutral", is_flag=True, help="Without pose and expression: the identity alone.")
+@click.option("--texture", is_flag=True, help="OBJ: skin and eyes, as .mtl and .png beside it; glTF has them anyway.")
 @force_option
 def mesh(source: Path, out: Path, **options: Any) -> None:
     """The head in SOURCE (npz of encode, or track.npz) as a mesh, metres, y up; glTF has its albedo."""

@@ -25,7 +25,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from flame_encoder.encoder import rendering, synthetic
+from flame_encoder.encoder import rendering, synthetic, wardrobe
 from flame_encoder.encoder.crop import FACING, CropView
 from flame_encoder.encoder.synthetic import Scene
 from flame_encoder.encoder.vector import Layout
@@ -97,7 +97,7 @@ def _drawn(scene: Scene, rng: np.random.Generator, turned: bool) -> Drawing | No
     rast = mesh.rasterize(cameras.Camera(K, torch.eye(4), SIZE, SIZE).clip(stands[None]), head.faces, (SIZE, SIZE))
     colour = synthetic.shaded(scene, parts, vertices, rast, rng)
     seen = rast.tri_id[0].numpy() >= 0
-    image = np.where(seen[..., None], colour, synthetic.background(SIZE, rng))
+    image = np.where(seen[..., None], colour, wardrobe.background(SIZE, rng))
     image = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 0.6)
     faces = landmarker.find((np.clip(image, 0, 1) * 255).astype(np.uint8))
     if not faces or faces[0].presence < 0.9:

@@ -10,6 +10,7 @@ import trimesh
 from recon4d.files import InputError, atomic_path, read_npz
 from recon4d.formats import track as track_format
 from recon4d.head import HeadModel
+from recon4d.images import write_png
 from recon4d.runs import claim_file
 from torch import Tensor
 
@@ -35,6 +36,7 @@ def write(
     landmark_embedding: str | Path | None = None,
     row: int = 0,
     neutral: bool = False,
+    texture: bool = False,
     force: bool = False,
 ) -> Written:
     """Write one head of a file of parameters as OBJ, PLY, glTF or GLB.
@@ -42,18 +44,31 @@ def write(
     Args:
         source, row, neutral: see `vertices_of`.
         head_model: the FLAME file that `source` belongs to; the open head when None.
+        texture: that an OBJ has skin and eyes too, as a material and a picture beside it.
         force: replace what is there.
 
     Raises:
-        InputError: as `vertices_of` and `save`; an output that exists without `force`.
+        InputError: as `vertices_of` and `save`; an output that exists without `force`; a texture where there is none.
     """
-    claim_file(out, force=force, inputs=[source, head_model, landmark_embedding])
+    out = Path(out)
+    files = [out]
+    if texture and out.suffix.lower() == ".obj":
+        files += [out.with_suffix(".mtl"), out.with_suffix(".png")]
+    for file in files:
+        claim_file(file, force=force, inputs=[source, head_model, landmark_embedding])
     head = recon4d.head.load(head_model, landmark_embedding)
-    vertices, texture = vertices_of(Path(source), head, row, neutral)
+    vertices, skin = vertices_of(Path(source), head, row, neutral)
     if not (vertices.abs() < FAR).all():
         raise InputError(f"{source}: row {row} is no head, its vertices are over {FAR:g} m away; make the file again")
-    save(Path(out), head, vertices, texture)
-    return Written(vertices, texture)
+    if texture and out.suffix.lower() == ".ply":
+        raise InputError(f"--texture: PLY has none; name {out.with_suffix('.obj')} or {out.with_suffix('.glb')}")
+    if texture and skin is None:
+        raise InputError(f"--texture: {source} says nothing of the skin; encode does, of a head with albedo")
+    if texture and skin is not None and out.suffix.lower() == ".obj":
+        save_textured(out, head, vertices, skin)
+    else:
+        save(out, head, vertices, skin)
+    return Written(vertices, skin)
 
 
 def vertices_of(source: Path, head: HeadModel, row: int, neutral: bool) -> tuple[Tensor, Tensor | None]:
@@ -114,6 +129,25 @@ def save(path: Path, head: HeadModel, vertices: Tensor, texture: Tensor | None) 
             temporary.write_bytes(files["model.gltf"])
         else:
             mesh.export(temporary, file_type=path.suffix[1:].lower())
+
+
+def save_textured(path: Path, head: HeadModel, vertices: Tensor, texture: Tensor) -> None:
+    """Write an OBJ with texture coordinates, `<stem>.mtl` and `<stem>.png`: all or none.
+
+    Args:
+        texture: (T, T, 3) sRGB in [0, 1].
+    """
+    assert head.vt is not None and head.ft is not None
+    material, picture = path.with_suffix(".mtl"), path.with_suffix(".png")
+    lines = [f"mtllib {material.name}", "usemtl skin"]
+    lines += [f"v {x:.7g} {y:.7g} {z:.7g}" for x, y, z in vertices.tolist()]
+    lines += [f"vt {u:.6g} {v:.6g}" for u, v in head.vt.tolist()]
+    corners = zip((head.faces + 1).tolist(), (head.ft + 1).tolist())
+    lines += ["f " + " ".join(f"{v}/{t}" for v, t in zip(*face)) for face in corners]
+    with atomic_path(picture) as image, atomic_path(material) as mtl, atomic_path(path) as obj:
+        write_png(image, (texture * 255).round().byte().numpy())
+        mtl.write_text(f"newmtl skin\nKd 1 1 1\nmap_Kd {picture.name}\n", encoding="utf-8")
+        obj.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _unwelded(head: HeadModel, vertices: Tensor, texture: Tensor | None) -> trimesh.Trimesh:

@@ -12,7 +12,7 @@ from recon4d.settings import Section
 from flame_encoder.encoder.crop import CropView
 from flame_encoder.encoder.vector import Layout
 
-PRESETS = ("default", "shipped", "quick")
+PRESETS = ("default", "shipped", "points", "quick")
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -26,6 +26,8 @@ class Network(Section):
     backbone: str = "resnet50"  # a torchvision or timm model
     weights: str = "imagenet"  # none, imagenet or a file
     freeze: str = Field(default="backbone", pattern=r"^(backbone|none|first-\d+)$")
+    points: bool = False  # whether it is given a landmarker's points and blendshapes beside the pixels
+    start: str | None = None  # an encoder's file, or `shipped`: the weights to begin with
 
 
 class Data(Section):
@@ -36,6 +38,7 @@ class Data(Section):
     synthetic: Count = 0  # samples
     cache: str | None = None  # folder that keeps synthetic samples for the next epoch
     validation: Positive = 16  # samples held out
+    measured: Count = 0  # synthetic people, two pictures each, that say at the end how sure the encoder is
 
 
 class Train(Section):
@@ -46,6 +49,8 @@ class Train(Section):
     weight_decay: Weight = 0.0
     warmup: Count = 0  # steps over which the learning rate rises at the start
     renderer: Literal["recon4d", "pytorch3d"] = "recon4d"
+    pairs: bool = False  # neighbouring samples, which of synthetic people show the same person, go together
+    unseen_points: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of samples whose points are kept from the network
     jitter: Weight = 0.0  # random change of colour and brightness of each image, each time it is seen
     checkpoint_every: Positive = 500  # steps
     validate_every: Positive = 500
@@ -67,6 +72,7 @@ class LossWeights(Section):
     reg_detail: Weight = 0.0
     params: Weight = 0.0
     vertices: Weight = 0.0
+    identity: Weight = 0.0
 
 
 class Stage(Section):

@@ -93,6 +93,26 @@ def image_pose(
     return turned, ray * depth[:, None] - turned @ centre
 
 
+def vector_pose(
+    head: HeadModel, view: CropView, R: Tensor, t: Tensor, crops: Tensor, K: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The inverse of `image_pose`: rotation (B, 3, 3) and transl (B, 3) of the vector.
+
+    Args:
+        R, t: (B, 3, 3), (B, 3) head to the camera of the whole image, metres.
+    """
+    K = K.to(R).expand(len(R), 3, 3)
+    seen_with = focal_of(view, crops)
+    crop_centre = crops[:, :2] + crops[:, 2:] / 2
+    place = R @ middle(head).to(R) + t
+    projected = (K @ place[..., None])[..., 0]
+    depth = place[:, 2] * seen_with / K[:, 0, 0]
+    across = (projected[:, :2] / projected[:, 2:] - crop_centre) * (depth / seen_with)[:, None]
+    towards = torch.nn.functional.normalize(_rays(K, crop_centre), dim=-1)
+    rotation = _turn_to(towards).mT @ R * R.new_tensor(FACING)[:, None]
+    return rotation, transl_of(view, torch.cat([across, depth[:, None]], 1))
+
+
 def focal_of(view: CropView, crops: Tensor) -> Tensor:
     """Focal length (B,) of the view's camera in pixels of the image that was cropped."""
     return crops[:, 2] / (2 * math.tan(math.radians(view.fov) / 2))

@@ -1,63 +1,116 @@
-"""Where the face is in each image that is encoded: landmarks or detections of prep-faces, a box, or the whole image."""
+"""Where the face is in each image that is encoded: landmarks or detections of prep-faces, a box, or a look at it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from recon4d import landmarker
 from recon4d.files import InputError, parse_json
-from recon4d.formats.landmarks import in_pixels
+from recon4d.formats.landmarks import in_pixels, read_landmarks, to_ibug
 
-from flame_encoder.frames import check_landmarks, landmark_sizes, number, read_ibug
-from flame_encoder.report import Log
+from flame_encoder.frames import check_landmarks, landmark_sizes, number
+
+SAME = 0.25  # overlap from which on two boxes are of one face
 
 # From a detector's box to the box of the 68 landmarks: how far its middle is below, and its side, in box heights.
 DETECTORS = {"mtcnn": (0.153, 0.78), "dlib": (0.08, 1.0), "face-alignment": (0.08, 0.9)}
 
 
-def boxes(
+@dataclass(frozen=True, eq=False)
+class Where:
+    """Where the face is in one image. box: (4,) left, top, right, bottom, from the brows to the chin, pixels. points:
+    (n, 2) landmarks of a layout that the library knows, pixels; None where there are none. found: whether there is a
+    face at all; otherwise the box is the middle of the image.
+    """
+
+    box: np.ndarray
+    points: np.ndarray | None
+    found: bool
+
+
+def where(image: np.ndarray, box: np.ndarray | None, points: np.ndarray | None) -> Where:
+    """Where the face is in RGB uint8 (H, W, 3): where it is said to be, else where the landmarker finds the largest.
+
+    Args:
+        box: (4,) of the face, where it is known. points: (n, 2) landmarks, where they are known.
+    """
+    if points is not None:
+        return Where(box_around(points), points, True)
+    faces = landmarker.find(image, every=box is not None)
+    boxes = [box_around(face.points) for face in faces]
+    if box is None:
+        if not faces:
+            return Where(_middle(image.shape[1], image.shape[0]), None, False)
+        largest = int(np.argmax([b[2] - b[0] for b in boxes]))
+        return Where(boxes[largest], faces[largest].points[:, :2].astype(float), True)
+    shared = [overlap(box, other) for other in boxes]
+    if shared and max(shared) > SAME:
+        return Where(box, faces[int(np.argmax(shared))].points[:, :2].astype(float), True)
+    return Where(box, None, True)
+
+
+def box_around(points: np.ndarray) -> np.ndarray:
+    """The box (4,) float32 of the 68 among landmarks (n, 2 or 3)."""
+    marks = to_ibug(points)
+    answer: np.ndarray = np.concatenate([marks.min(0), marks.max(0)]).astype(np.float32)
+    return answer
+
+
+def overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two boxes (4,)."""
+    low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
+    shared = float(np.prod(np.clip(high - low, 0, None)))
+    areas = float(np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]))
+    return shared / max(areas - shared, 1e-9)
+
+
+def known_boxes(
     paths: list[Path],
     sizes: Sequence[tuple[int, ...]],
-    landmarks: str | Path | None,
     faces: str | Path | None,
     box: tuple[float, float, float, float] | None,
-    log: Log,
-) -> np.ndarray:
-    """Boxes (N, 4) left, top, right, bottom, from the brows to the chin, of the largest face in each image, pixels.
+) -> dict[str, np.ndarray]:
+    """Boxes (4,) from the brows to the chin, pixels, by the names of the images that have one.
 
     Args:
         sizes: width and height of each image.
-        landmarks: folder of `<stem>.npy`. faces: `faces.jsonl` of prep-faces detect. box: the same for all.
-
-    Images without a face get a box of their middle, and `log` says so.
+        faces: `faces.jsonl` of prep-faces detect, of which the largest face counts. box: the same for all.
 
     Raises:
-        InputError: files that cannot be read, or a box that is empty.
+        InputError: a file that cannot be read, or a box that is empty.
     """
     if box is not None:
         if box[2] <= box[0] or box[3] <= box[1] or not all(map(number, box)):
             raise InputError(f"--box {box} is empty or far away; give left,top,right,bottom in pixels")
-        return np.repeat(np.array([box], np.float32), len(paths), 0)
-    found: dict[str, np.ndarray] = {}
-    if landmarks is not None:
-        folder = Path(landmarks)
-        check_landmarks(folder)
-        made_on = landmark_sizes(folder)
-        for path, size in zip(paths, sizes):
-            people = read_ibug(folder / f"{path.stem}.npy")
-            if len(people):
-                people = in_pixels(people, made_on.get(path.stem, size))
-                people = people * (np.array(size) / made_on.get(path.stem, size))
-                corners = np.concatenate([people.min(1), people.max(1)], 1)
-                found[path.name] = corners[np.argmax(corners[:, 2] - corners[:, 0])]
-    elif faces is not None:
-        found = read_faces(Path(faces), {path.name: size for path, size in zip(paths, sizes)})
-    missing = [path.name for path in paths if path.name not in found]
-    if missing:
-        why = "no landmarks, faces or box are given" if landmarks is None and faces is None else "no face is known"
-        log(f"{why} for {len(missing)} of {len(paths)} images ({missing[0]} ...): the middle of the image is taken")
-    return np.stack([found.get(path.name, _middle(size[0], size[1])) for path, size in zip(paths, sizes)]).astype(
-        np.float32
-    )
+        return {path.name: np.array(box, np.float32) for path in paths}
+    if faces is None:
+        return {}
+    found = read_faces(Path(faces), {path.name: size for path, size in zip(paths, sizes)})
+    return {name: box.astype(np.float32) for name, box in found.items()}
+
+
+def known_points(paths: list[Path], sizes: Sequence[tuple[int, ...]], landmarks: Path) -> dict[str, np.ndarray]:
+    """Landmarks (n, 2) of the largest face, pixels, by the names of the images that have some.
+
+    Args:
+        landmarks: folder of `<stem>.npy`, as prep-faces landmarks or other programs write them.
+
+    Raises:
+        InputError: no such folder, a file that cannot be read.
+    """
+    check_landmarks(landmarks)
+    made_on = landmark_sizes(landmarks)
+    found = {}
+    for path, size in zip(paths, sizes):
+        people = read_landmarks(landmarks / f"{path.stem}.npy")
+        people = people[np.isfinite(to_ibug(people)).all((1, 2))]
+        if len(people):
+            people = in_pixels(people, made_on.get(path.stem, size))
+            people = people * (np.array(size) / made_on.get(path.stem, size))
+            across = np.ptp(to_ibug(people)[..., 0], axis=1)
+            found[path.name] = people[np.argmax(across)]
+    return found
 
 
 def read_faces(path: Path, sizes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -90,4 +143,5 @@ def read_faces(path: Path, sizes: dict[str, tuple[int, ...]]) -> dict[str, np.nd
 def _middle(width: int, height: int) -> np.ndarray:
     """A face that fills a portrait: the crop around it is the largest square of the image."""
     half = min(width, height) / 2 / 1.6
-    return np.array([width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half])
+    box = [width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half]
+    return np.array(box, np.float32)

@@ -12,7 +12,7 @@ from flame_encoder.encoder import rendering
 from flame_encoder.encoder.config import LossWeights
 from flame_encoder.encoder.crop import CropView
 from flame_encoder.encoder.samples import Batch
-from flame_encoder.encoder.vector import IDENTITY_6D, Layout
+from flame_encoder.encoder.vector import IDENTITY_6D, Layout, identity_of
 
 # Typical sizes of the parts of a vector: `params` compares in these units.
 UNITS = {
@@ -36,6 +36,7 @@ REGULARISED = {
     "reg_detail": "detail",
 }
 CENTIMETRE = 0.01
+TEMPERATURE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +128,8 @@ def terms(judge: Judge, vectors: Tensor, batch: Batch, weights: LossWeights) -> 
             goal = rendering.turned(judge.points, judge.layout.split(batch.vectors))
         distance = (turned - goal).square().sum(-1).add(1e-10).sqrt().mean(1)
         found["vertices"] = (distance * known).mean() / CENTIMETRE
+    if weights.identity:
+        found["identity"] = identity(judge.layout, vectors, batch.people)
     if weights.pixel or weights.perceptual:
         draw = rendering.render_pytorch3d if judge.renderer == "pytorch3d" else rendering.render
         image, triangles = draw(judge.head, parts, judge.view)
@@ -140,6 +143,26 @@ def terms(judge: Judge, vectors: Tensor, batch: Batch, weights: LossWeights) -> 
             rest = vectors.new_tensor(IDENTITY_6D) if name == "global_rot" else 0.0
             found[term] = (parts[name] - rest).square().mean()
     return found
+
+
+def identity(layout: Layout, vectors: Tensor, people: Tensor) -> Tensor:
+    """Whether two pictures of one person agree more than pictures of two people do.
+
+    The cross-entropy of picking, by the cosines of the identities (shape and skin), another picture of the same person
+    from all others of the batch ("Supervised contrastive learning", Khosla et al. 2020, equation 2). 0 without pairs.
+
+    Args:
+        people: (B,) a number for each person, -1 where unknown.
+    """
+    unit = torch.nn.functional.normalize(identity_of(layout, vectors), dim=1)
+    likeness = (unit @ unit.T / TEMPERATURE).fill_diagonal_(-1e9)
+    same = (people[:, None] == people) & (people >= 0)[:, None]
+    same.fill_diagonal_(False)
+    paired = same.any(1)
+    if not paired.any():
+        return vectors.sum() * 0
+    chosen = likeness[paired].log_softmax(1)
+    return -(chosen * same[paired]).sum(1).div(same[paired].sum(1)).mean()
 
 
 def total(terms: dict[str, Tensor], weights: LossWeights) -> Tensor:

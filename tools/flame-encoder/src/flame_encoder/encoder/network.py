@@ -7,6 +7,7 @@ from recon4d.files import InputError
 from recon4d.runs import read_checkpoint
 from torch import Tensor, nn
 
+from flame_encoder.encoder.point_branch import DESCRIBED, PointBranch, described
 from flame_encoder.encoder.vector import IDENTITY_6D, Layout
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what pretrained backbones expect
@@ -15,28 +16,50 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, what pr
 class EidolonEncoder(nn.Module):
     """Images (B, 3, size, size) in [0, 1] -> vectors (B, layout.size): a backbone, its mean over the picture, a layer.
 
-    The last layer starts with a bias of zero, but for the rotation, which starts at the identity.
+    The last layer starts with a bias of zero, but for the rotation, which starts at the identity. With `points` the
+    network is given what a landmarker finds, too (`point_branch.py`).
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: str = "resnet50", weights: str = "none", layout: Layout | None = None):
+    def __init__(
+        self, backbone: str = "resnet50", weights: str = "none", layout: Layout | None = None, points: bool = False
+    ):
         super().__init__()
         layout = layout or Layout()
         self.backbone, width = _backbone(backbone, weights)
+        self.width = width
         self.head = nn.Linear(width, layout.size)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         start = layout.shape + layout.expression
         with torch.no_grad():
             self.head.bias[start : start + 6] = torch.tensor(IDENTITY_6D)
+        self.points = PointBranch(width, layout.size) if points else None
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        answer: Tensor = self.head(self.backbone((images - self.mean) / self.std))
-        return answer
+    def forward(self, images: Tensor, points: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+        """The vectors.
+
+        Args:
+            points: (B, 478, 2), pixels of the images, NaN where unknown; only a branch for them uses it.
+            seen: what `look` gave for the images and points, where it is known.
+        """
+        seen = self.look(images, points) if seen is None else seen
+        features, described = seen[:, : self.width], seen[:, self.width :]
+        answer: Tensor = self.head(features)
+        return answer if self.points is None else answer + self.points(features, described)
+
+    def look(self, images: Tensor, points: Tensor | None = None) -> Tensor:
+        """What the layers behind the backbone are given: its features and, with a branch for points, `described`."""
+        features: Tensor = self.backbone((images - self.mean) / self.std)
+        if self.points is None:
+            return features
+        if points is None:
+            return torch.nn.functional.pad(features, (0, DESCRIBED))
+        return torch.cat([features, described(images, points)], 1)
 
 
 def _backbone(name: str, weights: str) -> tuple[nn.Module, int]:

@@ -5,20 +5,22 @@ import shutil
 import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import recon4d.images
 import torch
 from recon4d.files import InputError, read_json, read_npy_header, write_text
-from recon4d.formats.landmarks import in_pixels
+from recon4d.formats.landmarks import N_DENSE, in_pixels, read_landmarks, to_dense, to_ibug
 from torch import Tensor
 
 from flame_encoder.encoder import synthetic
 from flame_encoder.encoder.crop import CropView, box_of, crops_of, cut_out
 from flame_encoder.encoder.synthetic import Scene
 from flame_encoder.encoder.vector import Layout
-from flame_encoder.frames import check_landmarks, frame_paths, landmark_sizes, read_ibug
+from flame_encoder.frames import check_landmarks, frame_paths, landmark_sizes
+
+PEOPLE = 2  # counts changes of what a sample of a seed is
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,27 +28,58 @@ class Batch:
     """B samples.
 
     images: (B, 3, S, S) in [0, 1]. landmarks: (B, 68, 2), pixels of the images. vectors: (B, layout.size), zero where
-    unknown. known: (B,) bool, whether the vector is the truth.
+    unknown. known: (B,) bool, whether the vector is the truth. points: (B, 478, 2) of a landmarker, pixels of the
+    images, NaN where it finds no face. people: (B,) int64, a number for each person, -1 where unknown. seen: (B, n)
+    what a backbone that stays as it is sees in them (`EidolonEncoder.look`), n = 0 where nobody looked.
     """
 
     images: Tensor
     landmarks: Tensor
     vectors: Tensor
     known: Tensor
+    points: Tensor
+    people: Tensor
+    seen: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
-Item = tuple[np.ndarray, np.ndarray, np.ndarray, bool]  # image (S, S, 3) uint8, landmarks, vector, known
+class Item(NamedTuple):
+    """One sample: see `Batch`. image: (S, S, 3) uint8."""
+
+    image: np.ndarray
+    landmarks: np.ndarray
+    vector: np.ndarray
+    known: bool
+    points: np.ndarray
+    person: int
+    seen: np.ndarray = np.zeros(0, np.float16)
 
 
 def collate(items: list[Item]) -> Batch:
     """Items of a dataset as one batch."""
-    images = torch.from_numpy(np.stack([item[0] for item in items])).permute(0, 3, 1, 2).float() / 255
-    landmarks, vectors = (torch.from_numpy(np.stack([item[i] for item in items])) for i in (1, 2))
-    return Batch(images, landmarks, vectors, torch.tensor([item[3] for item in items]))
+    images = torch.from_numpy(np.stack([item.image for item in items])).permute(0, 3, 1, 2).float() / 255
+    landmarks, vectors, points = (
+        torch.from_numpy(np.stack([item[i] for item in items]).astype(np.float32)) for i in (1, 2, 4)
+    )
+    known, people = (torch.tensor([item[i] for item in items]) for i in (3, 5))
+    seen = torch.from_numpy(np.stack([item.seen for item in items]).astype(np.float32))
+    return Batch(images, landmarks, vectors, known, points, people, seen)
+
+
+class Kept(torch.utils.data.Dataset[Item]):
+    """Samples of another dataset with what a backbone that stays as it is sees in them: (N, n) float16."""
+
+    def __init__(self, samples: torch.utils.data.Dataset[Item], seen: np.ndarray):
+        self.samples, self.seen = samples, seen
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.samples[index]._replace(seen=self.seen[index])
 
 
 class Synthetic(torch.utils.data.Dataset[Item]):
@@ -77,11 +110,12 @@ class Synthetic(torch.utils.data.Dataset[Item]):
         if kept is None or not kept["ready"][index]:
             sample = synthetic.sample(self.scene, self.seed, index)
             if kept is None:
-                return sample.image, sample.landmarks, sample.vector, True
-            for name in ("image", "landmarks", "vector"):
+                return Item(sample.image, sample.landmarks, sample.vector, True, sample.points, index // 2)
+            for name in ("image", "landmarks", "vector", "points"):
                 kept[name][index] = getattr(sample, name)
             kept["ready"][index] = True
-        return kept["image"][index], kept["landmarks"][index], kept["vector"][index], True
+        image, landmarks, vector, points = (kept[name][index] for name in ("image", "landmarks", "vector", "points"))
+        return Item(image, landmarks, vector, True, points, index // 2)
 
 
 def _open_cache(scene: Scene, count: int, seed: int, folder: Path) -> dict[str, np.ndarray]:
@@ -92,11 +126,14 @@ def _open_cache(scene: Scene, count: int, seed: int, folder: Path) -> dict[str, 
         "seed": seed,
         "layout": scene.layout.model_dump(),
         "view": scene.view.model_dump(),
+        "look": scene.look,
+        "people": PEOPLE,
     }
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "image": ((count, size, size, 3), np.uint8),
         "landmarks": ((count, 68, 2), np.float32),
         "vector": ((count, scene.layout.size), np.float32),
+        "points": ((count, N_DENSE, 2), np.float32),
         "ready": ((count,), np.bool_),
     }
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -140,7 +177,8 @@ class Folder(torch.utils.data.Dataset[Item]):
     """Images with 68 landmarks, as prep-faces writes them; each is cropped to its face, or to each of them.
 
     Landmarks made on another image size (said in `landmarks.jsonl` beside their folder) are scaled. Images without
-    landmarks are left out. Raises InputError when none is left, or for a file that cannot be read.
+    landmarks are left out. MediaPipe's points are kept as such, too. Raises InputError when none is left, or for a file
+    that cannot be read.
     """
 
     def __init__(self, images: Path, landmarks: Path, layout: Layout, view: CropView):
@@ -148,7 +186,8 @@ class Folder(torch.utils.data.Dataset[Item]):
         paths = frame_paths(images)
         check_landmarks(landmarks)
         self.sizes = landmark_sizes(landmarks)
-        self.pairs = [(path, points) for path in paths for points in read_ibug(landmarks / f"{path.stem}.npy")]
+        found = [(path, points) for path in paths for points in read_landmarks(landmarks / f"{path.stem}.npy")]
+        self.pairs = [(path, points) for path, points in found if np.isfinite(to_ibug(points)).all()]
         if not self.pairs:
             raise InputError(f"{landmarks} has landmarks for none of the {len(paths)} images of {images}")
 
@@ -161,10 +200,14 @@ class Folder(torch.utils.data.Dataset[Item]):
         points = in_pixels(points[None], self.sizes.get(path.stem, image.shape[1::-1]))[0]
         if path.stem in self.sizes:
             points = points * (np.array(image.shape[1::-1]) / self.sizes[path.stem])
-        marks = torch.from_numpy(points.astype(np.float32))[None]
+        marks = torch.from_numpy(to_ibug(points).astype(np.float32))[None]
+        dense = to_dense(points)
+        dense = np.full((N_DENSE, 2), np.nan) if dense is None else dense
         crops = crops_of(box_of(marks))
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
         seen = cut_out(pixels, crops, self.view.size)[0].round().clamp(0, 255).byte()
         scale = self.view.size / crops[:, None, 2:]
-        there = ((marks - crops[:, None, :2]) * scale)[0].numpy()
-        return seen.permute(1, 2, 0).numpy(), there, np.zeros(self.layout.size, np.float32), False
+        both = torch.cat([marks, torch.from_numpy(dense.astype(np.float32))[None]], 1)
+        there = ((both - crops[:, None, :2]) * scale)[0].numpy()
+        unknown = np.zeros(self.layout.size, np.float32)
+        return Item(seen.permute(1, 2, 0).numpy(), there[:68], unknown, False, there[68:], -1)

@@ -1,7 +1,6 @@
 """Training of the encoder in stages, on one process or several (Lightning Fabric)."""
 
 import math
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,13 @@ from recon4d.cli import pick_device
 from recon4d.files import InputError
 from recon4d.head import HeadModel, with_uv
 from recon4d.images import write_png
-from recon4d.runs import Claim, batch_places
+from recon4d.runs import Claim
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torch.utils.tensorboard import SummaryWriter
 
 from flame_encoder import drawing
-from flame_encoder.encoder import losses, rendering, samples, trained
+from flame_encoder.encoder import feeding, losses, measuring, rendering, samples, trained
 from flame_encoder.encoder.config import Config, Stage, check_same, of_run
 from flame_encoder.encoder.losses import Judge
 from flame_encoder.encoder.network import EidolonEncoder, freeze, set_training
@@ -90,27 +89,17 @@ def datasets(config: Config, head: HeadModel) -> tuple[ConcatDataset[Item], Conc
     return ConcatDataset(training), ConcatDataset(held_out)
 
 
-def batches(n: int, config: Config, first: int, last: int, rank: int, world: int) -> Iterator[list[int]]:
-    """Indices of this process's part of each batch from step `first` to `last`: passes over n shuffled samples.
+def begin_with(network: EidolonEncoder, path: Path) -> None:
+    """Take over the weights of an encoder's file; a branch for points that it does not have stays as it is.
 
-    A function of the step alone, so that a resumed run goes on with the samples an uninterrupted one would have, and
-    several processes see what one would.
+    Raises InputError for a file of another backbone or layout.
     """
-    size = config.train.batch_size
-    for step in range(first, last):
-        whole = batch_places(step, size, n, config.seed)
-        yield whole[rank * size // world : (rank + 1) * size // world].tolist()
-
-
-def jittered(images: Tensor, amount: float, seed: int, step: int, rank: int, world: int) -> Tensor:
-    """Images (B, 3, H, W) with gain and offset of each channel changed at random; numbers of the whole batch's."""
-    if amount == 0:
-        return images
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    whole = torch.randn(len(images) * world, 8, 1, 1, generator=generator) * amount
-    change = whole[rank * len(images) : (rank + 1) * len(images)].to(images)
-    gain = 1 + change[:, :3] * 0.5 + change[:, 3:4]
-    return ((images - 0.5) * gain + 0.5 + change[:, 4:7] * 0.3 + change[:, 7:8] * 0.5).clamp(0, 1)
+    try:
+        missing, unknown = network.load_state_dict(trained.read(path)["weights"], strict=False)
+    except RuntimeError as error:
+        raise InputError(f"encoder.start {path} does not fit the backbone and layout of the config") from error
+    if unknown or not all(name.startswith("points.") for name in missing):
+        raise InputError(f"encoder.start {path} does not fit the backbone and layout of the config")
 
 
 def start(
@@ -179,7 +168,11 @@ def _train(
     training, held_out = datasets(config, head)
     plan = Plan(config.stages, max(len(training) // config.train.batch_size, 1), config.train.warmup)
     torch.manual_seed(config.seed)
-    network = EidolonEncoder(config.encoder.backbone, "none" if resumed else config.encoder.weights, config.layout)
+    chosen = config.encoder
+    fresh = not resumed and chosen.start is None
+    network = EidolonEncoder(chosen.backbone, chosen.weights if fresh else "none", config.layout, chosen.points)
+    if not resumed and chosen.start is not None:
+        begin_with(network, trained.SHIPPED if chosen.start == "shipped" else Path(chosen.start))
     freeze(network, config.encoder.freeze)
     learning = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=plan.learning_rate(0), weight_decay=config.train.weight_decay)
@@ -202,9 +195,14 @@ def _train(
         settings.write(out / CONFIG, config)
     fabric.barrier()
     writer = SummaryWriter(out / "runs", purge_step=first) if fabric.is_global_zero else None
+    kept = config.encoder.freeze == "backbone" and config.train.jitter == 0
+    feed: Dataset[Item] = training
+    if kept:  # what a frozen backbone sees in a picture is always the same
+        with progress("look", len(training)) as report:
+            feed = samples.Kept(training, measuring.looked(network, training, report))
     loader = DataLoader(
-        training,
-        batch_sampler=list(batches(len(training), config, first, plan.total, rank, world)),
+        feed,
+        batch_sampler=list(feeding.batches(len(training), config, first, plan.total, rank, world)),
         num_workers=config.train.workers,
         collate_fn=samples.collate,
         multiprocessing_context="forkserver" if config.train.workers else None,
@@ -223,7 +221,10 @@ def _train(
                 writer.add_text("stage", config.stages[i].name, step)
             stage_before = i
             batch = batch.to(fabric.device)
-            vectors = wrapped(jittered(batch.images, config.train.jitter, config.seed, step, rank, world))
+            images = feeding.jittered(batch.images, config.train.jitter, config.seed, step, rank, world)
+            if config.encoder.points:
+                batch = feeding.kept_back(batch, config.train.unseen_points, config.seed, step, rank, world)
+            vectors = wrapped(images, batch.points, batch.seen if kept else None)
             each = losses.terms(judge, vectors, batch, weights)
             loss = losses.total(each, weights)
             optimizer.zero_grad()
@@ -248,7 +249,13 @@ def _train(
     network.eval()
     figures = validate(network, judge, seen, None, plan.total, None)
     if fabric.is_global_zero:
-        trained.save(out / FINAL, _state(network, config, head))
+        final = _state(network, config, head)
+        if config.data.measured:
+            drawn = scene(head, config.layout, config.view)
+            people = samples.Synthetic(drawn, 2 * config.data.measured, config.seed + 2_000_000)
+            with progress("measure", len(people)) as report:
+                final["measured"] = measuring.measure(network, config.layout, people, report).state()
+        trained.save(out / FINAL, final)
         if writer:
             writer.close()
     fabric.barrier()
@@ -287,7 +294,7 @@ def validate(
 
     With `out` and `writer` also a grid of the first images: truth, prediction, landmarks of both.
     """
-    vectors = network(batch.images)
+    vectors = network(batch.images, batch.points)
     parts = judge.layout.split(vectors)
     turned = rendering.turned(judge.points, parts)
     points = losses.landmark_pixels(judge, turned, parts["transl"])

@@ -45,6 +45,11 @@ class Layout(Section):
     def size(self) -> int:
         return sum(self.lengths.values())
 
+    @property
+    def skin(self) -> int:
+        """How many numbers of `detail` are albedo coefficients."""
+        return max(self.detail - LIGHT, 0)
+
     def split(self, vectors: Tensor) -> dict[str, Tensor]:
         """Vectors (B, size) as a dict of parts (B, length). Raises ValueError for vectors of another length."""
         if vectors.shape[-1] != self.size:
@@ -60,6 +65,12 @@ class Layout(Section):
                 raise ValueError(f"{name} has {part.shape[-1]} numbers, but the layout has room for {length}")
             columns.append(torch.nn.functional.pad(part, (0, length - part.shape[-1])))
         return torch.cat(columns, -1)
+
+
+def identity_of(layout: Layout, vectors: Tensor) -> Tensor:
+    """What of vectors (B, size) is the person's, not the picture's (B, S + C): shape and albedo."""
+    parts = layout.split(vectors)
+    return torch.cat([parts["shape"], parts["detail"][:, LIGHT:]], 1)
 
 
 def head_arguments(head: HeadModel, parts: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,151 @@
+"""Who somebody is, from one picture or many: the encoder's answers weighed by how far they are known to stray.
+
+An encoder that is asked for the shape s of a head answers m, which is drawn to the mean where it does not know. On
+drawn people whose truth is known, two pictures each, one measures how its answers vary from person to person (B), how
+from picture to picture of one person (W), and how they go along with the truth (C = cov(s, m)). All being normal, the
+best guess of the truth from the mean answer of n pictures is the regression
+
+    E[s] = C (B + W / n)^-1 m,     cov[s] = S - C (B + W / n)^-1 C^T
+
+and whether two sets of pictures show one person is asked by the two-covariance model (Brümmer and de Villiers, "The
+speaker partitioning problem", 2010, section 3): the ratio of the likelihoods of both means with one person's covariance
+B between them, and with none.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from recon4d.files import InputError
+from torch import Tensor
+
+SHRINK = 0.1  # of covariances towards their diagonals
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """How an encoder strays, measured on drawn people.
+
+    Attributes:
+        sigma: (layout.size,) standard deviations of the errors of one picture's vector.
+        columns: (K,) which of the identity numbers (`vector.identity_of`) differ among people; the others are zero.
+        mean: (K,) of the answers. between, within: (K, K) covariances of answers: B and W above.
+        cross: (K, K) covariance of truth and answers, C. prior: (K, K) covariance of the truth, S.
+    """
+
+    sigma: np.ndarray
+    columns: np.ndarray
+    mean: np.ndarray
+    between: np.ndarray
+    within: np.ndarray
+    cross: np.ndarray
+    prior: np.ndarray
+
+    def state(self) -> dict[str, Tensor]:
+        """What a file holds."""
+        return {field.name: torch.from_numpy(getattr(self, field.name)) for field in fields(self)}
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """What n pictures say of one person: the likeliest identity (I,), all its numbers, and its covariance (I, I)."""
+
+    identity: np.ndarray
+    covariance: np.ndarray
+
+
+def measure(truth: np.ndarray, answers: np.ndarray, errors: np.ndarray) -> Measured:
+    """What P people with two pictures each say of an encoder.
+
+    Args:
+        truth: (P, I). answers: (P, 2, I), all identity numbers. errors: (2 P, layout.size) of the whole vectors.
+    """
+    columns = np.flatnonzero(truth.std(0) > 1e-6)
+    truth, answers = truth[:, columns], answers[..., columns]
+    mean = answers.mean((0, 1))
+    about, true = answers - mean, truth - truth.mean(0)
+    each = about.reshape(-1, about.shape[-1])
+    half = (about[:, 0] - about[:, 1]) / 2**0.5
+    total, within = each.T @ each / len(each), half.T @ half / len(half)
+    cross = np.concatenate([true, true]).T @ about.swapaxes(0, 1).reshape(each.shape) / len(each)
+    return Measured(
+        sigma=np.sqrt((errors**2).mean(0)),
+        columns=columns,
+        mean=mean,
+        between=positive(shrunk(total - within)),
+        within=positive(shrunk(within)),
+        cross=shrunk(cross),
+        prior=positive(shrunk(true.T @ true / len(true))),
+    )
+
+
+def shrunk(covariance: np.ndarray, share: float = SHRINK) -> np.ndarray:
+    """Some of all but the diagonal is chance: less of it."""
+    return (1 - share) * covariance + share * np.diag(np.diag(covariance))
+
+
+def positive(covariance: np.ndarray, least: float = 1e-6) -> np.ndarray:
+    """The nearest covariance without directions of no or negative variance."""
+    values, axes = np.linalg.eigh((covariance + covariance.T) / 2)
+    answer: np.ndarray = (axes * np.maximum(values, least)) @ axes.T
+    return answer
+
+
+def combine(measured: Measured, answers: np.ndarray) -> Person:
+    """The person that all of the pictures with answers (n, I) show."""
+    columns = measured.columns
+    spread = measured.between + measured.within / len(answers)
+    gain = np.linalg.solve(spread, measured.cross.T).T
+    identity, covariance = np.zeros(answers.shape[1]), np.zeros((answers.shape[1],) * 2)
+    identity[columns] = gain @ (answers[:, columns].mean(0) - measured.mean)
+    covariance[np.ix_(columns, columns)] = positive(measured.prior - gain @ measured.cross.T)
+    return Person(identity, covariance)
+
+
+def likeness(measured: Measured, some: np.ndarray, others: np.ndarray) -> float:
+    """The logarithm of how much likelier answers (n, I) and (m, I) are of one person than of two; 0 says nothing."""
+    return scorer(measured, len(some), len(others))(some, others)
+
+
+def scorer(measured: Measured, n: int, m: int) -> Callable[[np.ndarray, np.ndarray], float]:
+    """`likeness` of many sets of n and of m answers."""
+    B, W = measured.between, measured.within
+    K = len(B)
+    apart = np.zeros((2 * K, 2 * K))
+    apart[:K, :K], apart[K:, K:] = B + W / n, B + W / m
+    one = apart.copy()
+    one[:K, K:] = one[K:, :K] = B
+    difference = np.linalg.inv(apart) - np.linalg.inv(one)
+    constant = np.linalg.slogdet(apart)[1] - np.linalg.slogdet(one)[1]
+
+    def score(some: np.ndarray, others: np.ndarray) -> float:
+        means = [answers[:, measured.columns].mean(0) - measured.mean for answers in (some, others)]
+        both = np.concatenate(means)
+        return float(both @ difference @ both + constant) / 2
+
+    return score
+
+
+def of_state(state: Any, size: int, length: int, where: str) -> Measured:
+    """From what a file holds, of vectors of `size` and identities of `length`. Raises InputError where it fits not."""
+    columns = state.get("columns") if isinstance(state, dict) else None
+    K = len(columns) if isinstance(columns, Tensor) and columns.ndim == 1 else -1
+    shapes: dict[str, tuple[int, ...]] = {"sigma": (size,), "columns": (K,), "mean": (K,)}
+    shapes |= dict.fromkeys(("between", "within", "cross", "prior"), (K, K))
+    arrays = {}
+    for name, shape in shapes.items():
+        value = state.get(name) if isinstance(state, dict) else None
+        array = value.double().numpy() if isinstance(value, Tensor) else None
+        if array is None or array.shape != shape or not np.isfinite(array).all():
+            raise InputError(f"{where}: what it says of its own errors ({name}) does not fit; train it again")
+        arrays[name] = array
+    if (arrays["sigma"] < 0).any():
+        raise InputError(f"{where}: it says that its errors are negative; train it again")
+    if not K or (arrays["columns"] < 0).any() or (arrays["columns"] >= length).any():
+        raise InputError(f"{where}: it measured identities of another layout; train it again")
+    arrays["columns"] = arrays["columns"].astype(int)
+    for name in ("between", "within", "prior"):
+        arrays[name] = positive(arrays[name])
+    return Measured(**arrays)
