@@ -11,10 +11,11 @@ So the first job that is shared starts a second, idle team: a thread that makes 
 That works whoever imported torch first, and needs no environment variable.
 """
 
+import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -73,6 +74,17 @@ def _executor(workers: int) -> ThreadPoolExecutor:
 def work_alone() -> None:
     """This thread does what it shares itself from now on: it must not wait for threads of less priority."""
     _own.alone = True
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it what this thread has torch do, or shares, it does alone: for parts of a job that is shared already."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def share(work: Callable[[int], Any], parts: int) -> None:

@@ -236,7 +236,8 @@ def test_loss_terms(head):
     avatar.means.copy_(2 * base.exp().expand(-1, 3))
     pairs, once = torch.tensor([[0, 1], [2, 3]]), torch.ones(2, 1)
     avatar.sh0[1] += 3.0
-    terms = losses.loss_terms(avatar, weights, image, alpha, target, mask, weighted, 0, base, pairs, once)
+    terms = losses.image_terms(weights, image, alpha, target, mask, weighted, 0)
+    terms |= losses.prior_terms(avatar, weighted, base, pairs, once)
     assert float(terms["l1"]) == pytest.approx(float((image - target).abs().mean()))
     assert float(terms["alpha"]) == pytest.approx(float((alpha - mask).abs().mean()))
     assert float(terms["sparsity"]) == pytest.approx(3.0)
@@ -259,8 +260,8 @@ def test_loss_terms(head):
     assert float(terms["ssim"]) == pytest.approx(2 * (1 - peer.mean()), abs=1e-4)
     avatar.log_scales.copy_(base + torch.tensor([-2.0, 1.0, -3.0]))  # too short, long enough, thin
     only = Losses(cover=1.0)
-    terms = losses.loss_terms(avatar, weights, image, alpha, target, mask, only, 0, base, pairs, once)
-    assert set(terms) == {"l1", "cover"} and float(terms["cover"]) == pytest.approx(2.0)
+    terms = losses.prior_terms(avatar, only, base, pairs, once)
+    assert set(terms) == {"cover"} and float(terms["cover"]) == pytest.approx(2.0)
 
 
 def test_neighbours_on_the_lids_count_more(head):

@@ -1,11 +1,12 @@
 """What is trained and one step of it, the same offline and online: rates, colour initialisation, pose corrections."""
 
+import contextlib
 from dataclasses import dataclass, replace
 
 import numpy as np
 import roma
 import torch
-from recon4d import InputError, splat
+from recon4d import InputError, splat, threads
 from recon4d.cameras import Camera
 from recon4d.head import HeadModel
 from torch import Tensor
@@ -132,29 +133,11 @@ def step(
             initialised; None skips that, which costs about as much as rendering the frames.
     """
     config, avatar, optimizer = learner.config, learner.avatar, learner.optimizer
-    plain = _camera(learner, batch)
     for group, rate in zip(optimizer.param_groups, learning_rates(config.train.rates, images, progress).values()):
         group["lr"] = rate
-    camera = plain
-    if batch.frames is not None and len(learner.corrections):
-        # Without its mean: the avatar shall stay where the poses of frames to come expect it.
-        corrections = learner.corrections - learner.corrections.mean(0)
-        camera = corrected(camera, corrections[batch.frames], batch.vertices)
-
-    def deform(chosen: Tensor | slice = slice(None)) -> tuple[Splats, Tensor]:
-        return avatars.deform(
-            avatar,
-            learner.head,
-            batch.vertices[chosen],
-            batch.inputs[chosen],
-            _camera(learner, batch, chosen).world_to_camera,
-            images >= config.train.blend_start,
-            config.model.one_sided,
-        )
-
     if search is not None:
         with torch.no_grad():
-            splats, _ = deform(search)
+            splats, _ = _deform(learner, batch, images, search)
         initialise_colours(
             avatar,
             splats,
@@ -163,31 +146,78 @@ def step(
             config.train.colour_weight,
             config.train.initial_colours,
         )
-    splats, weights = deform()
-    target, mask = composite(batch.pixels, batch.background)
-    image, alpha = rasterize(splats, camera, batch.background)
-    if batch.frames is not None and len(learner.gains):
-        # Without their mean: frames to come are shown as bright as those of the clip are on average.
-        gains = (learner.gains - learner.gains.mean(0))[batch.frames].exp()
-        behind = (1 - alpha) * batch.background[:, None, None]
-        image = (image - behind) * gains[:, None, None] + behind
-    terms = losses.loss_terms(
-        avatar,
-        weights,
-        image,
-        alpha,
-        target,
-        mask,
-        config.train.losses,
-        images,
-        learner.init_log_scale,
-        learner.pairs,
-        learner.pair_weights,
-    )
-    optimizer.zero_grad(set_to_none=True)
-    torch.stack(list(terms.values())).sum().backward()
+    count = len(batch.vertices)
+    # On a CPU each thread learns from some of the pictures: most of torch's operations are too small to be shared.
+    parts = min(threads.count(), count) if batch.vertices.device.type == "cpu" else 1
+    found: list[tuple[dict[str, Tensor], list[Tensor | None]]] = [({}, [])] * parts
+
+    def learn(k: int) -> None:
+        some = range(k * count // parts, (k + 1) * count // parts)
+        with threads.one_thread() if parts > 1 else contextlib.nullcontext():
+            found[k] = _gradients(learner, batch, images, slice(some.start, some.stop), len(some) / count, k == 0)
+
+    threads.share(learn, parts)
+    for tensor, *gradients in zip(_trained(learner), *(gradients for _, gradients in found)):
+        given = [gradient for gradient in gradients if gradient is not None]
+        tensor.grad = sum(given[1:], given[0]) if given else None
     optimizer.step()
-    return {name: value.detach() for name, value in terms.items()}
+    total = {name: torch.zeros_like(value) for terms, _ in found for name, value in terms.items()}
+    for terms, _ in found:
+        for name, value in terms.items():
+            total[name] += value
+    return total
+
+
+def _trained(learner: Learner) -> list[Tensor]:
+    """All that the optimiser changes."""
+    return [tensor for group in learner.optimizer.param_groups for tensor in group["params"] if tensor.numel()]
+
+
+def _deform(learner: Learner, batch: Batch, images: int, chosen: Tensor | slice) -> tuple[Splats, Tensor]:
+    """The avatar as the chosen frames of a batch have it, and the weights of its basis."""
+    return avatars.deform(
+        learner.avatar,
+        learner.head,
+        batch.vertices[chosen],
+        batch.inputs[chosen],
+        _camera(learner, batch, chosen).world_to_camera,
+        images >= learner.config.train.blend_start,
+        learner.config.model.one_sided,
+    )
+
+
+def _gradients(
+    learner: Learner, batch: Batch, images: int, chosen: slice, share: float, priors: bool
+) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+    """Weighted loss terms of some pictures of a batch, and their gradients by all that is trained.
+
+    Args:
+        share: of the batch's pictures; means over them count so much. priors: with the terms of the avatar itself.
+    """
+    config = learner.config.train
+    camera, background = _camera(learner, batch, chosen), batch.background[chosen]
+    frames = None if batch.frames is None else batch.frames[chosen]
+    if frames is not None and len(learner.corrections):
+        # Without its mean: the avatar shall stay where the poses of frames to come expect it.
+        corrections = learner.corrections - learner.corrections.mean(0)
+        camera = corrected(camera, corrections[frames], batch.vertices[chosen])
+    splats, weights = _deform(learner, batch, images, chosen)
+    target, mask = composite(batch.pixels[chosen], background)
+    image, alpha = rasterize(splats, camera, background)
+    if frames is not None and len(learner.gains):
+        # Without their mean: frames to come are shown as bright as those of the clip are on average.
+        gains = (learner.gains - learner.gains.mean(0))[frames].exp()
+        behind = (1 - alpha) * background[:, None, None]
+        image = (image - behind) * gains[:, None, None] + behind
+    terms = losses.image_terms(weights, image, alpha, target, mask, config.losses, images)
+    terms = {name: share * value for name, value in terms.items()}
+    if priors:
+        terms |= losses.prior_terms(
+            learner.avatar, config.losses, learner.init_log_scale, learner.pairs, learner.pair_weights
+        )
+    total = torch.stack(list(terms.values())).sum()
+    gradients = torch.autograd.grad(total, _trained(learner), allow_unused=True)
+    return {name: value.detach() for name, value in terms.items()}, list(gradients)
 
 
 def _camera(learner: Learner, batch: Batch, chosen: Tensor | slice = slice(None)) -> Camera:

@@ -12,22 +12,14 @@ from gaussian_avatar.config import Losses
 SSIM_PIXELS = 3 * box_means.SIDE  # side of the boxes that structural similarity is taken in
 
 
-def loss_terms(
-    avatar: Avatar,
-    weights: Tensor,
-    image: Tensor,
-    alpha: Tensor,
-    target: Tensor,
-    mask: Tensor,
-    losses: Losses,
-    images: int,
-    init_log_scale: Tensor,
-    pairs: Tensor,
-    pair_weights: Tensor,
+def image_terms(
+    weights: Tensor, image: Tensor, alpha: Tensor, target: Tensor, mask: Tensor, losses: Losses, images: int
 ) -> dict[str, Tensor]:
-    """Weighted loss terms, those of weight 0 left out.
+    """Weighted loss terms of what was drawn, means over the pictures, those of weight 0 left out.
 
-    Images (B, H, W, 3), alpha and mask (B, H, W, 1); pairs (P, 2) of neighbours, and how much each counts (P, 1).
+    Args:
+        weights: (B, K) of the basis. image, target: (B, H, W, 3). alpha, mask: (B, H, W, 1).
+        images: how many have been learned from before.
     """
     terms = {"l1": losses.l1 * (image - target).abs().mean()}
     if losses.ssim:
@@ -38,6 +30,18 @@ def loss_terms(
         terms["alpha"] = losses.alpha * (alpha - mask).abs().mean()
     if losses.sparsity:
         terms["sparsity"] = losses.sparsity * weights.abs().mean()
+    return terms
+
+
+def prior_terms(
+    avatar: Avatar, losses: Losses, init_log_scale: Tensor, pairs: Tensor, pair_weights: Tensor
+) -> dict[str, Tensor]:
+    """Weighted loss terms of the avatar itself, those of weight 0 left out.
+
+    Args:
+        init_log_scale: (N, 1). pairs: (P, 2) neighbours. pair_weights: (P, 1) how much each pair counts.
+    """
+    terms = {}
     if losses.orthogonality:
         terms["orthogonality"] = losses.orthogonality * orthogonality(avatar)
     if losses.offset:
