@@ -1,6 +1,6 @@
 """Make the encoder that ships from a finished run: half precision, with a note of where it comes from.
 
-flame-encoder train --config shipped --out outputs
+flame-encoder train --config points --out outputs
 python tools/flame-encoder/scripts/ship_encoder.py outputs/eidolon_encoder_final.pth
 """
 

@@ -272,7 +272,7 @@ def box_corners(context: click.Context, parameter: click.Parameter, value: str |
 @click.option("--faces", type=path_type, help="faces.jsonl of prep-faces detect.")
 @click.option("--box", callback=box_corners, help="left,top,right,bottom of the face, brows to chin, in all images.")
 @click.option("--raw", is_flag=True, help="The network alone: no solver on the landmarks.")
-@click.option("--picture/--no-picture", default=True, show_default=True, help="Light and skin from the colours, too.")
+@click.option("--picture/--no-picture", default=True, show_default=True, help="Use its colours: light, skin, edges.")
 @click.option("--same-person", is_flag=True, help="All images show one person: one identity for all.")
 @click.option("--overlay", type=path_type, help="PNG to draw the heads over the images into.")
 @device_option
@@ -281,7 +281,7 @@ def encode(images: tuple[Path, ...], out: Path, **options: Any) -> None:
     """The vector of the face in each of IMAGES (files or folders), one row per image.
 
     The face is where --landmarks, --faces or --box say; without them, the largest that the landmarker finds. The
-    network's answer is refined on the face's landmarks, then on its colours; where no face is found it stays, and the
+    network's answer is refined on the face's landmarks, then on the picture; where no face is found it stays, and the
     file says so.
     """
     from flame_encoder.encoder import photographs

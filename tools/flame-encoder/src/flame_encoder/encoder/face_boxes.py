@@ -38,6 +38,8 @@ def where(image: np.ndarray, box: np.ndarray | None, points: np.ndarray | None) 
     if points is not None:
         return Where(box_around(points), points, True)
     faces = landmarker.find(image, every=box is not None)
+    if not faces:  # something in the whole picture looked like a face at first: look at its parts as well
+        faces = landmarker.find(image, every=True)
     boxes = [box_around(face.points) for face in faces]
     if box is None:
         if not faces:

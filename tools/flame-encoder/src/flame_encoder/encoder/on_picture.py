@@ -17,7 +17,7 @@ from flame_encoder.tracker.photometric import Looks, Surface, Windows
 from flame_encoder.tracker.points import Points
 
 TO_CAMERA = (1, -1, -1, 1, -1, 1, 1, -1, 1)  # harmonics of axes y up, z to the camera, in OpenCV's
-LEVELS = (2, 1)  # of the pyramid of each round: from coarse to fine
+LEVELS = (2, 1, 1)  # of the pyramid of each round: from coarse to fine
 LANDMARKS = 0.3  # of the landmarks' weights is left
 
 

@@ -50,7 +50,7 @@ def encode(
         encoder: file of `training.start`; the one that ships when None.
         head_model: the FLAME file that the encoder was trained with; the open head when None.
         landmarks, faces, box: where the face is; see `face_boxes`. Without them the largest that the landmarker finds.
-        raw: the network's answer alone. picture: let light and skin be solved for on the picture's colours, too.
+        raw: the network's answer alone. picture: let the solver use the picture's colours, too: light, skin and edges.
         same_person: all images show one person: one identity for all of them.
         overlay: PNG to draw the heads over the images into.
         device: cpu, cuda, cuda:N or auto.
