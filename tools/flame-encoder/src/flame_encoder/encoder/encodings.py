@@ -139,7 +139,7 @@ def read(path: Path) -> Encoding:
     for name, (shape, otherwise) in own.items():
         value = arrays.get(name, otherwise)
         fits = value is None or (value.shape == shape and value.dtype.kind in "bf" and np.isfinite(value).all())
-        if not fits or (name == "focals" and (value <= 0).any()):
+        if not fits or (name == "focals" and (np.asarray(value) <= 0).any()):
             raise InputError(f"{path}: its {name} do not fit {n} images; encode the images again")
         newer[name] = value
     for name in ("found", "refined"):

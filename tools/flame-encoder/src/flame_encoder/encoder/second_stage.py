@@ -63,14 +63,14 @@ def _group(
         return found
     head = rendering.reduced(with_uv(encoder.head))
     surface = Surface(head)
-    points = rig.points(surface.faces, surface.bary)
+    places = rig.points(surface.faces, surface.bary)
     for levels in on_picture.LEVELS:
         found = _skinned(encoder, head, found, group, picture)
         parts = found.parts(group)
         skins, lights = vector.albedo(head, parts), vector.light(parts)
         for k, i in enumerate(group):
             solved = torch.cat([shape, own[k]])
-            on_picture.matched(pictures[k], surface, points, solved, picture(i), skins[k], lights[k], levels)
+            on_picture.matched(pictures[k], surface, places, solved, picture(i), skins[k], lights[k], levels)
         begun = [replace(one, start=mine) for one, mine in zip(pictures, own)]
         shape, own, covariance = refine.solve(begun, belief, shape)
         found = _written(rig, found, group, pictures, shape, own, covariance)

@@ -78,8 +78,8 @@ def scene(head: HeadModel, layout: Layout, view: CropView, look: int = LOOK) -> 
         mask = regions.get(name)
         return np.zeros(len(head.faces), bool) if mask is None else mask[head.faces].all(1).numpy()
 
-    named = [of_faces(name) for name in ("scalp", "face", "ears", "mouth_interior")]
-    return Scene(head, layout, view, texels.contiguous(), *named, look=look)
+    hairy, face, ears, inside = (of_faces(name) for name in ("scalp", "face", "ears", "mouth_interior"))
+    return Scene(head, layout, view, texels.contiguous(), hairy, face, ears, inside, look)
 
 
 def sample(scene: Scene, seed: int, index: int, who: int | None = None) -> Sample:

@@ -119,7 +119,7 @@ def dressed(
         if rng.random() < 0.4:
             source = source | parts.ears
         field = cv2.GaussianBlur(source.astype(np.float32), (0, 0), width * rng.uniform(0.02, 0.12))
-        field += 0.12 * noise(size, int(rng.integers(5, 20)), rng)[..., 0] * (field > 0.02)
+        field = field + 0.12 * noise(size, int(rng.integers(5, 20)), rng)[..., 0] * (field > 0.02)
         on_skin = seen & ~source
         limit = np.where(on_skin, rng.uniform(0.35, 0.9), rng.uniform(0.1, 0.5))
         mask = cv2.GaussianBlur((field > limit).astype(np.float32), (0, 0), 1.0)[..., None]
