@@ -237,7 +237,7 @@ def test_loss_terms(head):
     pairs, once = torch.tensor([[0, 1], [2, 3]]), torch.ones(2, 1)
     avatar.sh0[1] += 3.0
     terms = losses.image_terms(weights, image, alpha, target, mask, weighted, 0)
-    terms |= losses.prior_terms(avatar, weighted, base, pairs, once)
+    terms |= losses.prior_terms(avatar, weighted, base, pairs, once, pairs[0])
     assert float(terms["l1"]) == pytest.approx(float((image - target).abs().mean()))
     assert float(terms["alpha"]) == pytest.approx(float((alpha - mask).abs().mean()))
     assert float(terms["sparsity"]) == pytest.approx(3.0)
@@ -260,8 +260,12 @@ def test_loss_terms(head):
     assert float(terms["ssim"]) == pytest.approx(2 * (1 - peer.mean()), abs=1e-4)
     avatar.log_scales.copy_(base + torch.tensor([-2.0, 1.0, -3.0]))  # too short, long enough, thin
     only = Losses(cover=1.0)
-    terms = losses.prior_terms(avatar, only, base, pairs, once)
+    terms = losses.prior_terms(avatar, only, base, pairs, once, pairs[0])
     assert set(terms) == {"cover"} and float(terms["cover"]) == pytest.approx(2.0)
+    shade = (torch.tensor(losses.DARK) - 0.5) / splat.SH0
+    avatar.sh0[2:4] = torch.stack([shade, shade + 2])
+    terms = losses.prior_terms(avatar, Losses(dark=0.5), base, pairs, once, torch.tensor([2, 3]))
+    assert set(terms) == {"dark"} and float(terms["dark"]) == pytest.approx(1.0)
 
 
 def test_neighbours_on_the_lids_count_more(head):

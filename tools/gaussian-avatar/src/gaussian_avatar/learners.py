@@ -36,6 +36,7 @@ class Learner:
     init_log_scale: Tensor  # (N, 1)
     pairs: Tensor  # (P, 2) neighbouring Gaussians
     pair_weights: Tensor  # (P, 1) how much their difference counts
+    inside: Tensor  # (M,) the Gaussians inside the mouth
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,8 @@ def new(config: Config, head: HeadModel, camera: Camera, n_inputs: int, n_frames
     )
     pairs = avatars.neighbours(head, config.model.tex_size)
     hidden = avatars.hidden(head)[head.faces[avatar.face_id.cpu()]].mean(1)[pairs].mean(1, keepdim=True)
+    cavity = (head.regions or {}).get("mouth_interior", torch.zeros(len(head.v_template), dtype=torch.bool))
+    inside = cavity[head.faces[avatar.face_id.cpu()]].float().mean(1) > 0.5
     return Learner(
         config=config,
         head=head.to(device),
@@ -96,6 +99,7 @@ def new(config: Config, head: HeadModel, camera: Camera, n_inputs: int, n_frames
         optimizer=optimizer,
         init_log_scale=avatar.log_scales.detach()[:, :1].clone(),
         pairs=pairs.to(device),
+        inside=inside.nonzero()[:, 0].to(device),
         pair_weights=(1 + (config.train.losses.smooth_hidden - 1) * hidden).to(device),
     )
 
@@ -213,7 +217,7 @@ def _gradients(
     terms = {name: share * value for name, value in terms.items()}
     if priors:
         terms |= losses.prior_terms(
-            learner.avatar, config.losses, learner.init_log_scale, learner.pairs, learner.pair_weights
+            learner.avatar, config.losses, learner.init_log_scale, learner.pairs, learner.pair_weights, learner.inside
         )
     total = torch.stack(list(terms.values())).sum()
     gradients = torch.autograd.grad(total, _trained(learner), allow_unused=True)

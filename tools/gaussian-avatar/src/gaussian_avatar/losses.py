@@ -2,13 +2,14 @@
 
 import numpy as np
 import torch
-from recon4d import metrics
+from recon4d import metrics, splat
 from torch import Tensor
 
 from gaussian_avatar import box_means
 from gaussian_avatar.avatars import Avatar
 from gaussian_avatar.config import Losses
 
+DARK = (0.15, 0.06, 0.06)  # sRGB: the inside of a mouth, where no light gets
 SSIM_PIXELS = 3 * box_means.SIDE  # side of the boxes that structural similarity is taken in
 
 
@@ -34,12 +35,13 @@ def image_terms(
 
 
 def prior_terms(
-    avatar: Avatar, losses: Losses, init_log_scale: Tensor, pairs: Tensor, pair_weights: Tensor
+    avatar: Avatar, losses: Losses, init_log_scale: Tensor, pairs: Tensor, pair_weights: Tensor, inside: Tensor
 ) -> dict[str, Tensor]:
     """Weighted loss terms of the avatar itself, those of weight 0 left out.
 
     Args:
         init_log_scale: (N, 1). pairs: (P, 2) neighbours. pair_weights: (P, 1) how much each pair counts.
+        inside: (M,) the Gaussians inside the mouth.
     """
     terms = {}
     if losses.orthogonality:
@@ -57,6 +59,9 @@ def prior_terms(
         attributes = torch.cat([avatar.sh0, avatar.opacity_logits[:, None], *relative], 1)
         apart = (attributes[pairs[:, 0]] - attributes[pairs[:, 1]]).square()
         terms["smooth"] = losses.smooth * (pair_weights * apart).mean()
+    if losses.dark and len(inside):
+        shade = (avatar.sh0.new_tensor(DARK) - 0.5) / splat.SH0
+        terms["dark"] = losses.dark * (avatar.sh0[inside] - shade).square().mean()
     if losses.opaque:
         terms["opaque"] = losses.opaque * avatar.opacity_logits.neg().sigmoid().mean()
     if losses.basis:
