@@ -40,7 +40,8 @@ def test_at_once_and_as_a_beginning(root, indexed, tmp_path):
     common = ["--index-path", index, "--clip-index", 0, "--device", "cpu", *WORDS]
     made, said = call("reconstruct", *common, "--out-dir", tmp_path / "scene", "--fps", 5, "--slow", 1)
     assert made["gaussians"] > 3000 and made["frames"] == 6 and "GB of memory" in said
-    scores, _ = call("eval", *common, "--out-dir", tmp_path / "eval")
+    # 240 directions a turn are too few to match: the samples on a wall seem to go along with the car
+    scores, _ = call("eval", *common, "--set", "model.matched=false", "--out-dir", tmp_path / "eval")
     assert scores["interpolation"]["psnr"] > 20 and scores["flow"]["background_speed"] < 0.5
     steps = [*common, "--iters", 2]
     begun, said = call("overfit", *steps, "--init", "shipped", "--output-dir", tmp_path / "a")

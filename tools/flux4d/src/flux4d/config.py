@@ -60,6 +60,7 @@ class Model(Section):
     refine_velocity: bool = False  # the loss is differentiated by the velocities too
     lifetime: Length | None = None  # seconds for which a Gaussian is seen at first, then as it learns; null: always
     moments: Annotated[int, Field(ge=0, le=64)] = 0  # parts of a second; a voxel sees how its points share in them
+    matched: bool = False  # velocities of what can be matched from sweep to sweep, and of what stands; with lift.fill
     evidence: Annotated[int, Field(ge=0, le=64)] = 0  # parts of a second in which a place is looked at; with lift.fill
 
 

@@ -8,7 +8,7 @@ from recon4d import InputError
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from flux4d import evidence, fill
+from flux4d import evidence, fill, matching
 from flux4d.clips import Clip, in_view
 from flux4d.config import Lift
 from flux4d.gaussians import MovingGaussians, inverse_softplus
@@ -54,6 +54,7 @@ def lift(
     seed: int = 0,
     depth_points: list[tuple[Tensor, Tensor]] | None = None,
     moments: int = 0,
+    matched: bool = False,
 ) -> MovingGaussians:
     """The initial Gaussians of a clip from its input frames.
 
@@ -65,16 +66,20 @@ def lift(
     Args:
         depth_points: more points per input frame, (N, 3) and colours (N, 3), as from depth maps.
         moments: of the evidence, see `evidence.timeline`; without `fill` there is none.
+        matched: velocities by `matching`, of what they are known of; with `fill`.
 
     Raises:
         InputError: no point is in any image.
     """
     generator = torch.Generator().manual_seed(seed)
     skies: list[Tensor] | None = None
+    velocity, known = torch.zeros(0, 3), torch.zeros(0, dtype=torch.bool)
     if settings.fill and depth_points is None:
         parts, maps, skies = fill.lifted(clip, settings.max_gaussians)
         mean, colour, time, scale, own_quats = (torch.cat(columns) for columns in zip(*parts))
         found = evidence.timeline(mean, colour, clip, maps, skies, moments)
+        if matched:
+            velocity, known = matching.settled(mean, time, clip, matching.sweeps_of(clip, maps, skies))
     else:
         mean, colour, time, scale = _seen_points(clip, settings, generator, depth_points)
         scale, own_quats = scale[:, None].expand(-1, 3), mean.new_zeros(0, 4)
@@ -91,6 +96,8 @@ def lift(
     n = len(mean) + len(sky)
     quats = torch.nn.functional.normalize(torch.randn(n, 4, generator=generator), dim=1)
     quats[: len(own_quats)] = own_quats
+    velocities, settled = torch.zeros(n, 1, 3), torch.zeros(n, dtype=torch.bool)
+    velocities[: len(velocity), 0], settled[: len(known)] = velocity, known
     return MovingGaussians(
         means=torch.cat([mean, sky]),
         scales=inverse_softplus(torch.cat([scale, sky_scale])),
@@ -98,9 +105,10 @@ def lift(
         opacities=torch.full((n, 1), torch.logit(torch.tensor(settings.opacity)).item()),
         colours=torch.cat([colour, sky_colour]).clamp(0.02, 0.98).logit(),
         times=torch.cat([time, torch.zeros(len(sky))]),
-        velocities=torch.zeros(n, 1, 3),
+        velocities=velocities,
         sky=torch.arange(n) >= len(mean),
         evidence=torch.cat([found, found.new_zeros(len(sky), found.shape[1])]),
+        settled=settled,
     )
 
 

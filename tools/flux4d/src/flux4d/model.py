@@ -144,6 +144,10 @@ class Flux(nn.Module):
         residuals, velocities, lives = change
         if before.shape[1]:
             velocities = before + velocities
+        if self.settings.matched:
+            more = velocities.shape[1] - gaussians.velocities.shape[1]
+            known = nn.functional.pad(gaussians.velocities, (0, 0, 0, more))
+            velocities = torch.where(gaussians.settled[:, None, None], known, velocities)
         lifetimes = gaussians.lifetimes
         if self.settings.lifetime is not None:
             low, high = (self.settings.lifetime * math.exp(side) for side in _LIFE)

@@ -32,11 +32,10 @@ def lorry(actor: int, size: tuple[float, float, float], cab: Colour, load: Colou
     dark = (0.07, 0.07, 0.08)
     bed = 0.72 * length
     kind = ELLIPSOID if tank else BOX
-    swollen = 1.15 if tank else 1.0  # an ellipsoid fills less of its box
     shapes = [
         Shape(BOX, (0, length - 1.0, 0.45 * h), (w, 1.0, 0.37 * h), cab, PLAIN, 0.0, actor),
         Shape(BOX, (0, length + 0.01, 0.6 * h), (0.85 * w, 0.02, 0.14 * h), (0.12, 0.14, 0.17), PLAIN, 0.0, actor),
-        Shape(kind, (0, bed - length, 0.6 * h), (w, swollen * bed, 0.4 * h), load, NOISY, 0.0, actor),
+        Shape(kind, (0, bed - length, 0.6 * h), (w, bed, 0.4 * h), load, NOISY, 0.0, actor),
         Shape(BOX, (0, -0.1 * length, 0.85), (0.8 * w, 0.85 * length, 0.16), dark, PLAIN, 0.0, actor),
     ]
     for side in (-1, 1):

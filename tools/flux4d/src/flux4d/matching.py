@@ -1,0 +1,236 @@
+"""Motion by the sweeps themselves: what the other frames see through has moved, and where to is found by matching it.
+
+Points above the ground are grouped; a group of which a part is seen through at other moments moves, by the velocity
+for which most of its points meet points of moving groups at all other moments at once: differences of places, divided
+by the time between, vote (as the shifts in ICP-Flow, Lin and Caesar 2024), so that the next car of a row, which lies
+right for one sweep, does not for another. Ground, and groups that nothing sees through, stand.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from recon4d.cameras import Camera
+from scipy import ndimage
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from flux4d.clips import Clip, in_view
+from flux4d.evidence import behind
+
+REACH = 90.0  # metres around the first frame
+GROUND = 0.25  # metres above the lowest point around, up to which it is ground
+PATCH = 1.0  # metres: cells of the lowest points
+CELL = 0.4  # metres between points of one group, seen from above
+THROUGH = 0.4, 0.02  # metres, and by distance, by which what is seen lies behind a point that is seen through
+SHARE = 0.12  # of a group's points, from which seen through it moves
+LEAST = 5  # points of a group, and seen through
+MOST = 250  # points of a group that vote
+MOST_OTHERS = 8000  # points of another sweep that they vote with
+APART = 0.15, 0.65  # seconds between sweeps that are matched
+FASTEST, STEP = 40.0, 0.5  # m/s, of votes
+LEVEL = 0.3  # metres by which points that meet may differ in height
+MEETS = 0.3  # metres between points that meet
+BETTER = 0.02  # by which share more a velocity that is handed on has to fit
+COVERED = 0.4  # share of a group on which another has to come to lie, to hand its velocity on
+SEEN = 0.3  # share of a group in view of another sweep, to be looked for there
+LEAST_MET = 0.4  # share of a group that has to meet others
+GAIN = 0.1  # by which share more of a group has to meet others moved than unmoved
+
+
+@dataclass(frozen=True, eq=False)
+class Other:
+    """Another sweep: seconds to it, the points of its moving groups, and the cameras of its pictures."""
+
+    apart: float
+    tree: cKDTree
+    cameras: list[Camera]
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Points (N, 3) of an input sweep in view, its moment, and of each point its group, 0 is the ground. moves: by
+    group. velocity: (G, 3) m/s by group, not a number where nothing was found."""
+
+    points: np.ndarray
+    time: float
+    group: np.ndarray
+    moves: np.ndarray
+    velocity: np.ndarray
+
+
+def sweeps_of(clip: Clip, depths: list[Tensor], skies: list[Tensor]) -> list[Sweep]:
+    """The input sweeps, grouped and matched. depths, skies: of the input pictures, as in `evidence.timeline`."""
+    frames = sorted({clip.frame_of(picture) for picture in clip.input})
+    found: list[Sweep] = []
+    low = _lowest([clip.points[frame].numpy() for frame in frames])
+    for frame in frames:
+        points = clip.points[frame]
+        inside = torch.stack(
+            [in_view(points, clip.camera(picture))[2] for picture in clip.input if clip.frame_of(picture) == frame]
+        ).any(0)
+        near = (points[:, :2].abs() < REACH - 1).all(1)
+        points = points[inside & near]
+        through = torch.zeros(len(points), dtype=torch.bool)
+        for picture, depth, sky in zip(clip.input, depths, skies):
+            seen, relative, far = behind(points, clip, picture, depth, sky)
+            through[seen] |= relative * far > THROUGH[0] + THROUGH[1] * far
+        places = points.numpy().astype(np.float64)
+        group = _groups(places, low)
+        count = np.bincount(group)
+        seen_through = np.bincount(group, through.numpy())
+        moves = (seen_through >= np.maximum(SHARE * count, LEAST)) & (np.arange(len(count)) > 0)
+        nothing = np.full((len(count), 3), np.nan)
+        found.append(Sweep(places, float(clip.lidar_times[frame]), group, moves, nothing))
+    trees = [cKDTree(sweep.points[sweep.moves[sweep.group]]) for sweep in found]
+    others = [
+        [
+            Other(other.time - sweep.time, tree, [clip.camera(i) for i in clip.input if clip.frame_of(i) == frame])
+            for frame, other, tree in zip(frames, found, trees)
+            if APART[0] <= abs(other.time - sweep.time) <= APART[1] and tree.n
+        ]
+        for sweep in found
+    ]
+    for number, sweep in enumerate(found):
+        for group in np.flatnonzero(sweep.moves):
+            sweep.velocity[group] = _velocity(sweep.points[sweep.group == group], others[number], number)
+    return _handed_on(found, others)
+
+
+def _handed_on(sweeps: list[Sweep], others: list[list[Other]]) -> list[Sweep]:
+    """The sweeps, their groups with the velocities of groups that come to lie on them, where those fit better.
+
+    The long side of a lorry lies on itself for any speed and nothing sees through it, but at another moment its front
+    or its back was seen.
+    """
+    out = []
+    for sweep, around in zip(sweeps, others):
+        of_group = [sweep.points[sweep.group == group] for group in range(len(sweep.moves))]
+        moves, velocity = sweep.moves.copy(), sweep.velocity.copy()
+        scores = [_meets(points, speed, around) for points, speed in zip(of_group, velocity)]
+        for other in sweeps:
+            apart = sweep.time - other.time
+            if not APART[0] <= abs(apart) <= APART[1]:
+                continue
+            for group in np.flatnonzero(np.isfinite(other.velocity[:, 0])):
+                handed = other.velocity[group]
+                there = cKDTree(other.points[other.group == group] + apart * handed)
+                for target in _beside(of_group, there):
+                    covered = np.isfinite(there.query(of_group[target], distance_upper_bound=MEETS)[0]).sum()
+                    if covered < max(COVERED * len(of_group[target]), LEAST):
+                        continue
+                    score = _meets(of_group[target], handed, around)
+                    if score > scores[target] + BETTER:
+                        moves[target], velocity[target], scores[target] = True, handed, score
+        out.append(Sweep(sweep.points, sweep.time, sweep.group, moves, velocity))
+    return out
+
+
+def _beside(groups: list[np.ndarray], tree: cKDTree) -> list[int]:
+    """The groups, but the ground, whose bounds meet those of a tree's points."""
+    low, high = tree.mins - MEETS, tree.maxes + MEETS
+    return [
+        number
+        for number, points in enumerate(groups)
+        if number and len(points) and (points.max(0) >= low).all() and (points.min(0) <= high).all()
+    ]
+
+
+def _cell(points: np.ndarray, size: float) -> np.ndarray:
+    return np.clip(np.floor((points[:, :2] + REACH) / size), 0, 2 * REACH / size - 1).astype(int)
+
+
+def _lowest(sweeps: list[np.ndarray]) -> np.ndarray:
+    """Height of the lowest point around each cell of PATCH; infinite where there is none."""
+    side = int(2 * REACH / PATCH)
+    low = np.full((side, side), np.inf)
+    for points in sweeps:
+        near = points[(np.abs(points[:, :2]) < REACH).all(1)]
+        x, y = _cell(near, PATCH).T
+        np.minimum.at(low, (x, y), near[:, 2])
+    return ndimage.minimum_filter(low, 3)
+
+
+def _is_above(points: np.ndarray, low: np.ndarray) -> np.ndarray:
+    x, y = _cell(points, PATCH).T
+    return np.asarray(points[:, 2] > low[x, y] + GROUND)
+
+
+def _groups(points: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """(N,) group of each point: connected cells above the ground, seen from above; 0 is the ground."""
+    above = _is_above(points, low)
+    side = int(2 * REACH / CELL)
+    occupied = np.zeros((side, side), bool)
+    x, y = _cell(points, CELL).T
+    occupied[x[above], y[above]] = True
+    labels, _ = ndimage.label(occupied, np.ones((3, 3)))
+    return np.where(above, labels[x, y], 0)
+
+
+def _velocity(points: np.ndarray, others: list[Other], seed: int) -> np.ndarray | float:
+    """(3,) m/s of a group's points; not a number where they meet no more points than unmoved."""
+    if len(points) < LEAST or not others:
+        return np.nan
+    if len(points) > MOST:
+        points = points[np.random.default_rng(seed).choice(len(points), MOST, replace=False)]
+    side = int(2 * FASTEST / STEP)
+    votes = np.zeros((side, side))
+    for other in others:
+        apart, tree = other.apart, other.tree
+        shift = tree.data[None, :: tree.n // MOST_OTHERS + 1] - points[:, None]
+        level = np.abs(shift[..., 2]) < LEVEL
+        speed = shift[level][:, :2] / apart
+        speed = speed[(np.abs(speed) < FASTEST).all(1)]
+        x, y = np.clip(np.floor((speed + FASTEST) / STEP), 0, side - 1).astype(int).T
+        counts = np.bincount(x * side + y, minlength=side * side).reshape(side, side).astype(float)
+        counts = ndimage.gaussian_filter(counts, 0.2 / abs(apart) / STEP)  # the same length on the road
+        votes += counts / max(counts.max(), 1e-9)
+    at = np.unravel_index(votes.argmax(), votes.shape)
+    velocity = np.array([*((np.array(at) + 0.5) * STEP - FASTEST), 0.0])
+    for reach in (1.0, 0.7, 0.5, 0.4, 0.4, 0.4):
+        top, bottom = np.zeros(3), 0.0
+        for other in others:
+            apart, tree = other.apart, other.tree
+            distance, nearest = tree.query(points + apart * velocity, distance_upper_bound=reach)
+            met = np.isfinite(distance)
+            if met.any():
+                left = tree.data[nearest[met]] - points[met] - apart * velocity
+                top += apart * left.sum(0)
+                bottom += apart * apart * met.sum()
+        velocity = velocity + top / max(bottom, 1e-9)
+    met, unmoved = _meets(points, velocity, others), _meets(points, np.zeros(3), others)
+    return velocity if met > LEAST_MET and met > unmoved + GAIN else np.nan
+
+
+def _meets(points: np.ndarray, velocity: np.ndarray, others: list[Other]) -> float:
+    """Share of a group's points that meet points of other sweeps, moved by a velocity; 0 for none."""
+    if not np.isfinite(velocity).all() or not len(points) or not others:
+        return 0.0
+    shares = []
+    for other in others:
+        moved = points + other.apart * velocity
+        places = torch.from_numpy(moved).float()
+        seen = torch.stack([in_view(places, camera)[2] for camera in other.cameras]).any(0).numpy()
+        if seen.sum() >= max(SEEN * len(points), LEAST):  # what has left the view meets nothing
+            met = other.tree.query(moved[seen], distance_upper_bound=MEETS)[0]
+            shares.append(np.isfinite(met).mean())
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def settled(points: Tensor, times: Tensor, clip: Clip, sweeps: list[Sweep]) -> tuple[Tensor, Tensor]:
+    """Velocities (N, 3) in m/s of points (N, 3) seen at times (N,), those of the nearest LiDAR points, and whether
+    (N,) they are known: matched, or 0 of what stands."""
+    velocity, known = points.new_zeros(len(points), 3), torch.zeros(len(points), dtype=torch.bool)
+    moments = torch.tensor([sweep.time for sweep in sweeps])
+    own = (times[:, None] - moments).abs().argmin(1)
+    for number, sweep in enumerate(sweeps):
+        chosen = own == number
+        if not len(sweep.points) or not chosen.any():
+            continue
+        _, nearest = cKDTree(sweep.points).query(points[chosen].double().numpy())
+        group = sweep.group[nearest]
+        found = np.where(sweep.moves[:, None], sweep.velocity, 0.0)[group]
+        sure = np.isfinite(found).all(1)
+        known[chosen] = torch.from_numpy(sure)
+        velocity[chosen] = torch.from_numpy(np.where(sure[:, None], found, 0.0)).float()
+    return velocity, known
