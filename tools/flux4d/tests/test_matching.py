@@ -55,10 +55,12 @@ def test_a_row_of_boxes(speed):
     down = torch.diag(torch.tensor([1.0, -1, -1, 1]))
     down[2, 3] = 60
     above = Camera(torch.tensor([[50.0, 0, 50], [0, 50, 50], [0, 0, 1]]), down, 100, 100)
-    others = [matching.Other(time, cKDTree(np.concatenate(row) + time * velocity), [above]) for time in times]
+    trees = [cKDTree(np.concatenate(row) + time * velocity) for time in times]
+    others = [matching.Other(time, tree, tree, [above]) for time, tree in zip(times, trees)]
     found = matching._velocity(box + rng.normal(0, 0.02, box.shape), others, 0)
     np.testing.assert_allclose(found, velocity, atol=0.2)
-    still = [matching.Other(other.apart, cKDTree(np.concatenate(row)), [above]) for other in others]
+    tree = cKDTree(np.concatenate(row))
+    still = [matching.Other(other.apart, tree, tree, [above]) for other in others]
     assert math.isnan(np.max(matching._velocity(box, still, 0)))
 
 

@@ -6,7 +6,7 @@ by the time between, vote (as the shifts in ICP-Flow, Lin and Caesar 2024), so t
 right for one sweep, does not for another. Ground, and groups that nothing sees through, stand.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from flux4d.evidence import behind
 
 REACH = 90.0  # metres around the first frame
 GROUND = 0.25  # metres above the lowest point around, up to which it is ground
+TALL = 4.5  # metres above it, from which nothing on a road moves: bridges would join what drives below them
 PATCH = 1.0  # metres: cells of the lowest points
+LOW = 0.1  # share of a cell's points below the ground
 CELL = 0.4  # metres between points of one group, seen from above
 THROUGH = 0.4, 0.02  # metres, and by distance, by which what is seen lies behind a point that is seen through
 SHARE = 0.12  # of a group's points, from which seen through it moves
@@ -40,10 +42,11 @@ GAIN = 0.1  # by which share more of a group has to meet others moved than unmov
 
 @dataclass(frozen=True, eq=False)
 class Other:
-    """Another sweep: seconds to it, the points of its moving groups, and the cameras of its pictures."""
+    """Another sweep: seconds to it, the points of its moving groups, those of all, and the cameras of its pictures."""
 
     apart: float
     tree: cKDTree
+    every: cKDTree
     cameras: list[Camera]
 
 
@@ -83,10 +86,13 @@ def sweeps_of(clip: Clip, depths: list[Tensor], skies: list[Tensor]) -> list[Swe
         nothing = np.full((len(count), 3), np.nan)
         found.append(Sweep(places, float(clip.lidar_times[frame]), group, moves, nothing))
     trees = [cKDTree(sweep.points[sweep.moves[sweep.group]]) for sweep in found]
+    whole = [cKDTree(sweep.points[sweep.group > 0]) for sweep in found]
     others = [
         [
-            Other(other.time - sweep.time, tree, [clip.camera(i) for i in clip.input if clip.frame_of(i) == frame])
-            for frame, other, tree in zip(frames, found, trees)
+            Other(
+                other.time - sweep.time, tree, every, [clip.camera(i) for i in clip.input if clip.frame_of(i) == frame]
+            )
+            for frame, other, tree, every in zip(frames, found, trees, whole)
             if APART[0] <= abs(other.time - sweep.time) <= APART[1] and tree.n
         ]
         for sweep in found
@@ -141,24 +147,25 @@ def _cell(points: np.ndarray, size: float) -> np.ndarray:
 
 
 def _lowest(sweeps: list[np.ndarray]) -> np.ndarray:
-    """Height of the lowest point around each cell of PATCH; infinite where there is none."""
+    """Height of the ground around each cell of PATCH, a low quantile, and not the lowest, as reflections lie below it;
+    infinite where there is none."""
     side = int(2 * REACH / PATCH)
-    low = np.full((side, side), np.inf)
-    for points in sweeps:
-        near = points[(np.abs(points[:, :2]) < REACH).all(1)]
-        x, y = _cell(near, PATCH).T
-        np.minimum.at(low, (x, y), near[:, 2])
-    return ndimage.minimum_filter(low, 3)
-
-
-def _is_above(points: np.ndarray, low: np.ndarray) -> np.ndarray:
+    points = np.concatenate(sweeps)
+    points = points[(np.abs(points[:, :2]) < REACH).all(1)]
     x, y = _cell(points, PATCH).T
-    return np.asarray(points[:, 2] > low[x, y] + GROUND)
+    order = np.lexsort([points[:, 2], x * side + y])
+    cells, first, count = np.unique((x * side + y)[order], return_index=True, return_counts=True)
+    low = np.full(side * side, np.inf)
+    low[cells] = points[order[first + (LOW * count).astype(int)], 2]
+    return ndimage.rank_filter(low.reshape(side, side), 1, 3)
 
 
 def _groups(points: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """(N,) group of each point: connected cells above the ground, seen from above; 0 is the ground."""
-    above = _is_above(points, low)
+    """(N,) group of each point: connected cells above the ground, seen from above; 0 is the ground, and what
+    is taller than things that drive."""
+    x, y = _cell(points, PATCH).T
+    height = points[:, 2] - low[x, y]
+    above = (height > GROUND) & (height < TALL)
     side = int(2 * REACH / CELL)
     occupied = np.zeros((side, side), bool)
     x, y = _cell(points, CELL).T
@@ -198,7 +205,9 @@ def _velocity(points: np.ndarray, others: list[Other], seed: int) -> np.ndarray 
                 top += apart * left.sum(0)
                 bottom += apart * apart * met.sum()
         velocity = velocity + top / max(bottom, 1e-9)
-    met, unmoved = _meets(points, velocity, others), _meets(points, np.zeros(3), others)
+    met = _meets(points, velocity, others)
+    # unmoved also those of groups that stand: what is seen through once may stand for all that
+    unmoved = _meets(points, np.zeros(3), [replace(other, tree=other.every) for other in others])
     return velocity if met > LEAST_MET and met > unmoved + GAIN else np.nan
 
 
