@@ -98,8 +98,8 @@ def sweeps_of(clip: Clip, depths: list[Tensor], skies: list[Tensor]) -> list[Swe
         for sweep in found
     ]
     for number, sweep in enumerate(found):
-        for group in np.flatnonzero(sweep.moves):
-            sweep.velocity[group] = _velocity(sweep.points[sweep.group == group], others[number], number)
+        for mover in np.flatnonzero(sweep.moves):
+            sweep.velocity[mover] = _velocity(sweep.points[sweep.group == mover], others[number], number)
     return _handed_on(found, others)
 
 
