@@ -12,7 +12,7 @@ from recon4d.splat import read_ply
 DEMO = ROOT / "demo" / "driving_scene.sh"
 TINY = {
     "SYNTH_OPTIONS": "--width 96 --columns 240 --frames 11 --samples 1",
-    "OVERFIT_OPTIONS": "--iters 2 --num-sky-points 8000 --max-gaussians 3000",
+    "OVERFIT_OPTIONS": "--iters 2 --num-sky-points 8000 --max-gaussians 6000",
 }
 
 
