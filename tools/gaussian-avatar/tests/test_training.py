@@ -25,7 +25,6 @@ from gaussian_avatar.backgrounds import composite, random_backgrounds
 from gaussian_avatar.config import Losses, load_config
 from plyfile import PlyData
 from recon4d import InputError, metrics, splat
-from recon4d.cameras import Camera
 from recon4d.runs import batch_places
 from scipy.spatial.transform import Rotation
 
@@ -234,10 +233,10 @@ def test_loss_terms(head):
     base = avatar.log_scales[:, :1].clone()
     avatar.log_scales.add_(float(np.log(8)))
     avatar.means.copy_(2 * base.exp().expand(-1, 3))
-    pairs, once = torch.tensor([[0, 1], [2, 3]]), torch.ones(2, 1)
+    pairs = torch.tensor([[0, 1], [2, 3]])
     avatar.sh0[1] += 3.0
     terms = losses.image_terms(weights, image, alpha, target, mask, weighted, 0)
-    terms |= losses.prior_terms(avatar, weighted, base, pairs, once, pairs[0])
+    terms |= losses.prior_terms(avatar, weighted, base, pairs, pairs[0])
     assert float(terms["l1"]) == pytest.approx(float((image - target).abs().mean()))
     assert float(terms["alpha"]) == pytest.approx(float((alpha - mask).abs().mean()))
     assert float(terms["sparsity"]) == pytest.approx(3.0)
@@ -260,23 +259,12 @@ def test_loss_terms(head):
     assert float(terms["ssim"]) == pytest.approx(2 * (1 - peer.mean()), abs=1e-4)
     avatar.log_scales.copy_(base + torch.tensor([-2.0, 1.0, -3.0]))  # too short, long enough, thin
     only = Losses(cover=1.0)
-    terms = losses.prior_terms(avatar, only, base, pairs, once, pairs[0])
+    terms = losses.prior_terms(avatar, only, base, pairs, pairs[0])
     assert set(terms) == {"cover"} and float(terms["cover"]) == pytest.approx(2.0)
     shade = (torch.tensor(losses.DARK) - 0.5) / splat.SH0
     avatar.sh0[2:4] = torch.stack([shade, shade + 2])
-    terms = losses.prior_terms(avatar, Losses(dark=0.5), base, pairs, once, torch.tensor([2, 3]))
+    terms = losses.prior_terms(avatar, Losses(dark=0.5), base, pairs, torch.tensor([2, 3]))
     assert set(terms) == {"dark"} and float(terms["dark"]) == pytest.approx(1.0)
-
-
-def test_neighbours_on_the_lids_count_more(head):
-    folds = avatars.hidden(head)
-    assert folds.max() == 1 and folds[head.regions["mouth_interior"]].min() == 1
-    assert folds[head.regions["scalp"]].max() == 0 and 0.002 < folds[head.regions["face"]].mean() < 0.2
-    config = load_config("cpu-quick", ["model.tex_size=32", "train.losses.smooth_hidden=9"])
-    camera = Camera(torch.eye(3), torch.eye(4), 64, 64)
-    learner = learners.new(config, head, camera, motions.n_inputs(head), 4, torch.device("cpu"))
-    weights = learner.pair_weights[:, 0]
-    assert weights.min() == 1 and weights.max() == 9 and 0.02 < (weights > 5).float().mean() < 0.5
 
 
 def test_box_means_in_one_pass():

@@ -122,19 +122,6 @@ def neighbours(head: HeadModel, tex_size: int) -> Tensor:
     return pairs[apart < near[pairs].amin(1)]
 
 
-def hidden(head: HeadModel) -> Tensor:
-    """(V,) from 0 to 1: how much of a vertex is hidden while eyes are open and the mouth is closed.
-
-    Eyelids, by how far they move, and the inside of the mouth, where the head model says what these are.
-    """
-    found = torch.zeros(len(head.v_template))
-    if head.eyelids is not None:
-        moved = head.eyelids.norm(dim=1)
-        found = (2 * moved / moved.amax(0).clamp_min(1e-9)).amax(1).clamp(0, 1)
-    inside = (head.regions or {}).get("mouth_interior")
-    return found if inside is None else torch.maximum(found, inside.float())
-
-
 def new(
     head: HeadModel,
     tex_size: int,

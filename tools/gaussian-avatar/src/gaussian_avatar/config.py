@@ -80,7 +80,6 @@ class Losses(Section):
     size: Weight = 0.0  # mean square of the log scale above four times the initial one
     cover: Weight = 0.0  # mean square of what the log scales along the surface lack of the initial ones: no gaps
     smooth: Weight = 0.0  # mean square difference of neighbouring texels' attributes
-    smooth_hidden: Weight = 1.0  # times as much on eyelids and inside the mouth, which a clip shows folded if at all
     dark: Weight = 0.0  # mean square distance from dark red inside the mouth: it learns the lips' colours through them
     basis: Weight = 0.0  # mean square of the basis
     opaque: Weight = 0.0  # mean transparency: what is inside the head must not shine through

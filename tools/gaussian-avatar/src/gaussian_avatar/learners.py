@@ -35,7 +35,6 @@ class Learner:
     optimizer: torch.optim.Optimizer
     init_log_scale: Tensor  # (N, 1)
     pairs: Tensor  # (P, 2) neighbouring Gaussians
-    pair_weights: Tensor  # (P, 1) how much their difference counts
     inside: Tensor  # (M,) the Gaussians inside the mouth
 
 
@@ -85,8 +84,6 @@ def new(config: Config, head: HeadModel, camera: Camera, n_inputs: int, n_frames
         eps=config.train.rates.epsilon,
         fused=True,
     )
-    pairs = avatars.neighbours(head, config.model.tex_size)
-    hidden = avatars.hidden(head)[head.faces[avatar.face_id.cpu()]].mean(1)[pairs].mean(1, keepdim=True)
     cavity = (head.regions or {}).get("mouth_interior", torch.zeros(len(head.v_template), dtype=torch.bool))
     inside = cavity[head.faces[avatar.face_id.cpu()]].float().mean(1) > 0.5
     return Learner(
@@ -98,9 +95,8 @@ def new(config: Config, head: HeadModel, camera: Camera, n_inputs: int, n_frames
         gains=gains,
         optimizer=optimizer,
         init_log_scale=avatar.log_scales.detach()[:, :1].clone(),
-        pairs=pairs.to(device),
+        pairs=avatars.neighbours(head, config.model.tex_size).to(device),
         inside=inside.nonzero()[:, 0].to(device),
-        pair_weights=(1 + (config.train.losses.smooth_hidden - 1) * hidden).to(device),
     )
 
 
@@ -217,7 +213,7 @@ def _gradients(
     terms = {name: share * value for name, value in terms.items()}
     if priors:
         terms |= losses.prior_terms(
-            learner.avatar, config.losses, learner.init_log_scale, learner.pairs, learner.pair_weights, learner.inside
+            learner.avatar, config.losses, learner.init_log_scale, learner.pairs, learner.inside
         )
     total = torch.stack(list(terms.values())).sum()
     gradients = torch.autograd.grad(total, _trained(learner), allow_unused=True)

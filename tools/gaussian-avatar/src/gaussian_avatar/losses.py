@@ -35,12 +35,12 @@ def image_terms(
 
 
 def prior_terms(
-    avatar: Avatar, losses: Losses, init_log_scale: Tensor, pairs: Tensor, pair_weights: Tensor, inside: Tensor
+    avatar: Avatar, losses: Losses, init_log_scale: Tensor, pairs: Tensor, inside: Tensor
 ) -> dict[str, Tensor]:
     """Weighted loss terms of the avatar itself, those of weight 0 left out.
 
     Args:
-        init_log_scale: (N, 1). pairs: (P, 2) neighbours. pair_weights: (P, 1) how much each pair counts.
+        init_log_scale: (N, 1). pairs: (P, 2) neighbours.
         inside: (M,) the Gaussians inside the mouth.
     """
     terms = {}
@@ -57,8 +57,7 @@ def prior_terms(
     if losses.smooth:
         relative = [avatar.log_scales - init_log_scale, avatar.means / init_log_scale.exp()]
         attributes = torch.cat([avatar.sh0, avatar.opacity_logits[:, None], *relative], 1)
-        apart = (attributes[pairs[:, 0]] - attributes[pairs[:, 1]]).square()
-        terms["smooth"] = losses.smooth * (pair_weights * apart).mean()
+        terms["smooth"] = losses.smooth * (attributes[pairs[:, 0]] - attributes[pairs[:, 1]]).square().mean()
     if losses.dark and len(inside):
         shade = (avatar.sh0.new_tensor(DARK) - 0.5) / splat.SH0
         terms["dark"] = losses.dark * (avatar.sh0[inside] - shade).square().mean()

@@ -6,7 +6,7 @@ Identity and focal length are found from the first second, and refined by a thre
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -107,8 +107,9 @@ def follow(
             )
         camera = camera_stream.read_header(*first)
         try:
-            with while_read(out):
-                for record in _records(incoming, camera, head, Options(focal=focal, iterations=iterations), log):
+            options = Options(focal=focal, iterations=iterations)
+            with while_read(out), contextlib.closing(_records(incoming, camera, head, options, log)) as records:
+                for record in records:
                     write_line(out, record)
                     if "end" in record:
                         why, ended = str(record["end"]), True
@@ -134,25 +135,29 @@ def _records(
     head: HeadModel,
     options: Options,
     log: Log,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """The lines to write."""
     tracker = _Tracker(Rig(head), options, camera, log)
     meter = Meter()
-    for (record, where), dropped in newest(incoming, patient=not camera.live):
-        if "end" in record:
-            yield record
-            return
-        begin = time.perf_counter()
-        shown = camera_stream.read_frame(record, where)
-        answer, header = tracker.take(shown)
-        if header is not None:
-            yield header
-        if answer is None:
-            meter = Meter()  # what was dropped while the person was measured is not counted
-            continue
-        meter.add(time.perf_counter() - begin, dropped)
-        stages = {**shown.said.get("stages", {}), "track": meter.figures()}
-        yield track_stream.frame(answer, **{**shown.said, "time": shown.time, "stages": stages})
+    try:
+        for (record, where), dropped in newest(incoming, patient=not camera.live):
+            if "end" in record:
+                yield record
+                return
+            begin = time.perf_counter()
+            shown = camera_stream.read_frame(record, where)
+            answer, header = tracker.take(shown)
+            if header is not None:
+                yield header
+            if answer is None:
+                meter = Meter()  # what was dropped while the person was measured is not counted
+                continue
+            meter.add(time.perf_counter() - begin, dropped)
+            stages = {**shown.said.get("stages", {}), "track": meter.figures()}
+            yield track_stream.frame(answer, **{**shown.said, "time": shown.time, "stages": stages})
+    finally:
+        if tracker.refining is not None:  # a thread that computes while the process ends would abort it
+            tracker.refining.join()
 
 
 class _Tracker:
