@@ -26,23 +26,13 @@ import recon4d.images
 import roma
 import torch
 from flame_encoder import drawing
-from flame_encoder.encoder import (
-    identity,
-    overlays,
-    photographs,
-    rendering,
-    samples,
-    second_stage,
-    skin,
-    synthetic,
-    trained,
-    vector,
-)
+from flame_encoder.encoder import identity, overlays, rendering, samples, skin, synthetic, trained, vector
 from flame_encoder.encoder.encodings import Encoding
 from flame_encoder.encoder.face_boxes import Where, box_around
 from flame_encoder.encoder.losses import judge
 from flame_encoder.encoder.trained import Encoder
 from flame_encoder.frames import frame_paths
+from flame_encoder.people import photographs, second_stage
 from recon4d import cameras, mesh
 from recon4d.head import with_uv
 from recon4d.head.model import outer_eyes

@@ -7,11 +7,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from flame_encoder.cli import main
-from flame_encoder.encoder import comparing, encodings, identity, losses, photographs, trained
+from flame_encoder.encoder import encodings, identity, losses, trained
 from flame_encoder.encoder.crop import CropView
 from flame_encoder.encoder.encodings import Encoding
 from flame_encoder.encoder.network import EidolonEncoder
 from flame_encoder.encoder.vector import Layout
+from flame_encoder.people import comparing, photographs
 from recon4d import InputError
 from scipy.stats import multivariate_normal
 

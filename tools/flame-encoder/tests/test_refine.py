@@ -7,12 +7,13 @@ import pytest
 import recon4d.head
 import roma
 import torch
-from flame_encoder.encoder import crop, photographs, refine, rendering, skin, vector
+from flame_encoder.encoder import crop, rendering, skin, vector
 from flame_encoder.encoder.crop import CropView
 from flame_encoder.encoder.face_boxes import Where, box_around
-from flame_encoder.encoder.refine import Belief
 from flame_encoder.encoder.trained import Encoder
 from flame_encoder.encoder.vector import Layout
+from flame_encoder.people import photographs, refine
+from flame_encoder.people.refine import Belief
 from recon4d.cameras import project
 from recon4d.head import with_uv
 from scipy.spatial.transform import Rotation

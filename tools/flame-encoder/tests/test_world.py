@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from flame_encoder.cli import main
-from flame_encoder.encoder import photographs
+from flame_encoder.people import photographs
 from flame_encoder.tracker import observations
 from known_clip import clip
 from PIL import Image

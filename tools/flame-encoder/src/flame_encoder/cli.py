@@ -284,7 +284,7 @@ def encode(images: tuple[Path, ...], out: Path, **options: Any) -> None:
     network's answer is refined on the face's landmarks, then on the picture; where no face is found it stays, and the
     file says so.
     """
-    from flame_encoder.encoder import photographs
+    from flame_encoder.people import photographs
 
     found = photographs.encode(images, out, **options, log=log, progress=progress_bar)
     numbers = {"images": len(found.names), "faces": int(found.found.sum()), "refined": int(found.refined.sum())}
@@ -307,7 +307,7 @@ def compare(a: Path, b: Path, **options: Any) -> None:
     likeliest of B comes first; `same` is null where it cannot be told. To sort the pictures of a project and to judge
     fits: it identifies nobody, and is no lock.
     """
-    from flame_encoder.encoder import comparing
+    from flame_encoder.people import comparing
 
     print_result(comparing.compare(a, b, **options, log=log, progress=progress_bar))
 

@@ -1,1 +1,1 @@
-"""An encoder from a photograph to one vector: `training.start` makes one, `photographs.encode` uses it."""
+"""An encoder from a photograph to one vector: `training.start` makes one, `people.photographs.encode` uses it."""

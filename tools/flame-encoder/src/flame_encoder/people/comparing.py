@@ -16,10 +16,11 @@ from recon4d.cli import pick_device
 from recon4d.files import InputError
 from recon4d.head import HeadModel
 
-from flame_encoder.encoder import encodings, identity, photographs, trained, vector
+from flame_encoder.encoder import encodings, identity, trained, vector
 from flame_encoder.encoder.encodings import Encoding
 from flame_encoder.encoder.trained import Encoder
 from flame_encoder.frames import image_paths
+from flame_encoder.people import photographs
 from flame_encoder.report import Log, Progress, unsaid, unseen
 
 SURE = 2.0  # of `identity.likeness`: odds of seven to one

@@ -11,7 +11,7 @@ from recon4d.color import linear_from_srgb
 from recon4d.formats.track import Track
 from torch import Tensor
 
-from flame_encoder.encoder.refine import Picture
+from flame_encoder.people.refine import Picture
 from flame_encoder.tracker import photometric
 from flame_encoder.tracker.photometric import Looks, Surface, Windows
 from flame_encoder.tracker.points import Points

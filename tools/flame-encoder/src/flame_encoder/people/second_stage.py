@@ -8,11 +8,12 @@ import torch
 from recon4d.head import HeadModel, with_uv
 from torch import Tensor
 
-from flame_encoder.encoder import identity, on_picture, refine, rendering, skin, vector
+from flame_encoder.encoder import identity, rendering, skin, vector
 from flame_encoder.encoder.encodings import Encoding
 from flame_encoder.encoder.face_boxes import Where
-from flame_encoder.encoder.refine import Belief, Picture
 from flame_encoder.encoder.trained import Encoder
+from flame_encoder.people import on_picture, refine
+from flame_encoder.people.refine import Belief, Picture
 from flame_encoder.report import Report, unreported
 from flame_encoder.tracker.photometric import Surface
 from flame_encoder.tracker.points import Rig

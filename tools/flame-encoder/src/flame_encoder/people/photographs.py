@@ -14,13 +14,14 @@ from recon4d.files import InputError, atomic_path
 from recon4d.runs import claim_file
 from torch import Tensor
 
-from flame_encoder.encoder import face_boxes, identity, overlays, second_stage, trained, vector
+from flame_encoder.encoder import face_boxes, identity, overlays, trained, vector
 from flame_encoder.encoder.crop import focal_of
 from flame_encoder.encoder.encodings import Encoding
 from flame_encoder.encoder.face_boxes import Where
 from flame_encoder.encoder.identity import Person
 from flame_encoder.encoder.trained import Encoder
 from flame_encoder.frames import image_paths
+from flame_encoder.people import second_stage
 from flame_encoder.report import Log, Progress, Report, unreported, unsaid, unseen
 
 
