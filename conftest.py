@@ -4,8 +4,6 @@ import os
 import signal
 import sys
 
-import pytest
-
 # Several processes test at once: threads of torch in each would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -15,9 +13,3 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Where the tests run in the background, Ctrl-C is ignored, also by the commands that they start and then stop with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process more than cores: a third of the time a test waits for what it has started."""
-    return (os.cpu_count() or 1) + 1
