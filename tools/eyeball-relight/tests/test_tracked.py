@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import roma
 import torch
-from eyeball_relight import assets, captures, lamp, selection, synth, tracked
+from eyeball_relight import assets, captures, config, lamp, selection, spheres, synth, tracked
+from eyeball_relight.field import new_field
 from eyeball_relight.pictures import read_picture
 from recon4d import InputError, images
 from recon4d.cameras import Camera
@@ -77,7 +78,7 @@ def filmed(head, tmp_path_factory):
 def imported(filmed, tmp_path_factory):
     said = []
     out = tmp_path_factory.mktemp("imported") / "capture"
-    return tracked.import_track(filmed[0], out, size=80, log=said.append), out, said
+    return tracked.import_track(filmed[0], out, size=80, poses="track", log=said.append), out, said
 
 
 def test_frames_that_differ_are_left_out(imported):
@@ -126,7 +127,7 @@ def test_masks_of_hair_and_eyes(filmed, imported, head):
 def test_a_light_beside_the_camera_is_said(head, tmp_path):
     film(tmp_path / "in", head, (0.25, 0.1, 0.0))
     said = []
-    summary = tracked.import_track(tmp_path / "in", tmp_path / "out", size=80, log=said.append)
+    summary = tracked.import_track(tmp_path / "in", tmp_path / "out", size=80, poses="track", log=said.append)
     assert "away from the camera" in summary["light_warning"] and said[-1].startswith("warning: ")
     assert summary["light"]["offset"][0] > 0.1
     room = lamp.Seen([0.0, 0.0, 0.0], 0.5, 0.9, 0.1, 0.1)
@@ -196,3 +197,26 @@ def test_the_picture_is_black_outside_the_head(imported):
     _, out, _ = imported
     picture, mask = (read_picture(out / where / "00000.png", n) for where, n in (("image", 3), ("mask", 1)))
     assert picture[mask[..., 0] == 0].max() < 0.01 and picture[mask[..., 0] == 1].mean() > 0.1
+
+
+def test_skin_brings_the_head_models_eyeballs(filmed, head, tmp_path, monkeypatch):
+    """Poses by skin bring the eyeballs that training begins with, and its surface."""
+    folder, _, truth, *_ = filmed
+
+    def as_they_are(views, lens, head, still, *_):
+        return views, lens, still, {"poses": "skin"}
+
+    monkeypatch.setattr(tracked.adjusting, "refine", as_they_are)
+    tracked.import_track(folder, tmp_path / "out", size=48, log=lambda _: None)
+    settings = config.load(tmp_path / "out/config.yaml", "cpu-quick")
+    assert settings.data.head == "head.npz"
+    field = new_field(settings, 3)
+    capture = captures.read(tmp_path / "out", lambda _: None)
+    spheres.place_eyes(field, capture, torch.ones(3), lambda _: None)
+    bound = settings.data.bound
+    for k, side in enumerate(("left", "right")):
+        true = torch.tensor(truth[f"{side}_centre"])
+        assert (bound * field.eye_centres[k].detach() - true).norm() < 5e-4
+    assert abs(bound * float(field.eye_radius.detach()) - truth["radius"]) < 5e-4
+    with pytest.raises(InputError, match="left and right, or none"):
+        config.load(tmp_path / "out/config.yaml", None, ["data.eyeballs=[[0,0,0,0.01]]"])

@@ -1,6 +1,7 @@
 """The truth of a synthetic video, found again in the space of a capture that is turned, moved and of another size."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def made(tmp_path_factory):
     gain = np.full((N, 3), 1.25)
     np.savez(video / "truth/poses.npz", names=names, world_to_camera=pose.double().numpy(), K=K.numpy(), gain=gain)
     eyes = {"left_centre": [0.03, 0.05, 0.06], "right_centre": [-0.03, 0.05, 0.06], "radius": 0.016}
-    truth = {"size": SIZE, "seed": 0, "eyes": eyes, "intensity": synth.INTENSITY, "relight": synth.RELIGHT}
+    truth = {"size": SIZE, "seed": 0, "fps": 2.5, "eyes": eyes, "intensity": synth.INTENSITY, "relight": synth.RELIGHT}
     (video / "truth/truth.json").write_text(json.dumps(truth | {"head_model": "open-head"}))
     turn, shift = roma.rotvec_to_rotmat(torch.tensor([0.1, -0.3, 0.05])), torch.tensor([0.02, -0.01, 0.03])
     ours = pose.clone()  # x_truth = turn x / SCALE + shift
@@ -54,6 +55,19 @@ def test_size_turn_and_place_are_found(made):
     torch.testing.assert_close(found.centres["left"], wanted, atol=1e-4, rtol=0)
     assert found.radius == pytest.approx(0.016 * SCALE, rel=1e-3)
     torch.testing.assert_close(found.intensity, torch.full((3,), synth.INTENSITY * SCALE**2 * 1.25), rtol=1e-3, atol=0)
+
+
+def test_frames_that_were_named_anew_are_known_by_their_time(made, tmp_path):
+    """Of every two frames one is kept, and the kept ones are counted from 0."""
+    video, capture, _, _ = made
+    kept = list(range(1, N, 2))
+    source = json.loads((capture.folder / "source.json").read_text())
+    frames = [source["frames"][i] | {"name": f"{k:05d}", "time": i / 2.5} for k, i in enumerate(kept)]
+    (tmp_path / "source.json").write_text(json.dumps(source | {"frames": frames}))
+    camera = replace(capture.camera, world_to_camera=capture.camera.world_to_camera[kept])
+    names = tuple(f["name"] for f in frames)
+    fewer = replace(capture, folder=tmp_path, names=names, camera=camera)
+    assert video_truth.read(video, fewer, camera).poses["pose_degrees"] < 0.01
 
 
 def test_poses_that_are_off_are_told(made):

@@ -10,7 +10,7 @@ from recon4d.cli import Command, Group, Real, force_option, log, print_result, s
 from eyeball_relight.config import PRESETS
 
 FOLDER = click.Path(path_type=Path)
-POSES = ("track", "colmap", "auto")
+POSES = ("track", "skin", "colmap", "auto")
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 device_option = click.option("--device", default="cpu", show_default=True, help="cpu; there is no other yet.")
 config_option = click.option("--config-path", type=FOLDER, required=True, help="The capture's config.yaml.")
@@ -76,7 +76,7 @@ def synth(
     show_default=True,
     help="Side of the head's cube as a share of the picture's shorter side.",
 )
-@click.option("--poses", type=click.Choice(POSES), help="Of a tracked SOURCE.  [default: track]")
+@click.option("--poses", type=click.Choice(POSES), help="Of a tracked SOURCE.  [default: auto]")
 @click.option("--landmarks", type=FOLDER, help="Landmarks per frame, which outline the eyes.")
 @click.option(
     "--frames", type=click.IntRange(6, 10**4), default=40, show_default=True, help="Views taken of a tracked SOURCE."
@@ -113,7 +113,7 @@ def import_(
     if poses is not None or (source / "track.npz").is_file():
         from eyeball_relight.tracked import import_track
 
-        settings = (frames, size, head_model, poses or "track")
+        settings = (frames, size, head_model, poses or "auto")
         print_result(import_track(source, place, images, landmarks, *settings, force, log))
         return
     from eyeball_relight.photogrammetry import import_capture

@@ -17,6 +17,7 @@ Positive = Annotated[int, Field(gt=0)]
 Length = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Point = Annotated[list[float], Field(min_length=3, max_length=3)]
+Ball = Annotated[list[float], Field(min_length=4, max_length=4)]
 Range = Annotated[list[Length], Field(min_length=2, max_length=2)]
 
 
@@ -25,8 +26,16 @@ class Data(Section):
 
     root: str | None = None  # its folder; null is the folder of the config file
     bound: Length = 1.0  # the head lies in [-bound, bound]^3
+    head: str | None = None  # a mesh in the root, that import of a tracked video writes: where the surface begins
     left_eye_ldm: list[Point] = []  # points on the left eyeball, in the model's space
     right_eye_ldm: list[Point] = []
+    eyeballs: Annotated[list[Ball], Field(max_length=2)] = []  # centre and radius, left and right, where they are known
+
+    @model_validator(mode="after")
+    def _both(self) -> "Data":
+        if len(self.eyeballs) == 1:
+            raise ValueError("eyeballs are two, left and right, or none")
+        return self
 
 
 class Light(Section):

@@ -84,8 +84,11 @@ def eye_outlines(points: np.ndarray | None) -> list[np.ndarray] | None:
 def eye_masks(
     head: HeadModel, camera: Camera, view: HeadView, mask: np.ndarray, outlines: list[np.ndarray] | None
 ) -> list[np.ndarray]:
-    """(H, W) bool of the left and the right eye: inside the landmarks' outline where they can be trusted, else what
-    the head model's eyeballs show.
+    """(H, W) bool of the left and the right eye: what the head model's eyeballs show, where landmarks can be trusted
+    only what lies inside their outline.
+
+    Either is too large where lids are: skin in a mask makes eyeballs too large, for which a mask without an eye's
+    corners does not.
 
     Args:
         outlines: pixels of this picture, see `eye_outlines`.
@@ -99,7 +102,7 @@ def eye_masks(
             canvas = np.zeros(eye.shape, np.uint8)
             # in sixteenths of a pixel, whose first centre is 0
             cv2.fillPoly(canvas, [np.round((outlines[k] - 0.5) * 16).astype(np.int32)], 1, shift=4)
-            eye = canvas > 0
+            eye &= canvas > 0
         eye &= mask > 127
         found.append(eye if eye.sum() >= FEWEST else np.zeros_like(eye))
     found[1] &= ~found[0]
@@ -119,6 +122,21 @@ def snapped(pictures: np.ndarray, masks: np.ndarray) -> np.ndarray:
     ratio = found.sum((1, 2)) / np.maximum(area, 1)
     fine = (ratio > 1 / MUCH) & (ratio < MUCH)
     return np.where(fine[:, None, None], found, masks)
+
+
+def eyeballs(head: HeadModel, vertices: Tensor) -> list[list[float]]:
+    """Centre and radius (4,) of the head model's left and right eyeball, by least squares; [] where it has none."""
+    out = []
+    for name in EYES:
+        region = (head.regions or {}).get(name)
+        if region is None:
+            return []
+        ball = vertices[region].double().numpy()
+        # |x|^2 = 2 c x + r^2 - |c|^2
+        solved = np.linalg.lstsq(np.c_[2 * ball, np.ones(len(ball))], (ball**2).sum(1), rcond=None)[0]
+        radius = float(np.sqrt(solved[3] + (solved[:3] ** 2).sum()))
+        out.append([round(float(value), 6) for value in (*solved[:3], radius)])
+    return out
 
 
 def eye_points(head: HeadModel, vertices: Tensor, n: int = 8) -> list[list[list[float]]]:

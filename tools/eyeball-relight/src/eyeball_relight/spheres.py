@@ -186,13 +186,17 @@ def fit(
 
 
 def place_eyes(field: Field, capture: Capture, intensity: Tensor, log: Callable[[str], None]) -> None:
-    """Set the field's eyeballs behind their landmarks, or behind the middle of their masks, in place.
-
-    Where the masks have enough pixels, centres and radius are then those that explain the pictures best.
+    """Set the field's eyeballs in place: where the capture's config says, or behind their landmarks or the middle of
+    their masks, from where they are fitted to the pictures if the masks have enough pixels.
 
     Raises InputError when there is neither.
     """
     data, radius = field.config.data, field.eye_radius.detach()
+    low, high = field.config.eyes.radius
+    if data.eyeballs:
+        known = torch.tensor(data.eyeballs)
+        _set(field, known[:, :3], float(known[:, 3].mean()))
+        return
     middle, fronts = capture.camera.center.mean(0) / data.bound, []
     masks = (capture.left, capture.right)
     for k, (points, mask, side) in enumerate(zip((data.left_eye_ldm, data.right_eye_ldm), masks, ("left", "right"))):
@@ -203,7 +207,6 @@ def place_eyes(field: Field, capture: Capture, intensity: Tensor, log: Callable[
     if min(int((m[capture.trained] > 127).sum()) for m in masks) < FEWEST_PIXELS:
         log("the eye masks are too small to fit spheres to; the eyeballs begin behind their middles")
         return
-    low, high = field.config.eyes.radius
     centres, fitted = fit(
         capture.camera,
         capture.image,
@@ -214,9 +217,14 @@ def place_eyes(field: Field, capture: Capture, intensity: Tensor, log: Callable[
         float(intensity.mean()),
     )
     log(f"eyeballs: radius {fitted:.4g}, centres " + ", ".join(str([round(x, 4) for x in c]) for c in centres.tolist()))
-    share = min(max((fitted - low) / (high - low), 0.02), 0.98)
+    _set(field, centres, fitted)
+
+
+def _set(field: Field, centres: Tensor, radius: float) -> None:
+    low, high = field.config.eyes.radius
+    share = min(max((radius - low) / (high - low), 0.02), 0.98)
     with torch.no_grad():
-        field.eye_centres[:] = centres / data.bound
+        field.eye_centres[:] = centres / field.config.data.bound
         field.eye_radius_logit.fill_(float(np.log(share / (1 - share))))
 
 

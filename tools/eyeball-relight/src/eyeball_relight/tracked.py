@@ -19,16 +19,18 @@ from recon4d.formats.track import Track
 from recon4d.head import HeadModel, load
 from recon4d.lenses import LensCamera
 from recon4d.picture_folders import PictureFolder
+from recon4d.records import number, read_records
 from recon4d.runs import claim
 from torch import Tensor
 
-from eyeball_relight import brdf, captures, eyes, headmasks, lamp, motion, selection
+from eyeball_relight import adjusting, brdf, captures, eyes, headmasks, headstart, lamp, motion, selection
 from eyeball_relight.frames import Frame, looking_at
 from eyeball_relight.pictures import write_picture
 
 MARGIN = 0.96  # of the picture that the head fills at most
 MOST_PIXELS, STEP = 256, 8  # of a side that is not asked for; sides are multiples of STEP
 RADIUS = (0.0105, 0.0185)  # metres; limits of an eyeball's radius: people's are 12 mm, the open head's 16
+HEAD = "head.npz"
 SIZE_OF_HEAD = 1.05  # of the head that the cube holds
 
 
@@ -40,7 +42,7 @@ def import_track(
     frames: int = 40,
     size: int | None = None,
     head_model: str | Path | None = None,
-    poses: str = "track",
+    poses: str = "auto",
     force: bool = False,
     log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -55,8 +57,8 @@ def import_track(
         landmarks: folder of landmarks per frame, which outline the eyes; None is `landmarks` in `folder`, if there.
         frames: views, at most. size: pixels per side; None is what the head has in the video, up to MOST_PIXELS.
         head_model: the track's, where that is not the open head.
-        poses: `track`, `colmap` (structure from motion on the chosen frames), or `auto`, which is colmap where that
-            places most of the pictures.
+        poses: `track`, `skin` (the track's, corrected by what the pictures show of the skin), `colmap` (structure from
+            motion on the chosen frames), or `auto`, the first of skin, colmap and track that places most pictures.
         force: replace what an earlier import wrote there.
         log: is told what was left out, and warned.
 
@@ -87,7 +89,11 @@ def import_track(
     ]
     summary: dict[str, Any] = {"frames": len(views), "of": len(track), "poses": "track"}
     if poses != "track":
-        views, lens, said = motion.refine(views, lens, middle, poses == "auto", log)
+        said: dict[str, Any] = {"poses": "track"}
+        if poses != "colmap":
+            views, lens, still, said = adjusting.refine(views, lens, head, still, middle, poses == "auto", log)
+        if said["poses"] == "track":
+            views, lens, said = motion.refine(views, lens, middle, poses == "auto", log)
         summary |= said | {"frames": len(views)}
     target, reach = _common(views, lens, middle, size)
     shifted = np.stack([frame.turn @ frame.world_to_camera[:3] for frame in views])
@@ -99,7 +105,7 @@ def import_track(
     bound = round(max(SIZE_OF_HEAD * float(still.abs().max()), reach), 4)
     summary |= {"width": target.width, "height": target.height, "bound": bound, "folder": str(out)}
     with claim(out, "eyeball-relight import", force=force, inputs=[folder, where, points, head_model]):
-        summary |= _write(out, views, lens, camera, head, still, points, bound, log)
+        summary |= _write(out, views, lens, camera, head, still, points, bound, summary["poses"] == "skin", log)
     return summary
 
 
@@ -164,6 +170,25 @@ def moved(points: np.ndarray, lens: LensCamera, frame: Frame, camera: Camera) ->
     return pixels
 
 
+def outer_skin(head: HeadModel) -> Tensor:
+    """Triangles (F, 3) of the head that are neither eyeballs nor inside the mouth."""
+    regions = head.regions or {}
+    inner = torch.zeros(len(head.v_template), dtype=torch.bool)
+    for name in ("eyes", "mouth_interior"):
+        if name in regions:
+            inner |= regions[name]
+    skin: Tensor = head.faces[~inner[head.faces.long()].any(1)]
+    return skin
+
+
+def _times(table: Path) -> dict[str, float]:
+    """Seconds into the video by the stem of a frame, of the table that prep-faces writes beside its landmarks."""
+    if not table.is_file():
+        return {}
+    records = [r for r in read_records(table) if isinstance(r.get("name"), str) and number(r.get("time"))]
+    return {Path(r["name"]).stem: float(r["time"]) for r in records}
+
+
 def _outlines(folder: Path, frame: Frame, lens: LensCamera, camera: Camera) -> list[np.ndarray] | None:
     faces = read_landmarks(folder / f"{frame.name}.npy")
     return headmasks.eye_outlines(moved(faces[0], lens, frame, camera) if len(faces) else None)
@@ -178,6 +203,7 @@ def _write(
     still: Tensor,
     points: Path,
     bound: float,
+    by_skin: bool,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
     target = LensCamera(camera.K.numpy(), camera.width, camera.height)
@@ -208,12 +234,18 @@ def _write(
             write_picture(out / where / name, values.astype(np.float32))
     captures.write_poses(out, [f"image/{frame.name}.png" for frame in views], camera)
     ldm = headmasks.eye_points(head, still)
-    config = f"data:\n  bound: {bound}\n  left_eye_ldm: {ldm[0]}\n  right_eye_ldm: {ldm[1]}\n"
+    headstart.write(out / HEAD, still, outer_skin(head))
+    config = f"data:\n  bound: {bound}\n  head: {HEAD}\n  left_eye_ldm: {ldm[0]}\n  right_eye_ldm: {ldm[1]}\n"
+    balls_of_head = headmasks.eyeballs(head, still)
+    if by_skin and all(RADIUS[0] < ball[3] < RADIUS[1] for ball in balls_of_head):
+        config += f"  eyeballs: {balls_of_head}\n"
     config += "light:\n  exposure: true\n"
     config += f"eyes:\n  radius: [{RADIUS[0]}, {RADIUS[1]}]\n"
     write_text(out / "config.yaml", config)
     write_text(out / "config_wo-hybrid.yaml", config + "  enabled: false\n")
     listed = [{"name": f.name, "turn": f.turn.tolist(), "world_to_camera": f.world_to_camera.tolist()} for f in views]
+    times = _times(points.parent / "frames.jsonl")
+    listed = [frame | ({"time": times[frame["name"]]} if frame["name"] in times else {}) for frame in listed]
     source = {"K": lens.K.tolist(), "size": [lens.width, lens.height], "frames": listed}
     write_text(out / "source.json", json.dumps(source, indent=1) + "\n")
     seen_light = lamp.look(stack, np.stack(masks), np.stack(hair), camera, head, still)

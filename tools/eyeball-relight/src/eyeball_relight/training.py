@@ -12,7 +12,18 @@ from recon4d.cli import progress_bar
 from recon4d.runs import claim
 from torch import Tensor
 
-from eyeball_relight import captures, checkpoint, config, hashgrid, losses, marching, spheres, surface_phase, volume
+from eyeball_relight import (
+    captures,
+    checkpoint,
+    config,
+    hashgrid,
+    headstart,
+    losses,
+    marching,
+    spheres,
+    surface_phase,
+    volume,
+)
 from eyeball_relight.captures import Capture
 from eyeball_relight.checkpoint import CHECKPOINT
 from eyeball_relight.config import Config
@@ -152,8 +163,13 @@ def train(
         state = checkpoint.read(output / CHECKPOINT)
         grid, n_rays, first, seconds = checkpoint.resume(field, optimizer, state, output / CHECKPOINT)
         log(f"resumed at step {first}")
-    elif settings.eyes.enabled:
-        spheres.place_eyes(field, capture, intensity, log)
+    else:
+        if settings.data.head is not None:
+            begin = headstart.read(settings.folder / settings.data.head)
+            off = headstart.learn(field, *begin, settings.seed) * settings.data.bound
+            log(f"begins with {settings.data.head}, which the field follows to {off:.2g}")
+        if settings.eyes.enabled:
+            spheres.place_eyes(field, capture, intensity, log)
     pool, loss, views, rays_seen = pool_of(capture), torch.zeros(()), None, 0
 
     def save(step: int) -> None:

@@ -53,7 +53,12 @@ def read(folder: Path, capture: Capture, cameras: Camera) -> VideoTruth:
     try:
         names = [str(name) for name in arrays["names"]]
         frames = {f["name"]: f for f in source["frames"]}
-        numbers = [names.index(name) for name in capture.names]
+        rate = float(data["fps"])
+        # of every few frames one may have been kept, and named anew: their time says which
+        numbers = [
+            round(frames[name]["time"] * rate) if "time" in frames[name] else names.index(name)
+            for name in capture.names
+        ]
         turns = np.array([frames[name]["turn"] for name in capture.names], float).reshape(-1, 3, 3)
         true, gain = arrays["world_to_camera"][numbers].astype(float), arrays["gain"][numbers].astype(float)
         focal, size = float(arrays["K"][0, 0]), float(source["size"][0]) / float(data["size"])
