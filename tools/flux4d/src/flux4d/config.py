@@ -61,7 +61,6 @@ class Model(Section):
     lifetime: Length | None = None  # seconds for which a Gaussian is seen at first, then as it learns; null: always
     moments: Annotated[int, Field(ge=0, le=64)] = 0  # parts of a second; a voxel sees how its points share in them
     matched: bool = False  # velocities of what can be matched from sweep to sweep, and of what stands; with lift.fill
-    evidence: Annotated[int, Field(ge=0, le=64)] = 0  # parts of a second in which a place is looked at; with lift.fill
 
 
 class Losses(Section):

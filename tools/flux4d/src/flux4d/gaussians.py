@@ -17,9 +17,8 @@ class MovingGaussians:
     means: (N, 3) metres. scales: (N, 3), metres through softplus. quats: (N, 4) wxyz. opacities: (N, 1), [0, 1]
     through sigmoid. colours: (N, 3), sRGB through sigmoid. times: (N,) seconds, when each was seen.
     velocities: (N, L, 3), coefficients of time^0 .. time^(L-1), m/s. sky: (N,) bool. lifetimes: (N,) seconds, after
-    and before which its opacity has fallen to exp(-1/2); left out, or infinite, it is there always. evidence: (N, E) of
-    `evidence.timeline`, settled: (N,) bool, whether the velocity is known by `matching`, both for the network alone;
-    left out, there is none.
+    and before which its opacity has fallen to exp(-1/2); left out, or infinite, it is there always. settled: (N,) bool,
+    whether the velocity is known by `matching`, for the network alone; left out, none is.
     """
 
     means: Tensor
@@ -31,14 +30,11 @@ class MovingGaussians:
     velocities: Tensor
     sky: Tensor
     lifetimes: Tensor = None  # type: ignore[assignment]
-    evidence: Tensor = None  # type: ignore[assignment]
     settled: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.lifetimes is None:
             object.__setattr__(self, "lifetimes", torch.full_like(self.times, torch.inf))
-        if self.evidence is None:
-            object.__setattr__(self, "evidence", self.means.new_zeros(len(self.means), 0))
         if self.settled is None:
             object.__setattr__(self, "settled", torch.zeros_like(self.sky))
 

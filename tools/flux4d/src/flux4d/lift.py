@@ -8,7 +8,7 @@ from recon4d import InputError
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from flux4d import evidence, fill, matching
+from flux4d import fill, matching
 from flux4d.clips import Clip, in_view
 from flux4d.config import Lift
 from flux4d.gaussians import MovingGaussians, inverse_softplus
@@ -53,7 +53,6 @@ def lift(
     settings: Lift,
     seed: int = 0,
     depth_points: list[tuple[Tensor, Tensor]] | None = None,
-    moments: int = 0,
     matched: bool = False,
 ) -> MovingGaussians:
     """The initial Gaussians of a clip from its input frames.
@@ -65,7 +64,6 @@ def lift(
 
     Args:
         depth_points: more points per input frame, (N, 3) and colours (N, 3), as from depth maps.
-        moments: of the evidence, see `evidence.timeline`; without `fill` there is none.
         matched: velocities by `matching`, of what they are known of; with `fill`.
 
     Raises:
@@ -77,13 +75,11 @@ def lift(
     if settings.fill and depth_points is None:
         parts, maps, skies = fill.lifted(clip, settings.max_gaussians)
         mean, colour, time, scale, own_quats = (torch.cat(columns) for columns in zip(*parts))
-        found = evidence.timeline(mean, colour, clip, maps, skies, moments)
         if matched:
             velocity, known = matching.settled(mean, time, clip, matching.sweeps_of(clip, maps, skies))
     else:
         mean, colour, time, scale = _seen_points(clip, settings, generator, depth_points)
         scale, own_quats = scale[:, None].expand(-1, 3), mean.new_zeros(0, 4)
-        found = mean.new_zeros(len(mean), 2 * moments)
     if len(mean) == 0:
         raise InputError(f"clip {clip.name}: no point of its input frames is in the image; check poses and intrinsics")
     scale = (settings.scale * scale).clamp(0.01, settings.max_scale)
@@ -107,7 +103,6 @@ def lift(
         times=torch.cat([time, torch.zeros(len(sky))]),
         velocities=velocities,
         sky=torch.arange(n) >= len(mean),
-        evidence=torch.cat([found, found.new_zeros(len(sky), found.shape[1])]),
         settled=settled,
     )
 

@@ -3,7 +3,9 @@
 Points above the ground are grouped; a group of which a part is seen through at other moments moves, by the velocity
 for which most of its points meet points of moving groups at all other moments at once: differences of places, divided
 by the time between, vote (as the shifts in ICP-Flow, Lin and Caesar 2024), so that the next car of a row, which lies
-right for one sweep, does not for another. Ground, and groups that nothing sees through, stand.
+right for one sweep, does not for another. Of a group for which none is found, those of its points that are met unmoved
+stand, and the rest, the cyclist beside a parked car, is matched alone. Ground, and groups that nothing sees through,
+stand.
 """
 
 from dataclasses import dataclass, replace
@@ -16,10 +18,12 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from flux4d.clips import Clip, in_view
-from flux4d.evidence import behind
+from flux4d.seen_through import behind
 
 REACH = 90.0  # metres around the first frame
 GROUND = 0.25  # metres above the lowest point around, up to which it is ground
+ROAD = 0.1  # the same, beside what moves: wheels and feet move with it
+BESIDE = 0.3  # metres, seen from above, within which they are
 TALL = 4.5  # metres above it, from which nothing on a road moves: bridges would join what drives below them
 PATCH = 1.0  # metres: cells of the lowest points
 LOW = 0.1  # share of a cell's points below the ground
@@ -31,13 +35,16 @@ MOST = 250  # points of a group that vote
 MOST_OTHERS = 8000  # points of another sweep that they vote with
 APART = 0.15, 0.65  # seconds between sweeps that are matched
 FASTEST, STEP = 40.0, 0.5  # m/s, of votes
+CANDIDATES, UNLIKE = 3, 3.0  # velocities with the most votes that are tried, m/s between them
 LEVEL = 0.3  # metres by which points that meet may differ in height
 MEETS = 0.3  # metres between points that meet
 BETTER = 0.02  # by which share more a velocity that is handed on has to fit
-COVERED = 0.4  # share of a group on which another has to come to lie, to hand its velocity on
+COVERED = 0.4, 0.1  # share of a group on which another has to come to lie to hand its velocity on, and if it moves
 SEEN = 0.3  # share of a group in view of another sweep, to be looked for there
+DOUBT = 1 / 3  # power of the share of sweeps that see it, by which a match is worth less
 LEAST_MET = 0.4  # share of a group that has to meet others
 GAIN = 0.1  # by which share more of a group has to meet others moved than unmoved
+STANDS = 0.5  # share of the other sweeps that a point has to be met in unmoved, to stand
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,17 +60,20 @@ class Other:
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """Points (N, 3) of an input sweep in view, its moment, and of each point its group, 0 is the ground. moves: by
-    group. velocity: (G, 3) m/s by group, not a number where nothing was found."""
+    group. velocity: (G, 3) m/s by group, not a number where nothing was found. low: heights of the ground, of
+    `_lowest`."""
 
     points: np.ndarray
     time: float
     group: np.ndarray
     moves: np.ndarray
     velocity: np.ndarray
+    low: np.ndarray
 
 
 def sweeps_of(clip: Clip, depths: list[Tensor], skies: list[Tensor]) -> list[Sweep]:
-    """The input sweeps, grouped and matched. depths, skies: of the input pictures, as in `evidence.timeline`."""
+    """The input sweeps, grouped and matched. depths, skies: (H, W) metres and bool of the input
+    pictures."""
     frames = sorted({clip.frame_of(picture) for picture in clip.input})
     found: list[Sweep] = []
     low = _lowest([clip.points[frame].numpy() for frame in frames])
@@ -84,23 +94,62 @@ def sweeps_of(clip: Clip, depths: list[Tensor], skies: list[Tensor]) -> list[Swe
         seen_through = np.bincount(group, through.numpy())
         moves = (seen_through >= np.maximum(SHARE * count, LEAST)) & (np.arange(len(count)) > 0)
         nothing = np.full((len(count), 3), np.nan)
-        found.append(Sweep(places, float(clip.lidar_times[frame]), group, moves, nothing))
-    trees = [cKDTree(sweep.points[sweep.moves[sweep.group]]) for sweep in found]
-    whole = [cKDTree(sweep.points[sweep.group > 0]) for sweep in found]
-    others = [
+        found.append(Sweep(places, float(clip.lidar_times[frame]), group, moves, nothing, low))
+    cameras = [[clip.camera(picture) for picture in clip.input if clip.frame_of(picture) == frame] for frame in frames]
+    found = _matched(found, _around(found, cameras))
+    found = [_parted(sweep, others) for sweep, others in zip(found, _around(found, cameras))]
+    around = _around(found, cameras)
+    return _handed_on(_matched(found, around), around)
+
+
+def _around(sweeps: list[Sweep], cameras: list[list[Camera]]) -> list[list[Other]]:
+    """For each sweep the others that it is matched with. cameras: of each sweep's pictures."""
+    trees = [cKDTree(sweep.points[sweep.moves[sweep.group]]) for sweep in sweeps]
+    whole = [cKDTree(sweep.points[sweep.group > 0]) for sweep in sweeps]
+    return [
         [
-            Other(
-                other.time - sweep.time, tree, every, [clip.camera(i) for i in clip.input if clip.frame_of(i) == frame]
-            )
-            for frame, other, tree, every in zip(frames, found, trees, whole)
+            Other(other.time - sweep.time, tree, every, views)
+            for other, tree, every, views in zip(sweeps, trees, whole, cameras)
             if APART[0] <= abs(other.time - sweep.time) <= APART[1] and tree.n
         ]
-        for sweep in found
+        for sweep in sweeps
     ]
-    for number, sweep in enumerate(found):
-        for mover in np.flatnonzero(sweep.moves):
-            sweep.velocity[mover] = _velocity(sweep.points[sweep.group == mover], others[number], number)
-    return _handed_on(found, others)
+
+
+def _matched(sweeps: list[Sweep], around: list[list[Other]]) -> list[Sweep]:
+    """The sweeps with the velocities of those moving groups that have none yet."""
+    out = []
+    for number, (sweep, others) in enumerate(zip(sweeps, around)):
+        velocity = sweep.velocity.copy()
+        for mover in np.flatnonzero(sweep.moves & np.isnan(velocity[:, 0])):
+            velocity[mover] = _velocity(sweep.points[sweep.group == mover], others, number)
+        out.append(replace(sweep, velocity=velocity))
+    return out
+
+
+def _parted(sweep: Sweep, others: list[Other]) -> Sweep:
+    """The sweep, its groups without a velocity parted into what stands and groups of what may move."""
+    moves, group = sweep.moves.copy(), sweep.group.copy()
+    for mover in np.flatnonzero(moves & np.isnan(sweep.velocity[:, 0])):
+        own = np.flatnonzero(group == mover)
+        restless = own[~_stands(sweep.points[own], others)]
+        moves[mover] = False
+        parts = _connected(sweep.points[restless])
+        for part in range(1, parts.max(initial=0) + 1):
+            group[restless[parts == part]] = len(moves)
+            moves = np.append(moves, (parts == part).sum() >= LEAST)
+    more = np.full((len(moves) - len(sweep.moves), 3), np.nan)
+    return replace(sweep, group=group, moves=moves, velocity=np.concatenate([sweep.velocity, more]))
+
+
+def _stands(points: np.ndarray, others: list[Other]) -> np.ndarray:
+    """(N,) whether points are met unmoved in STANDS of the other sweeps that see their place; False where none does."""
+    met, count = np.zeros(len(points)), np.zeros(len(points))
+    for other in others:
+        seen = _in_views(points, other)
+        met[seen] += np.isfinite(other.every.query(points[seen], distance_upper_bound=MEETS)[0])
+        count += seen
+    return (count > 0) & (met >= STANDS * count)
 
 
 def _handed_on(sweeps: list[Sweep], others: list[list[Other]]) -> list[Sweep]:
@@ -113,7 +162,7 @@ def _handed_on(sweeps: list[Sweep], others: list[list[Other]]) -> list[Sweep]:
     for sweep, around in zip(sweeps, others):
         of_group = [sweep.points[sweep.group == group] for group in range(len(sweep.moves))]
         moves, velocity = sweep.moves.copy(), sweep.velocity.copy()
-        scores = [_meets(points, speed, around) for points, speed in zip(of_group, velocity)]
+        scores = [_worth(points, speed, around) for points, speed in zip(of_group, velocity)]
         for other in sweeps:
             apart = sweep.time - other.time
             if not APART[0] <= abs(apart) <= APART[1]:
@@ -123,12 +172,12 @@ def _handed_on(sweeps: list[Sweep], others: list[list[Other]]) -> list[Sweep]:
                 there = cKDTree(other.points[other.group == group] + apart * handed)
                 for target in _beside(of_group, there):
                     covered = np.isfinite(there.query(of_group[target], distance_upper_bound=MEETS)[0]).sum()
-                    if covered < max(COVERED * len(of_group[target]), LEAST):
+                    if covered < max(COVERED[int(sweep.moves[target])] * len(of_group[target]), LEAST):
                         continue
-                    score = _meets(of_group[target], handed, around)
+                    score = _worth(of_group[target], handed, around)
                     if score > scores[target] + BETTER:
                         moves[target], velocity[target], scores[target] = True, handed, score
-        out.append(Sweep(sweep.points, sweep.time, sweep.group, moves, velocity))
+        out.append(replace(sweep, moves=moves, velocity=velocity))
     return out
 
 
@@ -163,15 +212,27 @@ def _lowest(sweeps: list[np.ndarray]) -> np.ndarray:
 def _groups(points: np.ndarray, low: np.ndarray) -> np.ndarray:
     """(N,) group of each point: connected cells above the ground, seen from above; 0 is the ground, and what
     is taller than things that drive."""
-    x, y = _cell(points, PATCH).T
-    height = points[:, 2] - low[x, y]
+    height = _height(points, low)
     above = (height > GROUND) & (height < TALL)
+    group = np.zeros(len(points), int)
+    group[above] = _connected(points[above])
+    return group
+
+
+def _height(points: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """(N,) metres of points above the ground around them."""
+    x, y = _cell(points, PATCH).T
+    return points[:, 2] - low[x, y]
+
+
+def _connected(points: np.ndarray) -> np.ndarray:
+    """(N,) number of each point's connected cells, seen from above, from 1."""
     side = int(2 * REACH / CELL)
     occupied = np.zeros((side, side), bool)
     x, y = _cell(points, CELL).T
-    occupied[x[above], y[above]] = True
+    occupied[x, y] = True
     labels, _ = ndimage.label(occupied, np.ones((3, 3)))
-    return np.where(above, labels[x, y], 0)
+    return labels[x, y]
 
 
 def _velocity(points: np.ndarray, others: list[Other], seed: int) -> np.ndarray | float:
@@ -192,8 +253,23 @@ def _velocity(points: np.ndarray, others: list[Other], seed: int) -> np.ndarray 
         counts = np.bincount(x * side + y, minlength=side * side).reshape(side, side).astype(float)
         counts = ndimage.gaussian_filter(counts, 0.2 / abs(apart) / STEP)  # the same length on the road
         votes += counts / max(counts.max(), 1e-9)
-    at = np.unravel_index(votes.argmax(), votes.shape)
-    velocity = np.array([*((np.array(at) + 0.5) * STEP - FASTEST), 0.0])
+    best, most = np.zeros(3), -1.0
+    for _ in range(CANDIDATES):
+        at = np.array(np.unravel_index(votes.argmax(), votes.shape))
+        velocity = _refined(points, np.array([*((at + 0.5) * STEP - FASTEST), 0.0]), others)
+        worth = _worth(points, velocity, others)
+        if worth > most:
+            best, most = velocity, worth
+        near = (slice(max(place - int(UNLIKE / STEP), 0), place + int(UNLIKE / STEP) + 1) for place in at)
+        votes[tuple(near)] = 0
+    # unmoved also those of groups that stand: what is seen through once may stand for all that
+    unmoved = _meets(points, np.zeros(3), [replace(other, tree=other.every) for other in others])
+    met = _meets(points, best, others)
+    return best if met > LEAST_MET and met > unmoved + GAIN else np.nan
+
+
+def _refined(points: np.ndarray, velocity: np.ndarray, others: list[Other]) -> np.ndarray:
+    """(3,) m/s of a group's points: the least squares of what is left between those that meet, nearer and nearer."""
     for reach in (1.0, 0.7, 0.5, 0.4, 0.4, 0.4):
         top, bottom = np.zeros(3), 0.0
         for other in others:
@@ -205,25 +281,39 @@ def _velocity(points: np.ndarray, others: list[Other], seed: int) -> np.ndarray 
                 top += apart * left.sum(0)
                 bottom += apart * apart * met.sum()
         velocity = velocity + top / max(bottom, 1e-9)
-    met = _meets(points, velocity, others)
-    # unmoved also those of groups that stand: what is seen through once may stand for all that
-    unmoved = _meets(points, np.zeros(3), [replace(other, tree=other.every) for other in others])
-    return velocity if met > LEAST_MET and met > unmoved + GAIN else np.nan
+    return velocity
 
 
 def _meets(points: np.ndarray, velocity: np.ndarray, others: list[Other]) -> float:
     """Share of a group's points that meet points of other sweeps, moved by a velocity; 0 for none."""
-    if not np.isfinite(velocity).all() or not len(points) or not others:
-        return 0.0
-    shares = []
+    shares = _shares(points, velocity, others)
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def _worth(points: np.ndarray, velocity: np.ndarray, others: list[Other]) -> float:
+    """`_meets`, less where fewer sweeps see it: out of view nothing speaks against a velocity."""
+    shares = _shares(points, velocity, others)
+    return float(np.mean(shares) * (len(shares) / len(others)) ** DOUBT) if shares else 0.0
+
+
+def _shares(points: np.ndarray, velocity: np.ndarray, others: list[Other]) -> list[float]:
+    """The same of each other sweep in whose view the group is then: what has left it meets nothing."""
+    shares: list[float] = []
+    if not np.isfinite(velocity).all() or not len(points):
+        return shares
     for other in others:
         moved = points + other.apart * velocity
-        places = torch.from_numpy(moved).float()
-        seen = torch.stack([in_view(places, camera)[2] for camera in other.cameras]).any(0).numpy()
-        if seen.sum() >= max(SEEN * len(points), LEAST):  # what has left the view meets nothing
+        seen = _in_views(moved, other)
+        if seen.sum() >= max(SEEN * len(points), LEAST):
             met = other.tree.query(moved[seen], distance_upper_bound=MEETS)[0]
-            shares.append(np.isfinite(met).mean())
-    return float(np.mean(shares)) if shares else 0.0
+            shares.append(float(np.isfinite(met).mean()))
+    return shares
+
+
+def _in_views(points: np.ndarray, other: Other) -> np.ndarray:
+    """(N,) whether points are in view of a sweep's pictures."""
+    places = torch.from_numpy(points).float()
+    return torch.stack([in_view(places, camera)[2] for camera in other.cameras]).any(0).numpy()
 
 
 def settled(points: Tensor, times: Tensor, clip: Clip, sweeps: list[Sweep]) -> tuple[Tensor, Tensor]:
@@ -236,10 +326,23 @@ def settled(points: Tensor, times: Tensor, clip: Clip, sweeps: list[Sweep]) -> t
         chosen = own == number
         if not len(sweep.points) or not chosen.any():
             continue
-        _, nearest = cKDTree(sweep.points).query(points[chosen].double().numpy())
-        group = sweep.group[nearest]
+        group = _group_of(points[chosen].double().numpy(), sweep)
         found = np.where(sweep.moves[:, None], sweep.velocity, 0.0)[group]
         sure = np.isfinite(found).all(1)
         known[chosen] = torch.from_numpy(sure)
         velocity[chosen] = torch.from_numpy(np.where(sure[:, None], found, 0.0)).float()
     return velocity, known
+
+
+def _group_of(points: np.ndarray, sweep: Sweep) -> np.ndarray:
+    """(N,) group of points seen with a sweep: that of its nearest point, but wheels and feet go with what they carry,
+    and the road below it stays."""
+    group = sweep.group[cKDTree(sweep.points).query(points)[1]]
+    height, driven = _height(points, sweep.low), sweep.moves[sweep.group]
+    if not driven.any():
+        return group
+    group[sweep.moves[group] & (height < ROAD)] = 0
+    foot = np.flatnonzero((group == 0) & (height >= ROAD) & (height < GROUND))
+    distance, nearest = cKDTree(sweep.points[driven, :2]).query(points[foot, :2])
+    group[foot] = np.where(distance < BESIDE, sweep.group[driven][nearest], 0)
+    return group

@@ -33,14 +33,13 @@ def gaussians(config: Config, entry: dict[str, Any]) -> int:
 
 def _held(config: Config, entry: dict[str, Any]) -> float:
     number, pixels = _pictures(config, entry)
-    each = GAUSSIAN + 8 * config.model.evidence
-    return 15.0 * number * pixels + each * gaussians(config, entry)  # bytes and floats of the pictures
+    return 15.0 * number * pixels + GAUSSIAN * gaussians(config, entry)  # bytes and floats of the pictures
 
 
 def _passes(config: Config) -> list[int]:
     """Floats that each pass of the network holds per Gaussian."""
     model = config.model
-    own = 15 + model.moments + (model.lifetime is not None) + 2 * model.evidence
+    own = 15 + model.moments + (model.lifetime is not None)
     slopes = 14 + (3 * (model.polynomial + 1) if model.refine_velocity else 0)
     widths = [own, *[own + slopes] * model.refinements]
     return [model.channels[0] + 4 * width + 3 + 4 * model.hidden for width in widths]

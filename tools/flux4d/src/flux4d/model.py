@@ -40,7 +40,7 @@ def prepare(gaussians: MovingGaussians, settings: Settings) -> Input:
 
 def features(gaussians: MovingGaussians, settings: Settings) -> Tensor:
     """(N, 15) the 14 parameters and the time, each about -1..1; then what the settings add: in which part of a second
-    it was seen, how long it is there, what the other frames see at its place."""
+    it was seen, how long it is there."""
     g = gaussians
     columns = [
         (g.means / _reach(settings, g.means)).clamp(-2, 2),
@@ -56,14 +56,12 @@ def features(gaussians: MovingGaussians, settings: Settings) -> Tensor:
         columns.append((1 - place.abs()).clamp_min(0) * ~g.sky[:, None])
     if settings.lifetime is not None:
         columns.append((g.lifetimes / settings.lifetime).clamp(1e-3, 1e3).log()[:, None] / 3)
-    if settings.evidence:
-        columns.append(g.evidence)
     return torch.cat(columns, 1)
 
 
 def _width(settings: Settings) -> int:
     """Of `features`."""
-    return PARAMETERS + 1 + settings.moments + (settings.lifetime is not None) + 2 * settings.evidence
+    return PARAMETERS + 1 + settings.moments + (settings.lifetime is not None)
 
 
 class Branch(nn.Module):

@@ -11,6 +11,7 @@ from flux4d.gaussians import MovingGaussians, deviations, moved, opacities_at, v
 from flux4d.timed_cameras import TimedCameras
 
 MAX_FLOW = 10.0  # pixels, in the weights of the loss
+LEAST_COVER = 0.05  # share of a pixel that has to be covered, for its colour to be that of what covers it
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,4 +79,5 @@ def render(
     )
     image, alpha = image[:, 0], alpha[:, 0, ..., 0]
     motion = image[..., 3:5] if flow else image.new_zeros(()).expand(*image.shape[:-1], 2)
-    return Rendering(image[..., :3], image[..., -1], alpha, motion)
+    colour = image[..., :3] / alpha[..., None].clamp_min(LEAST_COVER)  # what nothing covers of a pixel is as the rest
+    return Rendering(colour, image[..., -1], alpha, motion)

@@ -42,7 +42,7 @@ def load_sample(entry: dict[str, Any], root: Path, config: Config, device: torch
         points = depthmaps.points(folder, clip, config.lift.depth_stride)
         if kind == "depth":
             depths = depthmaps.samples(folder, clip)
-    gaussians = lift(clip, config.lift, config.seed, points, config.model.evidence, config.model.matched).to(device)
+    gaussians = lift(clip, config.lift, config.seed, points, config.model.matched).to(device)
     motion = labels.motion(clip, root, gaussians) if config.losses.flow else None
     # the points are in the Gaussians and depths now: a clip held in memory for a training needs them no more
     none = [torch.zeros(0, 3)] * len(clip.points), [torch.zeros(0)] * len(clip.points)
