@@ -153,6 +153,21 @@ def test_a_wrong_pose_and_exposure_are_found(field, trained):
         field.exposure.zero_()
 
 
+def test_a_views_own_share_of_the_room_is_held(trained):
+    loaded, settings, _, _ = trained
+    grid, pixels = torch.zeros((settings.train.grid + 1,) * 3), torch.arange(3000, 3400)
+    for weight in (0.0, 0.5):
+        held = settings.model_copy(update={"losses": settings.losses.model_copy(update={"occlusion": weight})})
+        field = new_field(held, len(loaded))
+        with torch.no_grad():
+            field.occlusion.fill_(0.1)
+        training.marching.update_grid(grid, field, field.active(0), 0)
+        generator = training.generator_of(0, 0)
+        terms, _ = training.volume_terms(field, loaded, grid, pixels, 0, torch.ones(3), generator)
+        assert ("occlusion" in terms) == (weight > 0)
+    assert float(terms["occlusion"].detach()) == pytest.approx(0.5 * 9 * 0.01)
+
+
 def test_a_run_with_corrections_resumes_and_exports(data, tiny, tmp_path):
     from eyeball_relight import captures, exports
 

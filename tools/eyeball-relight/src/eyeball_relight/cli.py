@@ -169,6 +169,7 @@ def train(
 @click.option(
     "--faces", type=click.IntRange(100, 10**8), default=40000, show_default=True, help="At most so many triangles."
 )
+@click.option("--usdz", is_flag=True, help="Write asset.usdz as well, which phones open.")
 @chunk_option
 @device_option
 @force_option
@@ -178,6 +179,7 @@ def export(
     save_visual_dir: Path,
     uv_size: int,
     faces: int,
+    usdz: bool,
     chunk_size: int,
     device: str,
     force: bool,
@@ -186,7 +188,7 @@ def export(
     from eyeball_relight import exports
 
     where = (config_path, ckpt_path, save_visual_dir)
-    print_result(exports.export(*where, uv_size, faces, chunk_size, device, force, log))
+    print_result(exports.export(*where, uv_size, faces, chunk_size, device, force, log, usdz))
 
 
 @main.command(cls=Command)

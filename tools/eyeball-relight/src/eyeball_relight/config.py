@@ -94,6 +94,9 @@ class Losses(Section):
     smooth_hair: Weight = 0.02
     landmarks: Weight = 1.0
     roughness: Weight = 0.002  # roughness of neighbouring points
+    occlusion: Weight = (
+        0.0  # what a view's own share of the room's light is off 1: with light.exposure it would stand in
+    )
     lpips: Weight = 0.0  # in the mesh phase
 
 

@@ -16,7 +16,7 @@ from recon4d.images import MOST_PIXELS
 from recon4d.runs import claim
 from torch import Tensor
 
-from eyeball_relight import assets, brdf, captures, config, gltf, hashgrid, objfile, preview, refinement, surface
+from eyeball_relight import assets, brdf, captures, config, gltf, hashgrid, objfile, preview, refinement, surface, usdz
 from eyeball_relight.assets import Asset, Surface
 from eyeball_relight.captures import Capture
 from eyeball_relight.checkpoint import open_field
@@ -116,17 +116,21 @@ def export(
     device: str = "cpu",
     force: bool = False,
     log: Callable[[str], None] = print,
+    with_usdz: bool = False,
 ) -> dict[str, Any]:
     """Write a trained run as meshes, maps, eyeballs, asset.glb and preview.html; returns a summary.
 
     Args:
         config_path: the capture's `config.yaml`. ckpt_path: the run's `latest.pth`. save_visual_dir: where it goes.
         uv_size: texels per side. faces: at most so many triangles. chunk_size: points evaluated at once.
-        force: replace what an earlier export wrote there.
+        force: replace what an earlier export wrote there. with_usdz: write asset.usdz as well.
 
     Raises:
-        InputError: an occupied folder, a checkpoint that is not readable or is of another capture, no surface.
+        InputError: an occupied folder, a checkpoint that is not readable or is of another capture, no surface,
+            `with_usdz` without usd-core.
     """
+    if with_usdz:
+        usdz.modules()
     hashgrid.check_device(device)
     out, folder = Path(save_visual_dir), config.load(config_path).folder
     field, intensity, step = open_field(Path(ckpt_path))
@@ -135,7 +139,10 @@ def export(
         capture = captures.read(folder, log)
         if len(field.occlusion) != len(capture):
             raise InputError(f"{ckpt_path} was trained on {len(field.occlusion)} views and {folder} has {len(capture)}")
-        return export_field(field, step, intensity, capture, out, uv_size, faces, chunk_size, log)
+        summary = export_field(field, step, intensity, capture, out, uv_size, faces, chunk_size, log)
+        if with_usdz:
+            usdz.write(out / "asset.usdz", read(out)[0])
+        return summary
 
 
 def export_field(

@@ -49,6 +49,9 @@ def loss_terms(
     if losses.landmarks and eyes_on:
         terms["landmarks"] = losses.landmarks * landmark_loss(field)
 
+    if losses.occlusion:
+        terms["occlusion"] = losses.occlusion * field.occlusion.square().sum(1).mean()
+
     n = len(pixels)
     spread = torch.rand(n // 4, 3, generator=generator) * 2 - 1
     _, _, apart = field.face_gradient(spread, field.active(step))

@@ -98,6 +98,8 @@ def surface_terms(
     terms = {"pbr": losses.pbr * (rendered - truth).abs().mean()}
     if losses.lpips:
         terms["lpips"] = losses.lpips * perceptual(capture, view, rendered)
+    if losses.occlusion:
+        terms["occlusion"] = losses.occlusion * field.occlusion[view.view].square().sum()
     face = view.part[pick] == 0
     at = view.position[pick][face] / field.config.data.bound
     if len(at):
