@@ -64,6 +64,35 @@ def test_a_row_of_boxes(speed):
     assert math.isnan(np.max(matching._velocity(box, still, 0)))
 
 
+def test_a_cyclist_beside_a_parked_car():
+    """One group, seen from above: what is met unmoved stands, the rest is matched alone; wheels go with it."""
+    rng = np.random.default_rng(0)
+    parked = rng.uniform([0, 0, 0.3], [2, 4, 1.5], (200, 3))
+    cyclist = rng.uniform([-0.5, -1, 0.3], [-0.2, 0.8, 1.8], (80, 3))
+    velocity = np.array([0, 6.0, 0])
+    down = torch.diag(torch.tensor([1.0, -1, -1, 1]))
+    down[2, 3] = 60
+    above = [Camera(torch.tensor([[50.0, 0, 50], [0, 50, 50], [0, 0, 1]]), down, 100, 100)]
+    low = matching._lowest([np.concatenate([rng.uniform([-30, -30, 0], [30, 30, 0.01], (40000, 3))])])
+    sweeps = []
+    for time in (0.0, 0.2, 0.4, 0.6):
+        points = np.concatenate([parked, cyclist + time * velocity])
+        group = matching._groups(points, low)
+        moves = np.arange(group.max() + 1) > 0
+        sweeps.append(matching.Sweep(points, time, group, moves, np.full((len(moves), 3), np.nan), low))
+    assert sweeps[0].group.max() == 1
+    cameras = [above] * 4
+    sweeps = [matching._parted(sweep, others) for sweep, others in zip(sweeps, matching._around(sweeps, cameras))]
+    sweeps = matching._matched(sweeps, matching._around(sweeps, cameras))
+    for sweep in sweeps:
+        own = sweep.group[200:]
+        assert not sweep.moves[sweep.group[:200]].any() and sweep.moves[own].mean() > 0.9
+        np.testing.assert_allclose(np.nanmedian(sweep.velocity[own], axis=0), velocity, atol=0.3)
+    feet = np.array([[-0.35, 0, 0.15], [-0.35, 0, 0.02], [5, 0, 0.15], [-0.35, 0, 1]])
+    groups = matching._group_of(feet, sweeps[0])
+    assert groups[0] == groups[3] != 0 and groups[1] == 0 and not sweeps[0].moves[groups[2]]
+
+
 def test_the_network_leaves_them(root, indexed, small):
     """What is known keeps its velocity through the network and its refinement; the rest is the network's."""
     given = ["lift.fill=true", "model.matched=true", "model.polynomial=1"]

@@ -86,7 +86,9 @@ def test_rendered_flow_of_a_moving_ball():
     shown = rendering.render(ball, cameras, flow=True)
     assert shown.colour[0, 32, 32, 0] > 0.9 and shown.colour[1, 32, 42, 0] > 0.9  # 2 m at 10 m are 10 pixels
     assert shown.depth[0, 32, 32] == pytest.approx(10, abs=0.01)
-    expected = shown.alpha[0, 32, 32] * torch.tensor([5.0, 0])  # weighted as colour is
+    assert 0.1 < shown.alpha[0, 32, 35] < 0.9  # what it does not cover of a pixel is not black
+    torch.testing.assert_close(shown.colour[0, 32, 35], ball.colours[0].sigmoid(), atol=1e-3, rtol=0)
+    expected = shown.alpha[0, 32, 32] * torch.tensor([5.0, 0])  # by its share of the pixel
     torch.testing.assert_close(shown.flow[0, 32, 32], expected, atol=1e-3, rtol=0)
     red = pictures.flow_colours(shown.flow[0].numpy())[32, 32]
     assert red[0] > 100 and red[1] == red[2] == 0

@@ -58,7 +58,11 @@ def test_depth_samples_are_the_nearest_points(clip):
         if d > 0.1 and 0 <= u < clip.width and 0 <= v < clip.height:
             key = int(v) * clip.width + int(u)
             nearest[key] = min(nearest.get(key, math.inf), d)
-    assert dict(zip(pixels.tolist(), depth.tolist())) == nearest and len(nearest) > 300
+    found = dict(zip(pixels.tolist(), depth.tolist()))
+    assert found.items() <= nearest.items() and len(found) > 0.8 * len(nearest) > 240
+    for key in nearest.keys() - found.keys():  # hidden by something much nearer beside it
+        around = [nearest.get(key + y * clip.width + x, math.inf) for y in range(-2, 3) for x in (-1, 0, 1)]
+        assert nearest[key] > 1.3 * min(around)
 
 
 def test_rates_clips_and_frames(small, clip):

@@ -14,6 +14,9 @@ from torch import Tensor
 from flux4d import pandaset
 from flux4d.timed_cameras import TimedCameras, joined, timed_cameras
 
+SEEN_OVER = 1.3, 0.5  # times as far, and metres more, as a point beside it, from which a point is hidden
+BESIDE = 5, 3  # rows and columns around it
+
 
 @dataclass(frozen=True, eq=False)
 class Clip:
@@ -84,13 +87,22 @@ def in_view(points: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
     return pixels, depth, inside
 
 
+def not_hidden(nearest: np.ndarray) -> np.ndarray:
+    """(H, W) bool: where there is a point, and no much nearer one beside it: a LiDAR stands higher than the camera and
+    sees over things what they hide from it. nearest: (H, W) metres, infinite where there is none."""
+    known = np.where(np.isfinite(nearest), nearest, 1e6).astype(np.float32)
+    times, more = SEEN_OVER
+    return np.isfinite(nearest) & (known < times * cv2.erode(known, np.ones(BESIDE, np.uint8)) + more)
+
+
 def depth_samples(points: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
-    """The nearest point in each pixel that has any: pixel numbers (M,) and depths (M,)."""
+    """The nearest point in each pixel that has any, but for hidden ones: pixel numbers (M,) and depths (M,)."""
     pixels, depth, inside = in_view(points, camera)
     column, row = pixels[inside].long().unbind(-1)
     size = camera.width * camera.height
     nearest = torch.full((size,), torch.inf).scatter_reduce(0, row * camera.width + column, depth[inside], "amin")
-    (found,) = nearest.isfinite().nonzero(as_tuple=True)
+    shown = not_hidden(nearest.reshape(camera.height, camera.width).numpy()).ravel()
+    (found,) = torch.from_numpy(shown).nonzero(as_tuple=True)
     return found, nearest[found]
 
 

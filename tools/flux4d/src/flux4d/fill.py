@@ -8,7 +8,7 @@ from recon4d.cameras import Camera, unproject
 from scipy.spatial import Delaunay, cKDTree
 from torch import Tensor
 
-from flux4d.clips import Clip, in_view
+from flux4d.clips import Clip, in_view, not_hidden
 
 COLOUR = 12.0  # spread of Lab colours of one surface
 NEIGHBOURS = 8  # measured points that a pixel at an edge chooses from
@@ -91,9 +91,9 @@ def _visible(camera: Camera, points: Tensor, up: Tensor) -> tuple[np.ndarray, np
     row, column = places[order, 1].astype(int), places[order, 0].astype(int)
     _, first = np.unique(row * camera.width + column, return_index=True)
     order, row, column = order[first], row[first], column[first]
-    sparse = np.full((camera.height, camera.width), 1e6, np.float32)
+    sparse = np.full((camera.height, camera.width), np.inf)
     sparse[row, column] = far[order]
-    seen = far[order] < 1.3 * cv2.erode(sparse, np.ones((5, 3), np.uint8))[row, column] + 0.5
+    seen = not_hidden(sparse)[row, column]
     return places[order[seen]], far[order[seen]], levels[order[seen]]
 
 

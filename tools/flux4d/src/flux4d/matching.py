@@ -31,11 +31,12 @@ CELL = 0.4  # metres between points of one group, seen from above
 THROUGH = 0.4, 0.02  # metres, and by distance, by which what is seen lies behind a point that is seen through
 SHARE = 0.12  # of a group's points, from which seen through it moves
 LEAST = 5  # points of a group, and seen through
-MOST = 250  # points of a group that vote
-MOST_OTHERS = 8000  # points of another sweep that they vote with
+MOST = 250  # points of a group that are matched
+VOTERS, MOST_OTHERS = 100, 3000  # of them those that vote, and points of another sweep that they vote with
 APART = 0.15, 0.65  # seconds between sweeps that are matched
 FASTEST, STEP = 40.0, 0.5  # m/s, of votes
 CANDIDATES, UNLIKE = 3, 3.0  # velocities with the most votes that are tried, m/s between them
+SURE = 0.9  # share that meets, from which no other is tried
 LEVEL = 0.3  # metres by which points that meet may differ in height
 MEETS = 0.3  # metres between points that meet
 BETTER = 0.02  # by which share more a velocity that is handed on has to fit
@@ -245,9 +246,9 @@ def _velocity(points: np.ndarray, others: list[Other], seed: int) -> np.ndarray 
     votes = np.zeros((side, side))
     for other in others:
         apart, tree = other.apart, other.tree
-        shift = tree.data[None, :: tree.n // MOST_OTHERS + 1] - points[:, None]
-        level = np.abs(shift[..., 2]) < LEVEL
-        speed = shift[level][:, :2] / apart
+        theirs, own = tree.data[:: tree.n // MOST_OTHERS + 1], points[:: len(points) // VOTERS + 1]
+        mine, yours = np.nonzero(np.abs(theirs[None, :, 2] - own[:, None, 2]) < LEVEL)
+        speed = (theirs[yours, :2] - own[mine, :2]) / apart
         speed = speed[(np.abs(speed) < FASTEST).all(1)]
         x, y = np.clip(np.floor((speed + FASTEST) / STEP), 0, side - 1).astype(int).T
         counts = np.bincount(x * side + y, minlength=side * side).reshape(side, side).astype(float)
@@ -260,6 +261,8 @@ def _velocity(points: np.ndarray, others: list[Other], seed: int) -> np.ndarray 
         worth = _worth(points, velocity, others)
         if worth > most:
             best, most = velocity, worth
+        if most > SURE:
+            break
         near = (slice(max(place - int(UNLIKE / STEP), 0), place + int(UNLIKE / STEP) + 1) for place in at)
         votes[tuple(near)] = 0
     # unmoved also those of groups that stand: what is seen through once may stand for all that

@@ -45,7 +45,7 @@ def image_velocity(means: Tensor, velocities: Tensor, cameras: TimedCameras) -> 
 def render(
     gaussians: MovingGaussians, cameras: TimedCameras, flow: bool = False, within: float = math.inf
 ) -> Rendering:
-    """Images of Gaussians at the cameras' times; with `flow` also their motion on the image, weighted as colour is.
+    """Images of Gaussians at the cameras' times; with `flow` also their motion on the image, by their share of a pixel.
 
     Args:
         within: seconds; an image shows only the sky and what was seen so shortly before or after it.
