@@ -32,6 +32,7 @@ from gaussian_avatar.synth import random_parameters
 from recon4d import head as heads
 from recon4d import synthetic
 from recon4d.color import linear_from_srgb
+from recon4d.files import InputError
 from recon4d.formats import arkit
 from recon4d.formats.track import Track, join
 
@@ -152,7 +153,8 @@ def table(rows: list[dict]) -> str:
     heads_ = ["turn", "landmarks", "method", *COLUMNS.values()]
     lines = ["| " + " | ".join(heads_) + " |", "| ---: | --- | --- |" + " ---: |" * len(COLUMNS)]
     for row in rows:
-        numbers = [f"{row[key]:.3f}" if key == "expression" else f"{row[key]:.2f}" for key in COLUMNS]
+        digits = [f"{row[key]:.3f}" if key == "expression" else f"{row[key]:.2f}" for key in COLUMNS]
+        numbers = ["" if number == "nan" else number for number in digits]
         lines.append("| " + " | ".join([f"{row['degrees']:.0f}°", row["source"], row["method"], *numbers]) + " |")
     return "\n".join(lines)
 
@@ -175,9 +177,13 @@ def synthetic_rows(turns: tuple[float, ...], n: int, methods: tuple[str, ...], s
             ):
                 drop_some(folder, seed)
                 for method in methods:
-                    found, _, seconds = run(method, model, clip / "frames", folder)
-                    row = {"degrees": turn, "source": source, "method": method, "seconds": seconds}
-                    rows.append(row | errors(model, found, truth, vertices))
+                    row = {"degrees": turn, "source": source, "method": method}
+                    try:
+                        found, _, seconds = run(method, model, clip / "frames", folder)
+                        row |= {"seconds": seconds} | errors(model, found, truth, vertices)
+                    except InputError:  # a stream whose detector sees nobody in its first frames
+                        row |= dict.fromkeys(COLUMNS, float("nan"))
+                    rows.append(row)
                     print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
 

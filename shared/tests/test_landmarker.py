@@ -1,6 +1,7 @@
 """MediaPipe's networks on the picture of an astronaut: where the face is, whatever its size, turn and place."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -73,6 +74,13 @@ def test_no_face():
     noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
     for image in (noise, np.zeros((64, 64, 3), np.uint8), np.full((1, 1, 3), 7, np.uint8), noise[:3], noise[:, :2]):
         assert landmarker.find(image) == []
+
+
+def test_threads_may_ask_at_once():
+    points = np.random.default_rng(0).uniform(0, 200, (40, 478, 2))
+    one_by_one = [landmarker.blendshapes(face) for face in points]
+    with ThreadPoolExecutor(4) as pool:
+        np.testing.assert_array_equal(list(pool.map(landmarker.blendshapes, points)), one_by_one)
 
 
 def test_a_missing_runtime_or_another_file_is_one_sentence(monkeypatch):

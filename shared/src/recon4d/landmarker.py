@@ -16,6 +16,7 @@ The points of one frame give the square of the next, so that a face that is foll
 import functools
 import io
 import math
+import threading
 import zipfile
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ BLENDSHAPES = (
 )  # fmt: skip
 
 # What the blendshape network is given, in its order.
-_SHAPE_POINTS = np.array(
+SHAPE_POINTS = np.array(
     [
         0, 1, 4, 5, 6, 7, 8, 10, 13, 14, 17, 21, 33, 37, 39, 40, 46, 52, 53, 54, 55, 58, 61, 63, 65, 66, 67, 70, 78,
         80, 81, 82, 84, 87, 88, 91, 93, 95, 103, 105, 107, 109, 127, 132, 133, 136, 144, 145, 146, 148, 149, 150, 152,
@@ -86,14 +87,17 @@ class Square:
 @dataclass(frozen=True, eq=False)
 class DenseFace:
     """One face. points: (478, 3) float32 pixels and, in the same unit, depth relative to the head's middle, nearer is
-    less. presence: probability that there is a face. blendshapes: (52,) in `BLENDSHAPES`' order. square: where it was
-    looked for.
+    less. presence: probability that there is a face. square: where it was looked for.
     """
 
     points: np.ndarray
     presence: float
-    blendshapes: np.ndarray
     square: Square
+
+    @functools.cached_property
+    def blendshapes(self) -> np.ndarray:
+        """(52,) in `BLENDSHAPES`' order, found when they are asked for."""
+        return blendshapes(self.points)
 
     @property
     def hidden(self) -> np.ndarray:
@@ -123,6 +127,9 @@ def square_of(points: np.ndarray, eyes: np.ndarray) -> Square:
     return Square((float(centre[0]), float(centre[1])), MARGIN * float((high - low).max()), angle)
 
 
+_ASKED = threading.Lock()  # an interpreter has one set of buffers
+
+
 @functools.cache
 def _networks(threads: int) -> dict[str, Any]:
     """The three networks by name. Raises InputError for a missing asset, another file, or a missing runtime."""
@@ -133,11 +140,12 @@ def _networks(threads: int) -> dict[str, Any]:
 
 
 def _run(name: str, given: np.ndarray, threads: int) -> list[np.ndarray]:
-    """All answers of a network."""
-    network = _networks(threads)[name]
-    network.set_tensor(network.get_input_details()[0]["index"], given)
-    network.invoke()
-    return [network.get_tensor(answer["index"]).copy() for answer in network.get_output_details()]
+    """All answers of a network; of several threads that ask one after the other is answered."""
+    with _ASKED:
+        network = _networks(threads)[name]
+        network.set_tensor(network.get_input_details()[0]["index"], given)
+        network.invoke()
+        return [network.get_tensor(answer["index"]).copy() for answer in network.get_output_details()]
 
 
 @functools.cache
@@ -201,12 +209,12 @@ def landmarks(image: np.ndarray, square: Square, threads: int = 1) -> DenseFace:
     back = cv2.invertAffineTransform(to_crop)
     pixels = points[:, :2] @ back[:, :2].T + back[:, 2]
     placed = np.concatenate([pixels, points[:, 2:] * square.side / CROP], 1).astype(np.float32)
-    return DenseFace(placed, float(_sigmoid(presence.reshape(-1))[0]), blendshapes(placed, threads), square)
+    return DenseFace(placed, float(_sigmoid(presence.reshape(-1))[0]), square)
 
 
 def blendshapes(points: np.ndarray, threads: int = 1) -> np.ndarray:
     """The 52 activations (52,) of points (478, 2 or 3), pixels."""
-    given = points[None, _SHAPE_POINTS, :2].astype(np.float32)
+    given = points[None, SHAPE_POINTS, :2].astype(np.float32)
     return _run("face_blendshapes", given, threads)[0].reshape(-1)
 
 

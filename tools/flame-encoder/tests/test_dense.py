@@ -1,12 +1,14 @@
 """Tracking by MediaPipe's dense points: clips whose truth is known, offline and frame by frame; the embedding."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import roma
 import torch
 from flame_encoder import embedding, head_check
 from flame_encoder.report import unseen
-from flame_encoder.tracker import live, points, stream
+from flame_encoder.tracker import beliefs, live, points, stream
 from flame_encoder.tracker.clip import fit
 from flame_encoder.tracker.observations import FrameFaces, Observations
 from flame_encoder.tracker.problem import Options, Problem
@@ -153,6 +155,45 @@ def test_the_embedding_is_learned_from_drawings(model, tmp_path):
     write_dense(path, found)
     again = read_dense(path, len(model.faces))
     assert torch.equal(again.faces, found.faces) and torch.equal(again.bias, found.bias)
+    assert torch.equal(again.activations.weights, found.activations.weights)
+    assert found.activations.sigma[0] < 0.08 and (found.activations.sigma[3:5] < 0.35).all()  # jaw, eyelids
+
+
+def test_blendshapes_say_what_is_drawn(model):
+    """A closed eye and an open mouth, from the points of the head itself; nothing where a point is missing."""
+    rig = points.Rig(model)
+    q = torch.zeros(1, rig.columns.size, dtype=torch.float64)
+    q[0, 5] = np.log(0.7)
+    g, centre = torch.zeros(model.n_shape + 1, dtype=torch.float64), torch.tensor([SIZE / 2, SIZE / 2])
+    g[-1] = np.log(FOCAL)
+    parts = rig.columns.split(q)
+    answers = []
+    for jaw, lid in ((0.0, 0.0), (0.3, 0.0), (0.0, 1.0)):
+        parts["jaw"][0, 0], parts["eyelids"][:] = jaw, lid
+        seen = rig.project(g, q, rig.dense, centre, torch.arange(len(rig.dense.weights))[None])[0].numpy()
+        face = np.concatenate([seen[:468], seen[-2:].repeat(5, 0)])
+        answers.append(rig.columns.split(torch.from_numpy(beliefs.told(rig, face)[0])))
+    calm, open_, closed = answers
+    assert open_["jaw"][0] > calm["jaw"][0] + 0.1 and (closed["eyelids"] > calm["eyelids"] + 0.2).all()
+    face[470] = np.nan
+    assert not beliefs.told(rig, face)[1].any()
+    prior = np.full(rig.columns.size, 3.0)
+    assert all(np.array_equal(a, b) for a, b in zip(beliefs.joined(prior, beliefs.told(rig, face)), (0 * prior, prior)))
+
+
+def test_the_gradient_of_what_is_believed_is_that_of_the_cost(model):
+    _, seen = dense_clip(model, n=3)
+    seen.dense[:, 468:] = seen.irises.repeat(5, 1)  # blendshapes need the irises
+    problem = Problem(points.Rig(model), seen, Options(focal=FOCAL))
+    assert (problem.prior_mean != 0).any()
+    g, q = problem.start()
+    problem.weight.zero_()  # the points say nothing
+    q = q + 0.01 * torch.from_numpy(np.random.default_rng(0).standard_normal(q.shape))
+    rows = problem.choose(g, q)
+    gradient = problem.normal_equations(g, q, rows, shared=False)[3]
+    step = 1e-6 * torch.from_numpy(np.random.default_rng(1).standard_normal(q.shape))
+    change = (problem.cost(g, q + step, rows) - problem.cost(g, q - step, rows)) / 2
+    assert change == pytest.approx(2 * float((gradient * step).sum()), rel=1e-4)
 
 
 def test_an_embedding_of_another_head_is_refused(model, tmp_path):
@@ -160,6 +201,10 @@ def test_an_embedding_of_another_head_is_refused(model, tmp_path):
     write_dense(path, model.dense)
     with pytest.raises(InputError, match="does not fit the head model"):
         read_dense(path, 100)
+    activations = replace(model.dense.activations, sigma=model.dense.activations.sigma[1:])
+    write_dense(path, replace(model.dense, activations=activations))
+    with pytest.raises(InputError, match="does not fit the head model"):
+        read_dense(path, len(model.faces))
     files.write_npz(path, lmk_face_idx=np.zeros(3, int))
     with pytest.raises(InputError, match="no embedding of dense landmarks"):
         read_dense(path, 100)

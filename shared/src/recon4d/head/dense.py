@@ -14,13 +14,25 @@ FLAMES_OWN = "mediapipe_landmark_embedding.npz"
 
 
 @dataclass(frozen=True, eq=False)
+class Activations:
+    """What MediaPipe's 52 blendshapes say of a head's pose of the face: a linear regression.
+
+    weights: (53, 5 + E), times 1 and the blendshapes: the jaw's rotation vector, left and right eyelid, expression.
+    sigma: (5 + E,) standard deviations of what they leave open; infinite where they say nothing.
+    """
+
+    weights: Tensor
+    sigma: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class DensePoints:
     """Points of MediaPipe's face mesh on a head model.
 
     indices: (n,) int64 which of the 468. faces: (n,) int64. bary: (n, 3). sigma: (n,) metres, how far a detected point
     lies from its place. bias: (n + 2, 2, 8), where it puts a point (last the left and the right iris) beside its place
     when the head is seen from the side: times `view_terms`, right and down of the upright face, in distances between
-    the outer eye corners.
+    the outer eye corners. activations: of the blendshapes, where they were calibrated.
     """
 
     indices: Tensor
@@ -28,6 +40,7 @@ class DensePoints:
     bary: Tensor
     sigma: Tensor
     bias: Tensor
+    activations: Activations | None = None
 
 
 def view_terms(to_camera: Tensor, centre: Tensor) -> Tensor:
@@ -78,6 +91,7 @@ def read_dense(path: str | Path, n_faces: int) -> DensePoints:
     n = len(indices) if indices.ndim == 1 else 0
     sigma = data.get("sigma", np.full(n, UNSAID))
     bias = data.get("bias", np.zeros((n + 2, 2, 8)))
+    weights, spread = data.get("blendshape_weights"), data.get("blendshape_sigma")
     sound = (
         n > 0
         and faces.shape == sigma.shape == (n,)
@@ -92,6 +106,10 @@ def read_dense(path: str | Path, n_faces: int) -> DensePoints:
         and faces.max() < n_faces
         and sigma.min() > 0
     )
+    activations = None
+    if weights is not None and spread is not None:
+        sound = sound and _sound(weights, spread)
+        activations = weights, spread
     if not sound:
         raise InputError(f"{path} does not fit the head model: its points are not on its {n_faces} faces")
     return DensePoints(
@@ -100,11 +118,26 @@ def read_dense(path: str | Path, n_faces: int) -> DensePoints:
         torch.from_numpy(bary.astype(np.float32)),
         torch.from_numpy(sigma.astype(np.float32)),
         torch.from_numpy(bias.astype(np.float32)),
+        activations and Activations(*(torch.from_numpy(x.astype(np.float32)) for x in activations)),
+    )
+
+
+def _sound(weights: np.ndarray, spread: np.ndarray) -> bool:
+    """Whether two arrays are those of `Activations`."""
+    shapes = weights.ndim == 2 and weights.shape[0] == 53 and spread.shape == weights.shape[1:] and len(spread) >= 5
+    return bool(
+        shapes and weights.dtype.kind == spread.dtype.kind == "f" and np.isfinite(weights).all() and (spread > 0).all()
     )
 
 
 def write_dense(path: str | Path, dense: DensePoints) -> None:
-    """Write points with the keys of FLAME's own file, and their deviations `sigma`."""
+    """Write points with the keys of FLAME's own file, and what that file does not have."""
+    more = {}
+    if dense.activations is not None:
+        more = {
+            "blendshape_weights": dense.activations.weights.numpy(),
+            "blendshape_sigma": dense.activations.sigma.numpy(),
+        }
     write_npz(
         path,
         landmark_indices=dense.indices.numpy(),
@@ -112,4 +145,5 @@ def write_dense(path: str | Path, dense: DensePoints) -> None:
         lmk_b_coords=dense.bary.numpy(),
         sigma=dense.sigma.numpy(),
         bias=dense.bias.numpy(),
+        **more,
     )

@@ -5,6 +5,9 @@ point that it finds is carried back through the drawn pixel onto the unposed sur
 places is its place. Beside it the points lie by an amount that depends on the view (a landmarker that knows few faces
 from the side puts their points too far towards the front): that is regressed on the direction to the camera, and what
 is left is a point's deviation.
+
+From the same drawings a regression is learned of jaw, eyelids and expression on the 52 blendshapes that the landmarker
+gives out.
 """
 
 from collections.abc import Callable
@@ -19,7 +22,7 @@ from recon4d import cameras, landmarker, mesh
 from recon4d.files import InputError
 from recon4d.formats.landmarks import IRISES
 from recon4d.head import HeadModel, with_uv
-from recon4d.head.dense import DensePoints, upright, view_terms
+from recon4d.head.dense import Activations, DensePoints, upright, view_terms
 from recon4d.head.model import outer_eyes
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
@@ -28,7 +31,7 @@ from torch import Tensor
 from flame_encoder.encoder import rendering, synthetic, wardrobe
 from flame_encoder.encoder.crop import FACING, CropView
 from flame_encoder.encoder.synthetic import Scene
-from flame_encoder.encoder.vector import Layout
+from flame_encoder.encoder.vector import Layout, head_arguments
 from flame_encoder.tracker.points import eye_radius
 
 N_SURFACE = 468
@@ -37,6 +40,8 @@ STEEP = 0.35  # cosine under which a surface is seen too much from the side to s
 FEWEST = 4  # times that a point must be seen
 SHARPEST = 0.0007  # metres: no point is surer
 RIDGE = 0.5  # drawings' worth of prior on no bias
+SHRINKAGE = 3.0  # the same on no effect of a blendshape
+TOLD = 0.1  # share of a coefficient's variance that blendshapes must explain to be asked about it
 
 
 def embed(
@@ -59,7 +64,7 @@ def embed(
         raise InputError(f"{head.name}: a face is seen in {len(drawings)} of {people} drawings; is it a head?")
     faces, bary = _places(scene, np.stack([drawing.places for drawing in drawings]))
     sigma, bias = _biases(head, drawings, faces, bary)
-    return DensePoints(torch.arange(N_SURFACE), faces, bary, sigma, bias)
+    return DensePoints(torch.arange(N_SURFACE), faces, bary, sigma, bias, _activations(drawings))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +73,7 @@ class Drawing:
 
     vertices: (V, 3) in the camera. irises: (2, 3) likewise, left first. rotation: (3, 3) head to camera. pixels:
     (470, 2) the points and irises found. places: (468, 3) the points are carried back to, on the mean head, NaN where
-    unknown.
+    unknown. blendshapes: (52,) found. face: (5 + E,) drawn: jaw, eyelids, expression.
     """
 
     vertices: Tensor
@@ -77,6 +82,8 @@ class Drawing:
     K: Tensor
     pixels: np.ndarray
     places: np.ndarray
+    blendshapes: np.ndarray
+    face: np.ndarray
 
 
 def _drawn(scene: Scene, rng: np.random.Generator, turned: bool) -> Drawing | None:
@@ -114,7 +121,31 @@ def _drawn(scene: Scene, rng: np.random.Generator, turned: bool) -> Drawing | No
     places = torch.where(known[:, None], (head.v_template[corners] * weights).sum(1), torch.nan)
     to_camera = torch.diag(torch.tensor(FACING)) @ torch.from_numpy(turn).float()
     found = np.concatenate([pixels, found[list(IRISES)]])
-    return Drawing(stands, _irises(head, stands), to_camera, K, found, places.numpy())
+    said = faces[0].blendshapes
+    return Drawing(stands, _irises(head, stands), to_camera, K, found, places.numpy(), said, _face(scene, parts))
+
+
+def _face(scene: Scene, parts: dict[str, Tensor]) -> np.ndarray:
+    """(5 + E,) jaw, eyelids and expression of a drawn person; zeros for what the head does not have."""
+    arguments = head_arguments(scene.head, {name: part[None] for name, part in parts.items()})
+    lids = arguments.get("eyelids", torch.zeros(1, 2))
+    expression = torch.zeros(1, scene.head.n_expression)
+    given = arguments["expression"]
+    expression[:, : given.shape[1]] = given
+    return torch.cat([parts["jaw"], lids[0], expression[0]]).numpy()
+
+
+def _activations(drawings: list[Drawing]) -> Activations:
+    """Ridge regression; deviations of drawings that it was not fitted to (leave one out)."""
+    said = np.stack([np.r_[1.0, drawing.blendshapes] for drawing in drawings])
+    drawn = np.stack([drawing.face for drawing in drawings]).astype(float)
+    shrinkage = np.diag(np.r_[1e-6, np.full(said.shape[1] - 1, SHRINKAGE)])
+    hat = np.linalg.solve(said.T @ said + shrinkage, said.T)
+    weights = hat @ drawn
+    left = (drawn - said @ weights) / (1 - np.einsum("bk,kb->b", said, hat))[:, None]
+    sigma, spread = left.std(0), drawn.std(0)
+    sigma = np.where(sigma**2 < (1 - TOLD) * spread**2, sigma, np.inf)
+    return Activations(torch.from_numpy(weights).float(), torch.from_numpy(sigma).float())
 
 
 def _places(scene: Scene, places: np.ndarray) -> tuple[Tensor, Tensor]:

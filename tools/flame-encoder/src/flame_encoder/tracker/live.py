@@ -12,7 +12,7 @@ import torch
 from recon4d.head.dense import upright_of, view_terms_of
 from torch import Tensor
 
-from flame_encoder.tracker import jacobians
+from flame_encoder.tracker import beliefs, jacobians
 from flame_encoder.tracker.points import FACING, Rig
 from flame_encoder.tracker.problem import Problem, share_of
 
@@ -58,7 +58,7 @@ class Solver:
     eyes: tuple[np.ndarray, np.ndarray]
     sigma: np.ndarray  # (n + gaps + 2,) of the distance between the eyes
     evidence: float
-    prior: np.ndarray  # (P,)
+    prior: np.ndarray  # (P,) precision about zero
     smooth: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
@@ -80,7 +80,7 @@ class Solver:
             eyes=(eyes[0].numpy(), eyes[1].numpy()),
             sigma=problem.sigma.numpy(),
             evidence=problem.evidence,
-            prior=problem.frame_prior.numpy(),
+            prior=problem.prior.numpy(),
             smooth=LOOSE**2 * problem.smooth.numpy(),
             lower=problem.lower.numpy(),
             upper=problem.upper.numpy(),
@@ -88,6 +88,10 @@ class Solver:
             normals=problem.rig.dense_normals.numpy(),
             bias=dense.bias.numpy(),
         )
+
+    def believed(self, face: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means and precisions (P,) of a frame's unknowns before its dense points (478, 2), pixels, are fitted."""
+        return beliefs.joined(self.prior, beliefs.told(self.rig, face))
 
     def compared(self, points: np.ndarray) -> np.ndarray:
         """As `Compared.of`, of one frame: (n + 2, 2, ...) to (n + gaps + 2, 2, ...)."""
@@ -103,6 +107,7 @@ def solve(
     unit: float,
     start: np.ndarray,
     expected: np.ndarray | None,
+    believed: tuple[np.ndarray, np.ndarray],
     steps: int,
 ) -> tuple[np.ndarray, float]:
     """The unknowns (P,) of one frame, and the mean reprojection error in pixels of the points that face the camera.
@@ -110,13 +115,14 @@ def solve(
     Args:
         seen: (n + 2, 2) dense points and irises, pixels, NaN where unknown. unit: what errors are measured by, pixels.
         start: (P,). expected: (P,) where the frames before were going; None for a frame that follows none.
+        believed: mean and precision (P,) of the unknowns, whatever the points say.
     """
     known = np.isfinite(seen).all(-1)
     gaps = known[solver.gaps].all(-1)
     irises = [known[-2] and known[solver.eyes[0]].all(), known[-1] and known[solver.eyes[1]].all()]
     weight = np.concatenate([known[:-2], gaps, irises]) / (solver.sigma * unit)
     observed = solver.compared(np.nan_to_num(seen))
-    q = start.copy()
+    q, (mean, precision) = start.copy(), believed
     n = len(solver.normals)
     for _ in range(steps):
         pixels, J = _projected(solver, who, q)
@@ -127,8 +133,8 @@ def solve(
         scale = (weight * share * robust).astype(np.float32)
         J = (solver.compared(J) * scale[:, None, None]).reshape(-1, J.shape[-1])
         over = np.clip(q - solver.upper, 0, None) - np.clip(solver.lower - q, 0, None)
-        diagonal = solver.prior + solver.bound * (over != 0)
-        gradient = solver.prior * q + solver.bound * over
+        diagonal = precision + solver.bound * (over != 0)
+        gradient = precision * (q - mean) + solver.bound * over
         if expected is not None:
             diagonal = diagonal + solver.smooth
             gradient = gradient + solver.smooth * (q - expected)

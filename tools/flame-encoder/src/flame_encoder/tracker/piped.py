@@ -213,7 +213,8 @@ class _Tracker:
             if begin is None:
                 begin = Problem(self.rig, of_one([shown], np.array([0]), self.fps), self.options).start()[1][0].numpy()
             steps = live.STEPS if self.follows else live.FIRST_STEPS
-            found, error = live.solve(known.solver, known.who, points, unit, begin, expected, steps)
+            believed = known.solver.believed(shown.dense[0])  # type: ignore[index]
+            found, error = live.solve(known.solver, known.who, points, unit, begin, expected, believed, steps)
             error /= unit
             self.before, self.last = (self.last if self.follows else found), found
         self.follows = shown is not None and error < WRONG

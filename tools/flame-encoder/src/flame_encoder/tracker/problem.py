@@ -19,7 +19,7 @@ from recon4d.formats.track import Track
 from torch import Tensor
 
 from flame_encoder.report import Report, unreported
-from flame_encoder.tracker import chain, observations
+from flame_encoder.tracker import beliefs, chain, observations
 from flame_encoder.tracker.observations import Observations
 from flame_encoder.tracker.photometric import Matches
 from flame_encoder.tracker.points import FACING, Points, Rig, eye_rotation
@@ -198,7 +198,8 @@ class Problem:
         prior["gaze"] += o.gaze_prior_sigma**-2
         prior["rotation"] += 1e-4  # keeps clips without neighbours solvable
         prior["place"] += 1e-4
-        self.frame_prior = torch.cat(list(prior.values()))
+        self.prior = torch.cat(list(prior.values()))
+        self.frame_prior, self.prior_mean = self._believed()
         smooth = {
             "rotation": o.smooth_rotation,
             "place": o.smooth_translation,
@@ -223,6 +224,17 @@ class Problem:
         self.lower, self.upper = torch.cat(list(lower.values())), torch.cat(list(upper.values()))
         self.bound_weight = 0.05**-2
         self.n = n
+
+    def _believed(self) -> tuple[Tensor, Tensor]:
+        """Precisions and means (N, P) of the frames' unknowns before their points are fitted."""
+        none = (np.zeros(self.rig.columns.size),) * 2
+        faces = self.seen.dense if self.dense and self.seen.dense is not None else [None] * len(self.seen.valid)
+        both = [
+            beliefs.joined(self.prior.numpy(), none if face is None or not valid else beliefs.told(self.rig, face))
+            for face, valid in zip(faces, self.seen.valid)
+        ]
+        mean, precision = (torch.from_numpy(np.stack(part)) for part in zip(*both))
+        return precision, mean
 
     def part(self, rows: np.ndarray) -> "Problem":
         """The problem of some frames alone, which are spread evenly over the clip."""
@@ -326,7 +338,7 @@ class Problem:
 
         threads.share(add, len(chunks))
         total = sum(each)
-        total += float((q.square() * self.frame_prior).sum())
+        total += float(((q - self.prior_mean).square() * self.frame_prior).sum())
         total += float(((g - self.shared_mean).square() * self.shared_prior).sum())
         total += float(self.size_weight * (self.rig.size(g) - 1) ** 2)
         total += float(self.bound_weight * (self._excess(q)).square().sum())
@@ -373,7 +385,7 @@ class Problem:
         excess = self._excess(q)
         diagonal = self.frame_prior + self.bound_weight * (excess != 0)
         A.diagonal(dim1=1, dim2=2).add_(diagonal)
-        a += q * self.frame_prior + self.bound_weight * excess + self._smooth_gradient(q)
+        a += (q - self.prior_mean) * self.frame_prior + self.bound_weight * excess + self._smooth_gradient(q)
         growth = torch.cat([self.rig.growth, torch.zeros(1)]).double()
         C.diagonal().add_(self.shared_prior)
         C += self.size_weight * growth[:, None] * growth

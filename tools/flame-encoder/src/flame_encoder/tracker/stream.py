@@ -230,12 +230,13 @@ def _live(
         row = nearest(shown.faces, face)
         one = Problem(problem.rig, of_one([shown], np.array([row]), fps), problem.options)
         error = float("nan")
-        if row >= 0 and one.dense and one.seen.dense is not None:
+        if row >= 0 and one.dense and one.seen.dense is not None and shown.dense is not None:
             face, expected = shown.faces[row], last + live.GOES_ON * (last - before)
             seen = np.concatenate([one.seen.dense[0, solver.indices], one.seen.irises[0]])
             begin, steps = (expected, live.STEPS) if follows else (one.start()[1][0].numpy(), live.FIRST_STEPS)
+            believed = solver.believed(shown.dense[row])
             found, error = live.solve(
-                solver, who, seen, float(one.seen.unit[0]), begin, expected if follows else None, steps
+                solver, who, seen, float(one.seen.unit[0]), begin, expected if follows else None, believed, steps
             )
             before, last = (last, found) if follows else (found, found)
         follows = row >= 0
