@@ -123,58 +123,67 @@ def find(
         pictures: (N, H, W) grey, uint8. alpha: (N, H, W) uint8, the head. camera: N poses.
         seen: (N, M), see `in_sight`. spacing: of samples, metres.
     """
-    n, m = seen.shape
-    slopes, samples = _slopes(), SIDE * SIDE
     views = [Camera(camera.K.float(), p.float(), camera.width, camera.height) for p in camera.world_to_camera]
     depth = np.median([float(view.project(pieces.position.float())[1].median()) for view in views])
-    pixels = spacing * float(camera.K[0, 0]) / depth  # of one sample
-    layers = []
-    for grey, a in zip(pictures, alpha):
-        both = np.stack([grey, cv2.erode(a, np.ones((3, 3), np.uint8))]).astype(np.float32) / 255
-        if pixels > 1.2:
-            both[0] = cv2.GaussianBlur(both[0], (0, 0), 0.4 * pixels)
-        layers.append(torch.from_numpy(both))
-    pairs = [np.flatnonzero(row) for row in seen]
-    view = np.repeat(np.arange(n), [len(p) for p in pairs])
-    piece = np.concatenate(pairs)
-    moves = np.zeros((len(view), 2))
-    alike = np.ones(len(view))
-    own = np.zeros((len(view), samples))
-    starts = np.cumsum([0] + [len(p) for p in pairs])
+    layers = _layers(pictures, alpha, spacing * float(camera.K[0, 0]) / depth)
+    view, piece = seen.nonzero()
+    moves, alike = np.zeros((len(view), 2)), np.ones(len(view))
     for turn in range(ROUNDS + 1):
-        whole = np.zeros(len(view), bool)
-        for i in range(n):
-            some = slice(starts[i], starts[i + 1])
-            if starts[i] == starts[i + 1]:
-                continue
-            chosen = replace(pieces, **{k: getattr(pieces, k)[pairs[i]] for k in ("position", "axes", "normal")})
-            cut = _cut(layers[i], views[i], _samples(chosen, torch.from_numpy(moves[some]), spacing)).numpy()
-            own[some], whole[some] = cut[0], (cut[1] > 0.9).mean(1) > 0.95
-        flat = own - (own @ slopes) @ slopes.T
-        length = np.linalg.norm(flat, axis=1, keepdims=True)
-        flat /= np.maximum(length, FLAT * SIDE)
-        trust = np.where(whole & (length[:, 0] > FLAT * SIDE), alike.clip(0.05) ** 2, 0.0)
-        sums = np.zeros((m, samples))
-        np.add.at(sums, piece, trust[:, None] * flat)
-        others = sums[piece] - trust[:, None] * flat
-        count = np.bincount(piece, trust > 0.1, m)[piece] - (trust > 0.1)
-        others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-9)
-        alike = np.where(whole & (count >= FEWEST - 1), (flat * others).sum(1), 0.0)
-        mean = others.reshape(-1, SIDE, SIDE)
-        gradient = np.stack(np.gradient(mean, axis=(2, 1)), -1).reshape(len(view), samples, 2)
-        left = flat - others
-        square = gradient.transpose(0, 2, 1) @ gradient
-        noise = np.maximum((left**2).mean(1), 0.1 / samples)
-        information = square / noise[:, None, None] / spacing**2  # per square metre
+        own, whole = np.zeros((len(view), SIDE * SIDE)), np.zeros(len(view), bool)
+        for i, layer in enumerate(layers):
+            some = view == i
+            if some.any():
+                which = {key: getattr(pieces, key)[piece[some]] for key in ("position", "axes", "normal")}
+                points = _samples(replace(pieces, **which), torch.from_numpy(moves[some]), spacing)
+                cut = _cut(layer, views[i], points).numpy()
+                own[some], whole[some] = cut[0], (cut[1] > 0.9).mean(1) > 0.95
+        alike, left, gradient = _compared(own, whole, piece, alike)
+        noise = np.maximum((left**2).mean(1), 0.1 / SIDE**2)[:, None, None]
+        information = gradient.transpose(0, 2, 1) @ gradient / noise / spacing**2  # per square metre
         if turn == ROUNDS:
             break
-        pull = (gradient * left[..., None]).sum(1) / noise[:, None] / spacing + moves / EXPECTED**2
+        pull = (gradient * left[..., None]).sum(1) / noise[..., 0] / spacing + moves / EXPECTED**2
         step = np.linalg.solve(information + np.eye(2) / EXPECTED**2, pull[..., None])[..., 0]
         moves -= np.clip(step, -spacing, spacing) * (alike > 0)[:, None]
         moves = moves.clip(-1.5 * FARTHEST, 1.5 * FARTHEST)
     fine = (alike > ALIKE) & (np.linalg.norm(moves, axis=1) < FARTHEST)
-    view, piece, moves, information = view[fine], piece[fine], moves[fine], information[fine]
-    return _in_pixels(views, pieces, view, piece, moves, information)
+    return _in_pixels(views, pieces, view[fine], piece[fine], moves[fine], information[fine])
+
+
+def _layers(pictures: np.ndarray, alpha: np.ndarray, pixels: float) -> list[Tensor]:
+    """Grey and alpha (2, H, W) of each picture, as smooth as samples that are so many pixels apart need them."""
+    out = []
+    for grey, matte in zip(pictures, alpha):
+        both = np.stack([grey, cv2.erode(matte, np.ones((3, 3), np.uint8))]).astype(np.float32) / 255
+        if pixels > 1.2:
+            both[0] = cv2.GaussianBlur(both[0], (0, 0), 0.4 * pixels)
+        out.append(torch.from_numpy(both))
+    return out
+
+
+def _compared(
+    own: np.ndarray, whole: np.ndarray, piece: np.ndarray, alike: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How alike each sighting is to the mean of the piece's others (P,), what is left (P, S), and the slope of that
+    mean (P, S, 2), per sample.
+
+    Args:
+        own: (P, S) values. whole: (P,) where all of a piece is in the matte. piece: (P,). alike: (P,) of the last
+            round, by which sightings count.
+    """
+    slopes, m = _slopes(), int(piece.max(initial=0)) + 1
+    flat = own - (own @ slopes) @ slopes.T
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    flat /= np.maximum(length, FLAT * SIDE)
+    trust = np.where(whole & (length[:, 0] > FLAT * SIDE), alike.clip(0.05) ** 2, 0.0)
+    sums = np.zeros((m, own.shape[1]))
+    np.add.at(sums, piece, trust[:, None] * flat)
+    others = sums[piece] - trust[:, None] * flat
+    others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-9)
+    count = np.bincount(piece, trust > 0.1, m)[piece] - (trust > 0.1)
+    found = np.where(whole & (count >= FEWEST - 1), (flat * others).sum(1), 0.0)
+    gradient = np.stack(np.gradient(others.reshape(-1, SIDE, SIDE), axis=(2, 1)), -1)
+    return found, flat - others, gradient.reshape(len(own), -1, 2)
 
 
 def _in_pixels(
