@@ -25,11 +25,11 @@ def frame_loss(
     """
     images = sample.images[frames]
     shown = render(gaussians, sample.cameras[frames], flow=losses.reweight, within=within)
-    difference = (shown.colour - images).abs()
+    difference = (shown.over_black - images).abs()
     weight = 1 + shown.flow.detach().norm(dim=-1, keepdim=True) if losses.reweight else 1.0
     terms = {"l1": losses.l1 * (weight * difference).mean()}
     if losses.ssim:
-        similarity = metrics.ssim(shown.colour.permute(0, 3, 1, 2), images.permute(0, 3, 1, 2)).mean()
+        similarity = metrics.ssim(shown.over_black.permute(0, 3, 1, 2), images.permute(0, 3, 1, 2)).mean()
         terms["ssim"] = losses.ssim * (1 - similarity)
     if losses.depth or losses.inverse_depth:
         found = torch.cat([shown.depth[i].flatten()[sample.depths[f][0]] for i, f in enumerate(frames)])

@@ -16,13 +16,15 @@ LEAST_COVER = 0.05  # share of a pixel that has to be covered, for its colour to
 
 @dataclass(frozen=True, eq=False)
 class Rendering:
-    """colour: (F, H, W, 3). depth: (F, H, W) expected, metres. alpha: (F, H, W). flow: (F, H, W, 2) pixels per step,
-    0 where `render` was not asked for it."""
+    """colour: (F, H, W, 3); what nothing covers of a pixel is as the rest of it. over_black: (F, H, W, 3) the same
+    before black, to learn to cover. depth: (F, H, W) expected, metres. alpha: (F, H, W). flow: (F, H, W, 2) pixels per
+    step, 0 where `render` was not asked for it."""
 
     colour: Tensor
     depth: Tensor
     alpha: Tensor
     flow: Tensor
+    over_black: Tensor
 
 
 def image_velocity(means: Tensor, velocities: Tensor, cameras: TimedCameras) -> Tensor:
@@ -79,5 +81,5 @@ def render(
     )
     image, alpha = image[:, 0], alpha[:, 0, ..., 0]
     motion = image[..., 3:5] if flow else image.new_zeros(()).expand(*image.shape[:-1], 2)
-    colour = image[..., :3] / alpha[..., None].clamp_min(LEAST_COVER)  # what nothing covers of a pixel is as the rest
-    return Rendering(colour, image[..., -1], alpha, motion)
+    dark = image[..., :3]
+    return Rendering(dark / alpha[..., None].clamp_min(LEAST_COVER), image[..., -1], alpha, motion, dark)
