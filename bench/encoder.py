@@ -9,7 +9,8 @@ pictures of each person; `mean` is the mean head, skin and light in their stead.
 `aligned_mm`: vertices of the whole posed head after the best rigid motion, mean; `identity_mm`: the same without pose
 and expression. `landmarks_percent`: of the distance between the outer eye corners. `albedo`: mean difference of the
 face's sRGB colours, of 255. `light_percent`: difference of the irradiance on what faces the camera, of its mean.
-`rank`: how often the right one of 100 people, known from one other picture (`_5`: from five), is among the likeliest.
+`rank`: how often the right one of 100 people, known from one other picture (`_5`: from five), is among the likeliest,
+by the network's answers; `solved.rank` by the second stage's, of so many people as had two pictures refined.
 
 Pictures are drawn at twice the size that the network sees, and the landmarker looks at those; `small` is the measure of
 earlier versions, whose pictures had the network's size: the network alone, without points.
@@ -17,6 +18,7 @@ earlier versions, whose pictures had the network's size: the network alone, with
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +34,7 @@ from flame_encoder.encoder.face_boxes import Where, box_around
 from flame_encoder.encoder.losses import judge
 from flame_encoder.encoder.trained import Encoder
 from flame_encoder.frames import frame_paths
-from flame_encoder.people import photographs, second_stage
+from flame_encoder.people import comparing, photographs, second_stage
 from recon4d import cameras, mesh
 from recon4d.head import with_uv
 from recon4d.head.model import outer_eyes
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="PNG: each photograph, the network's head, the refined head")
     parser.add_argument("--solved", type=int, help="people whose pictures are refined, too  [all]")
     parser.add_argument("--solved-5", type=int, help="people of whom five pictures are, together  [all]")
+    parser.add_argument("--ranked", type=int, default=100, help="people whose second picture is refined, too")
     parser.add_argument("--keep", type=Path, help="npz that keeps the drawn people for the next run")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -60,7 +63,7 @@ def main() -> None:
     if options.people:
         batch, pictures = kept(encoder, max(options.people, options.crowd), options.keep)
         found |= of_people(encoder, batch, options.crowd)
-        found |= of_solved(encoder, batch, pictures, options.solved, options.solved_5)
+        found |= of_solved(encoder, batch, pictures, options.solved, options.solved_5, options.ranked)
         found["small"] = of_small(encoder, options.people)
     if options.photos:
         found["photographs"] = of_photographs(encoder, options.photos, options.sheet)
@@ -142,7 +145,9 @@ def average(encoder: Encoder, batch: samples.Batch, rows: list[int]) -> Tensor:
     return rest
 
 
-def of_solved(encoder: Encoder, batch: samples.Batch, pictures: np.ndarray, one: int | None, five: int | None) -> dict:
+def of_solved(
+    encoder: Encoder, batch: samples.Batch, pictures: np.ndarray, one: int | None, five: int | None, ranked: int
+) -> dict:
     """What they say of the second stage, of the first so many people; and of the network on the same people."""
     people = len(batch.vectors) // PICTURES
     found: dict = {}
@@ -152,12 +157,22 @@ def of_solved(encoder: Encoder, batch: samples.Batch, pictures: np.ndarray, one:
         raw, faces = encoded(encoder, batch, first)
         begun = time.perf_counter()
         points = second_stage.refined(encoder, raw, faces, None)
+        spent = time.process_time()
         done = second_stage.refined(encoder, raw, faces, lambda k: pictures[first[k]])
         found["ms_to_refine_twice"] = round(1000 * (time.perf_counter() - begun) / len(first), 1)
+        found["cpu_s_to_refine"] = round((time.process_time() - spent) / len(first), 2)
+        print(json.dumps(found), file=sys.stderr, flush=True)
         for name, each in (("raw", raw), ("points", points), ("refined", done)):
             vectors = torch.from_numpy(each.vectors)
             found[name] = figures(encoder, vectors, truth) | landmarks(encoder, each, batch, first)
         found["mean"] = figures(encoder, average(encoder, batch, first), truth)
+        print(json.dumps(found), file=sys.stderr, flush=True)
+        again = [row + 1 for row in first[:ranked]]
+        if len(again) > 1:
+            raw, faces = encoded(encoder, batch, again)
+            probes = second_stage.refined(encoder, raw, faces, lambda k: pictures[again[k]])
+            found["rank"] = known_ranks(encoder, done, probes)
+            print(json.dumps(found), file=sys.stderr, flush=True)
     count = people if five is None else min(five, people)
     if count:
         truth = batch.vectors[first[:count]]
@@ -236,14 +251,33 @@ def ranks(encoder: Encoder, gallery: np.ndarray, probes: np.ndarray) -> dict[str
     assert encoder.measured is not None
     score = identity.scorer(encoder.measured, probes.shape[1], gallery.shape[1])
     likeness = np.array([[score(probe, known) for known in gallery] for probe in probes])
-    own = np.diag(likeness)[:, None]
-    place = (likeness > own).sum(1)
-    cut = likeness > 0
-    others = ~np.eye(len(probes), dtype=bool)
-    return {str(rank): round(100 * float((place < rank).mean()), 1) for rank in RANKS} | {
-        "same_said_same": round(100 * float(np.diag(cut).mean()), 1),
-        "others_said_same": round(100 * float(cut[others].mean()), 1),
-    }
+    return curve(likeness)
+
+
+def curve(likeness: np.ndarray) -> dict[str, float]:
+    """How often the own one is among the first, per cent, of likenesses (P, P); and what is said beyond doubt."""
+    place = (likeness > np.diag(likeness)[:, None]).sum(1)
+    others = ~np.eye(len(likeness), dtype=bool)
+    found = {str(rank): round(100 * float((place < rank).mean()), 1) for rank in RANKS} | {"people": len(likeness)}
+    for name, which in (("same", ~others), ("others", others)):
+        found[f"{name}_said_same"] = round(100 * float((likeness[which] > comparing.SURE).mean()), 1)
+        found[f"{name}_said_different"] = round(100 * float((likeness[which] < -comparing.SURE).mean()), 1)
+    return found
+
+
+def known_ranks(encoder: Encoder, gallery: Encoding, probes: Encoding) -> dict[str, float]:
+    """`ranks` by what the second stage knows of a picture of each person and of one more of the first of them."""
+    assert encoder.measured is not None
+    sides = []
+    for found in (gallery, probes):
+        who = vector.identity_of(encoder.layout, torch.from_numpy(found.vectors)).double().numpy()
+        assert found.identity_sigma is not None
+        sides.append((who[: len(probes.names)], found.identity_sigma[: len(probes.names)].astype(float)))
+    (known, sure), (seen, as_sure) = sides
+    prior = identity.prior_of(encoder.measured, known.shape[1])
+    return curve(
+        np.array([[identity.known_likeness(prior, *a, *b) for b in zip(known, sure)] for a in zip(seen, as_sure)])
+    )
 
 
 def of_small(encoder: Encoder, people: int) -> dict[str, float]:

@@ -86,6 +86,23 @@ def test_what_a_run_leaves(finished):
     assert config["data"]["cache"] == str(folder / "cache") and config["stages"][1]["name"] == "Two"
 
 
+def test_the_first_eidolons_own_training(finished, tmp_path):
+    """The default config, ResNet-50 frozen and both stages with all their losses, with fewer people and passes."""
+    folder, _ = finished
+    changes = {"data": {"synthetic": 2, "validation": 2, "cache": str(folder / "few")}, "train": {"batch_size": 2}}
+    given = load("default", changes | {"encoder": {"weights": "none"}, "view": {"size": 64}})
+    short = given.model_copy(update={"stages": [stage.model_copy(update={"epochs": 1}) for stage in given.stages]})
+    found = training.start(short, tmp_path / "out", device="cpu")
+    assert found is not None and found["steps"] == 2
+    assert trained.read(tmp_path / "out/eidolon_encoder_final.pth")["backbone"] == "resnet50"
+    events = EventAccumulator(str(tmp_path / "out/runs"))
+    events.Reload()
+    for name in ("pixel", "landmark", "params", "reg_shape", "reg_global_pose", "reg_detail", "total"):
+        assert [np.isfinite(one.value) for one in events.Scalars(f"loss/{name}")] == [True, True], name
+    assert [one.value for one in events.Scalars("stage_number")] == [0, 1]
+    assert [one.value for one in events.Scalars("learning_rate")] == pytest.approx([1e-4, 5e-5])
+
+
 def test_two_processes_train_what_one_does(finished):
     """The same batches, split over two processes that average their gradients (run as a shell runs it)."""
     folder, _ = finished

@@ -113,6 +113,12 @@ def vector_pose(
     return rotation, transl_of(view, torch.cat([across, depth[:, None]], 1))
 
 
+def turn_of(crop: Tensor, K: Tensor) -> Tensor:
+    """(3, 3) from the axes of the crop's camera to those of the image's; crop (3,), intrinsics K (3, 3)."""
+    centre = crop[None, :2].float() + crop[2:].float() / 2
+    return _turn_to(torch.nn.functional.normalize(_rays(K[None], centre), dim=-1))[0]
+
+
 def focal_of(view: CropView, crops: Tensor) -> Tensor:
     """Focal length (B,) of the view's camera in pixels of the image that was cropped."""
     return crops[:, 2] / (2 * math.tan(math.radians(view.fov) / 2))

@@ -21,6 +21,7 @@ import torch
 from recon4d.files import InputError
 from torch import Tensor
 
+STRAY = 0.02  # of identity numbers are quite wrong, whatever is said of them
 SHRINK = 0.95  # of covariances towards their diagonals: some hundred people say little of a hundred numbers together
 
 
@@ -126,6 +127,38 @@ def scorer(measured: Measured, n: int, m: int) -> Callable[[np.ndarray, np.ndarr
         return float(both @ difference @ both + constant) / 2
 
     return score
+
+
+def prior_of(measured: Measured, size: int) -> np.ndarray:
+    """(size,) how much each identity number varies among people; zero for those that do not."""
+    answer = np.zeros(size)
+    answer[measured.columns] = np.diag(measured.prior)
+    return answer
+
+
+def known_likeness(
+    prior: np.ndarray, some: np.ndarray, sigma: np.ndarray, others: np.ndarray, other_sigma: np.ndarray
+) -> float:
+    """`likeness` of two identities (I,) that are known to `sigma` and `other_sigma`, each number for itself.
+
+    Each is the likeliest value v y / (v + n) of a number whose prior variance is v (`prior`) and that was measured to
+    be y with a noise of variance n. A number counts the more the better both know it; none counts for more than
+    `STRAY` allows, as it may be quite wrong.
+    """
+    used = prior > 1e-6
+    v = prior[used]
+
+    def measurement(value: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        variance = np.minimum(spread[used] ** 2, 0.98 * v)
+        return value[used] * v / (v - variance), variance * v / (v - variance)
+
+    (y, n), (z, m) = measurement(some, sigma), measurement(others, other_sigma)
+    a, b = v + n, v + m
+    apart = a * b - v**2
+    one = (b * y**2 + a * z**2 - 2 * v * y * z) / apart
+    two = y**2 / a + z**2 / b
+    each = (np.log(a * b) - np.log(apart) - one + two) / 2
+    return float(np.log((1 - STRAY) * np.exp(np.clip(each, -500, 50)) + STRAY).sum())
 
 
 def of_state(state: Any, size: int, length: int, where: str) -> Measured:

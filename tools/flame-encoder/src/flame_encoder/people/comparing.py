@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import recon4d.images
 import roma
 import torch
 from recon4d.cli import pick_device
@@ -20,7 +21,7 @@ from flame_encoder.encoder import encodings, identity, trained, vector
 from flame_encoder.encoder.encodings import Encoding
 from flame_encoder.encoder.trained import Encoder
 from flame_encoder.frames import image_paths
-from flame_encoder.people import photographs
+from flame_encoder.people import photographs, second_stage
 from flame_encoder.report import Log, Progress, unsaid, unseen
 
 SURE = 2.0  # of `identity.likeness`: odds of seven to one
@@ -28,10 +29,15 @@ SURE = 2.0  # of `identity.likeness`: odds of seven to one
 
 @dataclass(frozen=True, eq=False)
 class Someone:
-    """One side of a comparison. name: of the file, or the image. answers: (n, I) the network's, of each picture."""
+    """One side of a comparison.
+
+    name: of the file, or the image. answers: (n, I) the network's, of each picture. known: what the second stage makes
+    of them, identity (I,) and standard deviations (I,); None without it.
+    """
 
     name: str
     answers: np.ndarray
+    known: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def compare(
@@ -83,16 +89,25 @@ def people(model: Encoder, source: Path, log: Log = unsaid, progress: Progress =
     else:
         paths = image_paths([source])
         with progress("encode", len(paths)) as report:
-            encoding = photographs.look(model, paths, {}, {}, report).encoding
+            looked = photographs.look(model, paths, {}, {}, report)
+        with progress("refine", len(paths)) as report:
+            encoding = second_stage.refined(
+                model, looked.encoding, looked.faces, lambda i: recon4d.images.read(paths[i]), report
+            )
     rows = np.flatnonzero(encoding.found)
     if not len(rows):
         raise InputError(f"no face is found in {source}; encode it with --box or --landmarks, and give that file")
     if len(rows) < len(encoding.names):
         log(f"{source}: no face is found in {len(encoding.names) - len(rows)} of {len(encoding.names)} images")
     answers = vector.identity_of(encoding.layout, torch.from_numpy(encoding.raw[rows])).double().numpy()
+    refined = vector.identity_of(encoding.layout, torch.from_numpy(encoding.vectors[rows])).double().numpy()
+    known: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(rows)
+    if encoding.identity_sigma is not None and encoding.identity_sigma.shape[1] == refined.shape[1]:
+        sigma = encoding.identity_sigma[rows].astype(float)
+        known = [(refined[k], sigma[k]) if encoding.refined[i] else None for k, i in enumerate(rows)]
     if encoding.person:
-        return [Someone(source.name, answers)]
-    return [Someone(str(encoding.names[i]), one[None]) for i, one in zip(rows, answers)]
+        return [Someone(source.name, answers, next((one for one in known if one is not None), None))]
+    return [Someone(str(encoding.names[i]), one[None], k) for i, one, k in zip(rows, answers, known)]
 
 
 def check_same(model: Encoder, encoding: Encoding, source: Path) -> None:
@@ -109,16 +124,26 @@ def check_same(model: Encoder, encoding: Encoding, source: Path) -> None:
 def told(model: Encoder, one: Someone, other: Someone) -> dict[str, Any]:
     """How two people compare."""
     likeness = None
+    both = one.known is not None and other.known is not None
     if model.measured is not None:
-        likeness = round(identity.likeness(model.measured, one.answers, other.answers), 2)
+        if one.known is not None and other.known is not None:
+            prior = identity.prior_of(model.measured, len(one.known[0]))
+            likeness = round(identity.known_likeness(prior, *one.known, *other.known), 2)
+        else:
+            likeness = round(identity.likeness(model.measured, one.answers, other.answers), 2)
     same = None if likeness is None or abs(likeness) < SURE else likeness > 0
-    shapes = [shape_of(model, someone.answers) for someone in (one, other)]
+    shapes = [shape_of(model, someone, both) for someone in (one, other)]
     return {"name": other.name, "mm": round(1000 * apart(model.head, *shapes), 2), "likeness": likeness, "same": same}
 
 
-def shape_of(model: Encoder, answers: np.ndarray) -> torch.Tensor:
-    """The likeliest shape (1, S) of who gave answers (n, I)."""
-    who = answers.mean(0) if model.measured is None else identity.combine(model.measured, answers).identity
+def shape_of(model: Encoder, someone: Someone, known: bool) -> torch.Tensor:
+    """The likeliest shape (1, S), of the second stage or of the network's answers."""
+    if known and someone.known is not None:
+        who = someone.known[0]
+    elif model.measured is None:
+        who = someone.answers.mean(0)
+    else:
+        who = identity.combine(model.measured, someone.answers).identity
     return torch.from_numpy(who[: min(model.layout.shape, model.head.n_shape)]).float()[None]
 
 

@@ -17,7 +17,7 @@ from recon4d.head import HeadModel
 from recon4d.rotations import from_6d
 from torch import Tensor
 
-from flame_encoder.encoder.crop import CropView, image_pose, vector_pose
+from flame_encoder.encoder.crop import CropView, focal_of, image_pose, place, vector_pose
 from flame_encoder.encoder.losses import UNITS
 from flame_encoder.encoder.vector import Layout, has_eyelids, head_arguments
 from flame_encoder.tracker.observations import Observations
@@ -26,6 +26,7 @@ from flame_encoder.tracker.problem import Options, Problem
 
 STEPS = 20  # of the solver at most
 DOUBT = 1.5  # photographs are not drawn: the network strays more on them than was measured
+AWAY = 1.05  # metres, from where faces are photographed, most likely
 LOOSEST = {"rotation": 0.3, "place": 30.0}  # of the head's pose little is believed beforehand
 LEAST = {"expression": 0.05, "eyelids": 0.1, "jaw": 0.02, "gaze": 0.05}  # nothing is surer than this
 
@@ -94,7 +95,16 @@ def picture(
         vector: (layout.size,) the network's answer. crop: (3,) where it looked. sigma: (layout.size,) how sure it is.
         focal: pixels, where it is known.
     """
-    problem = Problem(rig, observed, Options(focal=focal))
+    # A crop says more of the focal length than its own size: faces are photographed from about a metre away.
+    likely = (
+        AWAY
+        / float(place(view, torch.zeros(1, 3))[0, 2])
+        * float(focal_of(view, crop[None]))
+        / max(observed.image_size)
+    )
+    # The identity's own prior knows how heads differ in size.
+    options = Options(focal=focal, focal_prior=likely, size_sigma=1.0)
+    problem = Problem(rig, observed, options)
     problem.frame_prior = torch.zeros_like(problem.frame_prior)  # what is believed is said here instead
     problem.shared_prior = torch.cat([torch.zeros(rig.columns.n_shape), problem.shared_prior[-1:].float()]).double()
     parts = layout.split(vector[None])
@@ -173,7 +183,7 @@ def solve(
     before = cost(shape, own, rows)
     H = identity.precision
     for _ in range(steps):
-        blocks = [_normal(one, g_of(shape, mine), mine, r) for one, mine, r in zip(pictures, own, rows)]
+        blocks = [normal(one, g_of(shape, mine), mine, r) for one, mine, r in zip(pictures, own, rows)]
         H = identity.precision + sum(shared for shared, *_ in blocks)
         slope = identity.gradient(shape) + sum(part for _, _, _, part, _ in blocks)
         fell = False
@@ -202,13 +212,13 @@ def solve(
             break
     precision = identity.precision
     for one, mine, r in zip(pictures, own, rows):
-        shared, border, block, _, _ = _normal(one, g_of(shape, mine), mine, r)
+        shared, border, block, _, _ = normal(one, g_of(shape, mine), mine, r)
         precision = precision + shared - border.T @ torch.linalg.solve(block, border)
     kept = [torch.cat([m[:1], m[1:].clamp(one.problem.lower, one.problem.upper)]) for one, m in zip(pictures, own)]
     return shape, torch.stack(kept), torch.linalg.inv(precision)[:S, :S]
 
 
-def _normal(one: Picture, g: Tensor, mine: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def normal(one: Picture, g: Tensor, mine: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Of one picture: shape block (S, S), border (1 + P, S), own block (1 + P, 1 + P), gradients (S,) and (1 + P,)."""
     A, B, C, a, c = one.problem.normal_equations(g, mine[None, 1:], rows)
     own = torch.zeros(len(mine), len(mine), dtype=torch.float64)

@@ -12,12 +12,16 @@ from flame_encoder.encoder import identity, rendering, skin, vector
 from flame_encoder.encoder.encodings import Encoding
 from flame_encoder.encoder.face_boxes import Where
 from flame_encoder.encoder.trained import Encoder
-from flame_encoder.people import on_picture, refine
+from flame_encoder.encoder.vector import LIGHT
+from flame_encoder.people import colours, explained, on_picture, refine
+from flame_encoder.people.colours import Coloured
+from flame_encoder.people.explained import Explained, Looked
 from flame_encoder.people.refine import Belief, Picture
 from flame_encoder.report import Report, unreported
 from flame_encoder.tracker.photometric import Surface
 from flame_encoder.tracker.points import Rig
 
+LEAST_TINT = 0.1  # no albedo coefficient is known better
 Read = Callable[[int], np.ndarray]  # image i as RGB uint8 (H, W, 3)
 
 
@@ -35,16 +39,26 @@ def refined(
     """
     rig = refine.rig_of(encoder.head, found.layout)
     rows = [i for i, face in enumerate(faces) if face.points is not None]
+    head = rendering.reduced(with_uv(encoder.head))
+    skin_of = None
+    if rows and picture is not None and found.layout.detail >= vector.LIGHT and head.albedo_mean is not None:
+        skin_of = colours.coloured(rig, head, found.layout.skin)
     done = 0
     for group in [rows] if found.person and rows else [[row] for row in rows]:
-        found = _group(encoder, rig, found, faces, group, picture)
+        found = _group(encoder, rig, skin_of, found, faces, group, picture)
         done += len(group)
         report(done, "")
     return found
 
 
 def _group(
-    encoder: Encoder, rig: Rig, found: Encoding, faces: list[Where], group: list[int], picture: Read | None
+    encoder: Encoder,
+    rig: Rig,
+    coloured: Coloured | None,
+    found: Encoding,
+    faces: list[Where],
+    group: list[int],
+    picture: Read | None,
 ) -> Encoding:
     """The pictures of one person."""
     S = rig.columns.n_shape
@@ -63,6 +77,10 @@ def _group(
     if picture is None:
         return found
     head = rendering.reduced(with_uv(encoder.head))
+    if coloured is not None:
+        done = _explained(encoder, rig, coloured, found, group, pictures, shape, own, picture)
+        if done is not None:
+            return done
     surface = Surface(head)
     places = rig.points(surface.faces, surface.bary)
     for levels in on_picture.LEVELS:
@@ -76,6 +94,55 @@ def _group(
         shape, own, covariance = refine.solve(begun, belief, shape)
         found = _written(rig, found, group, pictures, shape, own, covariance)
     return _skinned(encoder, head, found, group, picture)
+
+
+def _explained(
+    encoder: Encoder,
+    rig: Rig,
+    surface: Coloured,
+    found: Encoding,
+    group: list[int],
+    pictures: list[Picture],
+    shape: Tensor,
+    own: Tensor,
+    picture: Read,
+) -> Encoding | None:
+    """What the colours of the face say; None where they lose it."""
+    layout, S, C = found.layout, len(shape), surface.skins
+    sigma = torch.full((LIGHT,), 0.5)
+    if encoder.measured is not None:
+        sigma = layout.split(torch.from_numpy(encoder.measured.sigma.astype(np.float32))[None])["detail"][0, :LIGHT]
+    start = layout.size - layout.detail
+    looked = [
+        Looked(one, picture(i), torch.from_numpy(found.crops[i]), torch.from_numpy(found.raw[i, start:][:LIGHT]), sigma)
+        for one, i in zip(pictures, group)
+    ]
+    answer = explained.explain(surface, looked, belief_of(encoder, found, group, S, C), shape, own)
+    if answer is None:
+        return None
+    found = _written(rig, found, group, pictures, answer.shared[:S], answer.placed(), answer.covariance[:S, :S])
+    vectors, sure = found.vectors.copy(), None if found.identity_sigma is None else found.identity_sigma.copy()
+    everyone = slice(None) if found.person else group
+    skin = slice(start + LIGHT, start + LIGHT + C)
+    tints, spread = _doubted(encoder, answer, S, C)
+    vectors[everyone, skin] = tints
+    vectors[group, start : start + LIGHT] = answer.lights().float().numpy()
+    if sure is not None:
+        sure[everyone, layout.shape : layout.shape + C] = spread
+    return replace(found, vectors=vectors, identity_sigma=sure)
+
+
+def _doubted(encoder: Encoder, answer: Explained, S: int, C: int) -> tuple[np.ndarray, np.ndarray]:
+    """Albedo (C,) and its standard deviations: where a picture is explained badly, nearer to the mean and less sure."""
+    tints = answer.shared[S:].numpy()
+    variance = answer.covariance.diagonal()[S:].numpy()
+    if encoder.measured is None:
+        return tints, np.sqrt(variance)
+    prior = identity.prior_of(encoder.measured, encoder.layout.shape + encoder.layout.skin)
+    prior = np.maximum(prior[encoder.layout.shape :][:C], 1e-6)
+    share = 1 - np.minimum(variance / prior, 0.99)
+    noise = variance / share * answer.doubt**2 + LEAST_TINT**2
+    return tints / share * prior / (prior + noise), np.sqrt(prior * noise / (prior + noise))
 
 
 def _written(
@@ -96,17 +163,19 @@ def _written(
     return replace(found, vectors=vectors, focals=focals, refined=refined, identity_sigma=sure)
 
 
-def belief_of(encoder: Encoder, found: Encoding, group: list[int], n: int) -> Belief:
-    """What is believed of the shape (n,) before the solver: the encoder's answer, as sure as it was measured to be."""
-    shape = torch.from_numpy(found.vectors[group[0], :n]).double()
+def belief_of(encoder: Encoder, found: Encoding, group: list[int], n: int, skins: int = 0) -> Belief:
+    """What is believed of shape and albedo (n + skins,) beforehand: the encoder's answer, as sure as was measured."""
+    start = found.layout.shape
+    kept = [*range(n), *range(start, start + skins)]
     if encoder.measured is None:
-        return Belief(shape, torch.eye(n, dtype=torch.float64))
+        answer = vector.identity_of(found.layout, torch.from_numpy(found.vectors[group[:1]]))[0, kept].double()
+        return Belief(answer, torch.eye(n + skins, dtype=torch.float64))
     answers = vector.identity_of(found.layout, torch.from_numpy(found.raw[group])).double().numpy()
     who = identity.combine(encoder.measured, answers)
-    covariance = torch.from_numpy(who.covariance[:n, :n])
+    covariance = torch.from_numpy(who.covariance[np.ix_(kept, kept)])
     unknown = covariance.diagonal() == 0  # numbers that no drawn person has
     covariance = covariance + torch.diag(unknown.double() * 1e-4)
-    return Belief(torch.from_numpy(who.identity[:n]), torch.linalg.inv(covariance))
+    return Belief(torch.from_numpy(who.identity[kept]), torch.linalg.inv(covariance))
 
 
 def _skinned(encoder: Encoder, head: HeadModel, found: Encoding, group: list[int], picture: Read) -> Encoding:

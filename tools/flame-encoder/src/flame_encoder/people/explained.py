@@ -1,0 +1,291 @@
+"""The whole picture explained at once: shape, pose, expression, light, skin and tone, from the colours of the face.
+
+What `colours.py` says of points of the skin is compared with the picture, and all that moves a colour is solved for
+together by the Levenberg-Marquardt method, beside the landmarks and beliefs of `refine.py`: the fit of a morphable
+model (Blanz and Vetter, "A morphable model for the synthesis of 3D faces", 1999, section 4). Several pictures of one
+person share shape and albedo.
+
+The picture is compared blurred, from coarse to fine. What a blur, the lens's too, does to the drawn head is measured on
+a drawing each time: without that, every soft edge would pull the shape.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from flame_encoder.encoder.vector import LIGHT
+from flame_encoder.people import colours, refine
+from flame_encoder.people.around import around, blurred, drawn
+from flame_encoder.people.colours import DIRECTIONS, LOOKS, SHEEN, TONE, Coloured, Window, looks_of
+from flame_encoder.people.refine import Belief, Picture
+
+FEWEST = 150
+LENSES = (0.5, 1.0, 1.8, 2.8)  # blurs of the lens that are tried, pixels of the window
+OUTLIER, ROBUST = 2.5, 9.0  # standard deviations that are left out at once; square of those that lose their weight
+SPREAD = 1.5  # of the noise, in medians of the differences
+STEPS = 6
+USUAL = 100.0  # cost of a picture that is explained well
+NEAR = 0.1  # how far, in eye distances, landmarks may move on the way: what goes further has lost the face
+
+
+@dataclass(frozen=True)
+class Level:
+    """blur: of picture and drawing, pixels. noise: of a colour, of 1, at least. evidence: how many points count as
+    independent. landmarks: share of their weights that is left. hold: light, skin and tone alone move.
+    """
+
+    blur: float
+    noise: float
+    evidence: float
+    landmarks: float
+    hold: bool = False
+
+
+LEVELS = (
+    Level(3.0, 0.06, 400, 0.3, hold=True),
+    Level(3.0, 0.06, 400, 0.3),
+    Level(1.5, 0.04, 400, 0.2),
+    Level(1.5, 0.04, 400, 0.2),
+    Level(0.8, 0.03, 200, 0.1),
+    Level(0.8, 0.03, 200, 0.1),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """A picture and what is believed of its looks beforehand.
+
+    image: (H, W, 3) uint8. crop: (3,) left, top, side. light: (27,) what is believed. sure: (27,) standard deviations.
+    """
+
+    picture: Picture
+    image: np.ndarray
+    crop: Tensor
+    light: Tensor
+    sure: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """shared: (S + C,) shape, albedo. own: per picture (1 + P + LOOKS,). covariance: (S + C, S + C) of `shared`.
+
+    doubt: how many times surer of the albedo the fit is than it should be; 1 where it explains the pictures well.
+    """
+
+    shared: Tensor
+    own: list[Tensor]
+    covariance: Tensor
+    doubt: float
+
+    def placed(self) -> Tensor:
+        """Log focal lengths and the tracker's unknowns (N, 1 + P)."""
+        return torch.stack([looks_of(mine)[0] for mine in self.own])
+
+    def lights(self) -> Tensor:
+        """(N, 27)."""
+        return torch.stack([looks_of(mine)[1] for mine in self.own])
+
+
+def explain(
+    surface: Coloured, looked: Sequence[Looked], belief: Belief, shape: Tensor, placed: Tensor
+) -> Explained | None:
+    """Shape, albedo, and all else of the pictures of one person; None where a face is lost on the way.
+
+    Args:
+        belief: of shape and albedo (S + C). shape: (S,) and placed: (N, 1 + P) to start from.
+    """
+    S = len(shape)
+    shared = torch.cat([shape, belief.mean[S:]])
+    rest = torch.zeros(LOOKS - LIGHT, dtype=torch.float64)
+    own = [torch.cat([start, one.light.double(), rest]) for one, start in zip(looked, placed)]
+    views = [
+        around(surface, one.image, one.crop, one.picture.problem.as_track(*_split(S, shared, mine)))
+        for one, mine in zip(looked, own)
+    ]
+    before = [_landmarks(one, shared, mine) for one, mine in zip(looked, own)]
+    information, cost = belief.precision, 0.0
+    for level in LEVELS:
+        facts = [_facts(surface, *each, shared, level) for each in zip(looked, views, own)]
+        shared, own, information, cost = _solve(surface, facts, belief, shared, own, level)
+    if not (shared.isfinite().all() and all(mine.isfinite().all() for mine in own)):
+        return None
+    for one, mine, points in zip(looked, own, before):
+        moved = (_landmarks(one, shared, mine) - points).norm(dim=1).mean()
+        if float(moved) > NEAR * float(one.picture.problem.seen.unit[0]):
+            return None
+    doubt = max(1.0, cost / len(own) / USUAL) ** 2
+    return Explained(shared, own, torch.linalg.inv(information), doubt)
+
+
+def _landmarks(one: Looked, shared: Tensor, mine: Tensor) -> Tensor:
+    problem = one.picture.problem
+    g, q = _split(problem.rig.columns.n_shape, shared, mine)
+    return problem.rig.project(g, q, problem.points, problem.centre, problem.choose(g, q))[0]
+
+
+def _split(S: int, shared: Tensor, mine: Tensor) -> tuple[Tensor, Tensor]:
+    placed = looks_of(mine)[0]
+    return torch.cat([shared[:S], placed[:1]]), placed[None, 1:]
+
+
+# -- what a picture is asked ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Facts:
+    """What a level compares with a picture: `chosen` points (n,), what to add to their colours, and their noise."""
+
+    one: Looked
+    window: Window
+    chosen: Tensor
+    beside: Tensor
+    noise: float
+    weight: float  # of a point
+
+    def residuals(self, surface: Coloured, shared: Tensor, mine: Tensor) -> colours.Compared:
+        return colours.residuals(surface, self.one.picture, shared, mine, self.window, self.chosen, self.beside)
+
+
+def _facts(surface: Coloured, one: Looked, window: Window, mine: Tensor, shared: Tensor, level: Level) -> _Facts:
+    window = blurred(window, level.blur)
+    problem = one.picture.problem
+    g, q = _split(problem.rig.columns.n_shape, shared, mine)
+    track = problem.as_track(g, q)
+    drawing = drawn(surface, track, shared[g.shape[0] - 1 :], mine, window)
+    chosen = drawing.chosen
+    if not len(chosen):
+        return _Facts(one, window, chosen, torch.zeros(0, 3, dtype=torch.float64), 1.0, 0.0)
+    pixels = problem.rig.project(g, q, surface.points, problem.centre, chosen[None])[0].double()
+    grid = window.grid(pixels * window.scale + torch.from_numpy(window.offset))
+
+    def sampled(image: Tensor) -> Tensor:
+        found = torch.nn.functional.grid_sample(image[None], grid, align_corners=False, padding_mode="border")
+        return found[0, :, 0].T
+
+    colour = sampled(window.image)
+    alone = torch.zeros_like(colour)
+    value = colours.residuals(surface, one.picture, shared, mine, window, chosen, alone)[0] + colour
+    best, least = colour, np.inf
+    for lens in LENSES:
+        soft = cv2.GaussianBlur(drawing.image, (0, 0), (level.blur**2 + lens**2) ** 0.5)
+        tried = sampled(torch.from_numpy(soft.transpose(2, 0, 1).astype(np.float64)))
+        off = float((tried - colour).square().sum(1).add(1e-5).log().mean())
+        if off < least:
+            best, least = tried, off
+    off = (best - colour).square()
+    noise = max(level.noise, SPREAD * float(off.mean(1).sqrt().median()))
+    like = off.sum(1).sqrt() < OUTLIER * noise
+    chosen, beside = chosen[like], (best - value)[like]
+    weight = level.evidence / len(like) if len(chosen) >= FEWEST else 0.0
+    return _Facts(one, window, chosen, beside, noise, weight)
+
+
+# -- the solver -------------------------------------------------------------------------------------------------------
+
+
+def _solve(
+    surface: Coloured, facts: list[_Facts], belief: Belief, shared: Tensor, own: list[Tensor], level: Level
+) -> tuple[Tensor, list[Tensor], Tensor, float]:
+    """Levenberg-Marquardt at one level: shared, own, information (inverse covariance) of the shared, and the cost."""
+    S = facts[0].one.picture.problem.rig.columns.n_shape
+    for fact in facts:
+        problem = fact.one.picture.problem
+        problem.shares = (level.landmarks * problem.evidence, 1.0)
+    tight = torch.tensor((SHEEN,) * len(DIRECTIONS) + TONE, dtype=torch.float64) ** -2
+    firm = [torch.cat([fact.one.sure.double().clamp_min(0.05) ** -2, tight]) for fact in facts]
+    calm = [torch.cat([fact.one.light.double(), torch.zeros_like(tight)]) for fact in facts]
+
+    def rows_of(shared: Tensor, own: list[Tensor]) -> list[Tensor]:
+        return [fact.one.picture.problem.choose(*_split(S, shared, mine)) for fact, mine in zip(facts, own)]
+
+    def cost(shared: Tensor, own: list[Tensor], rows: list[Tensor]) -> float:
+        total = belief.cost(shared)
+        for fact, mine, chosen, f, c in zip(facts, own, rows, firm, calm):
+            g, q = _split(S, shared, mine)
+            total += fact.one.picture.problem.cost(g, q, chosen) + fact.one.picture.belief.cost(q[0])
+            total += float(f @ (mine[-LOOKS:] - c).square())
+            if fact.weight:
+                squared = fact.residuals(surface, shared, mine)[0].square().sum(1) / fact.noise**2
+                total += fact.weight * float((ROBUST * squared / (ROBUST + squared)).sum())
+        return total
+
+    damping = 1e-4
+    rows = rows_of(shared, own)
+    before = cost(shared, own, rows)
+    information = belief.precision
+    for _ in range(STEPS):
+        H, slope = belief.precision.clone(), belief.gradient(shared)
+        blocks = []
+        for fact, mine, chosen, f, c in zip(facts, own, rows, firm, calm):
+            block = _block(surface, fact, shared, mine, chosen, level.hold)
+            block.own.diagonal()[-LOOKS:] += f
+            block.gradient[-LOOKS:] += f * (mine[-LOOKS:] - c)
+            H, slope = H + block.shared, slope + block.slope
+            blocks.append(block)
+        information = H - sum((b.border.T @ torch.linalg.solve(b.own, b.border) for b in blocks), torch.zeros(()))
+        fell = False
+        for _ in range(6):
+            schur, rest, solved = H + damping * torch.diag(H.diagonal()), slope, []
+            for b in blocks:
+                damped = b.own + damping * torch.diag(b.own.diagonal())
+                both = torch.linalg.solve(damped, torch.cat([b.gradient[:, None], b.border], 1))
+                solved.append(both)
+                schur, rest = schur - b.border.T @ both[:, 1:], rest - b.border.T @ both[:, 0]
+            step = torch.linalg.solve(schur, -rest)
+            moved = [mine - both[:, 0] - both[:, 1:] @ step for mine, both in zip(own, solved)]
+            after = cost(shared + step, moved, rows)
+            if np.isfinite(after) and after < before:
+                fell = True
+                break
+            damping *= 10
+        if not fell:
+            break
+        shared, own, damping = shared + step, moved, max(damping / 5, 1e-9)
+        rows = rows_of(shared, own)
+        last, before = before, cost(shared, own, rows)
+        if abs(last - before) < 1e-4 * before:
+            break
+    return shared, own, information, before
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Normal equations of one picture: of shared, between, of its own; and both gradients."""
+
+    shared: Tensor
+    border: Tensor
+    own: Tensor
+    slope: Tensor
+    gradient: Tensor
+
+
+def _block(surface: Coloured, fact: _Facts, shared: Tensor, mine: Tensor, rows: Tensor, hold: bool) -> _Block:
+    S = fact.one.picture.problem.rig.columns.n_shape
+    g, _ = _split(S, shared, mine)
+    A, B, C, a, c = refine.normal(fact.one.picture, g, looks_of(mine)[0], rows)
+    n, m, k = len(mine), len(shared), len(mine) - LOOKS
+    zeros = {"dtype": torch.float64}
+    block = _Block(*(torch.zeros(size, **zeros) for size in ((m, m), (n, m), (n, n), (m,), (n,))))  # type: ignore[arg-type]
+    block.shared[:S, :S], block.border[:k, :S], block.own[:k, :k] = A, B, C
+    block.slope[:S], block.gradient[:k] = a, c
+    if fact.weight:
+        off, slopes = fact.residuals(surface, shared, mine)
+        Js, Jo = slopes()
+        if hold:
+            Js[..., :S] = 0
+            Jo[..., :k] = 0
+        squared = off.square().sum(1) / fact.noise**2
+        weight = fact.weight / fact.noise**2 * (ROBUST / (ROBUST + squared)) ** 2
+        weight = weight.repeat_interleave(3)
+        off, Js, Jo = off.flatten(), Js.flatten(0, 1), Jo.flatten(0, 1)
+        by_shared, by_own = Js * weight[:, None], Jo * weight[:, None]
+        block.shared.add_(by_shared.T @ Js)
+        block.border.add_(by_own.T @ Js)
+        block.own.add_(by_own.T @ Jo)
+        block.slope.add_(by_shared.T @ off)
+        block.gradient.add_(by_own.T @ off)
+    return block
