@@ -127,7 +127,8 @@ def refine(
         return views, lens, still, {"poses": "track", "placed": len(placed)}
     poses = skin.world_to_camera.copy()
     poses[:, :3, 3] -= poses[:, :3, :3] @ middle
-    apart = motion.agreement(poses[placed], track[placed], middle)
+    fitted = motion.into_head(poses[placed], track[placed], middle, lens.K[0, 0] / skin.focal)
+    apart = motion.agreement(fitted, track[placed], middle)  # but for the turn, place and size of all
     log(
         f"skin places {len(placed)} of {len(views)} pictures to {skin.error:.2f} pixels, with a focal length of "
         f"{skin.focal:.0f} where the track has {lens.K[0, 0]:.0f}; it and the track are {apart['degrees']:.2f} degrees "
