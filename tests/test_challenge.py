@@ -13,7 +13,7 @@ DEMO = ROOT / "demo" / "challenge_submission.sh"
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "challenge é"
-    options = "--train-people 2 --test-people 1 --clips 5 --frames 4 --size 128"
+    options = "--train-people 2 --test-people 1 --clips 3 --frames 4 --size 128"
     result = run_demo(DEMO, out, SYNTH_OPTIONS=options, EPOCHS="2")
     assert result.returncode == 0, result.stderr
     return out, result
@@ -22,7 +22,7 @@ def demo(tmp_path_factory):
 def test_summary_and_submission(demo):
     out, result = demo
     summary = json.loads((out / "summary.json").read_text())
-    assert set(summary) == {"seconds", "macro_f1", "rows"} and summary["rows"] == 5
+    assert set(summary) == {"seconds", "macro_f1", "rows"} and summary["rows"] == 3
     assert list(summary["seconds"]) == STEPS
     assert all(s > 0 for s in summary["seconds"].values()) and 0 <= summary["macro_f1"] <= 1
     assert "macro F1" in result.stdout and "(missing)" not in result.stdout
@@ -34,7 +34,7 @@ def test_summary_and_submission(demo):
 def test_all_that_was_made_is_there(demo):
     out, _ = demo
     found = json.loads((out / "check.json").read_text())
-    assert found["problems"] == [] and len(found["sequences"]) == 15
+    assert found["problems"] == [] and len(found["sequences"]) == 9
     assert all(set(counts.values()) == {4} for counts in found["sequences"].values())
     assert found["kinds"]["feat2d"]["backbone"] == "timm:tf_efficientnet_lite0"
     trained, submitted = (json.loads((out / f"{step}.json").read_text()) for step in ("train", "submit"))

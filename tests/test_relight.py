@@ -30,7 +30,7 @@ def demo(tmp_path_factory):
     result = run_demo(
         DEMO,
         out,
-        SYNTH_OPTIONS="--frames 10 --size 192",
+        SYNTH_OPTIONS="--frames 8 --size 144",
         FIRST_OPTIONS=SMALL,
         TRAIN_OPTIONS=SMALL,
         EXPORT_OPTIONS="--uv-size 128 --faces 3000",
