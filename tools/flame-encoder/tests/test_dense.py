@@ -8,10 +8,10 @@ import roma
 import torch
 from flame_encoder import embedding, head_check
 from flame_encoder.report import unseen
-from flame_encoder.tracker import beliefs, live, points, stream
+from flame_encoder.tracker import beliefs, live, observations, points, stream
 from flame_encoder.tracker.clip import fit
 from flame_encoder.tracker.observations import FrameFaces, Observations
-from flame_encoder.tracker.problem import Options, Problem
+from flame_encoder.tracker.problem import Identity, Options, Problem
 from known_clip import face_error
 from recon4d import InputError, files, head
 from recon4d.formats.landmarks import IBUG
@@ -157,6 +157,17 @@ def test_the_embedding_is_learned_from_drawings(model, tmp_path):
     assert torch.equal(again.faces, found.faces) and torch.equal(again.bias, found.bias)
     assert torch.equal(again.activations.weights, found.activations.weights)
     assert found.activations.sigma[0] < 0.08 and (found.activations.sigma[3:5] < 0.35).all()  # jaw, eyelids
+
+
+def test_a_known_person_needs_less(model):
+    """Two frames from the front hardly tell a shape; what is known of it beforehand stays."""
+    truth, seen = dense_clip(model, n=40, noise=0.02)
+    few = observations.some(seen, np.array([0, 1]), 1)
+    errors = []
+    for known in (None, Identity(truth.shape.astype(float), np.full(model.n_shape, 0.1))):
+        found, _ = fit(model, few, Options(focal=FOCAL, identity=known))
+        errors.append(face_error(model, truth.vertices(model)[:2], found.vertices(model)))
+    assert errors[1] < 0.6 * errors[0]
 
 
 def test_blendshapes_say_what_is_drawn(model):

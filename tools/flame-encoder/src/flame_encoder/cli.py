@@ -55,6 +55,7 @@ def main() -> None:
     show_default=True,
     help="Whose face: 0 is who is in most frames.",
 )
+@click.option("--identity", type=path_type, help="Who it is: a file of encode, with --same-person or of one picture.")
 @focal_option
 @click.option(
     "--fps", type=Real(0, 1e5, min_open=True), help="Frames per second; from frames.jsonl when not given, else 30."
@@ -126,7 +127,7 @@ def piped_track(live: bool, options: dict[str, Any]) -> None:
 
     import recon4d.head
 
-    from flame_encoder.tracker import piped
+    from flame_encoder.tracker import piped, run
 
     if not live:
         raise InputError("FRAMES - is the lines of prep-faces camera, which only --stream reads; add it")
@@ -134,7 +135,8 @@ def piped_track(live: bool, options: dict[str, Any]) -> None:
         if options[name] is not None:
             raise InputError(f"--{name} is for folders of frames; leave it away with --stream -")
     head = recon4d.head.load(options["head_model"], options["landmark_embedding"])
-    piped.follow(sys.stdin, sys.stdout, head, focal=options["focal"], log=log)
+    known = run.identity(options["identity"], head)
+    piped.follow(sys.stdin, sys.stdout, head, focal=options["focal"], identity=known, log=log)
 
 
 @main.command("track-clips")

@@ -41,6 +41,7 @@ def track(
     head_model: str | Path | None = None,
     landmark_embedding: str | Path | None = None,
     person: int = 0,
+    identity: str | Path | None = None,
     focal: float | None = None,
     fps: float | None = None,
     iterations: int = 40,
@@ -59,6 +60,7 @@ def track(
         frames: folder of images. landmarks: folder of `<stem>.npy` (68, 2) or (P, 68, 2), pixels.
         head_model: a FLAME file with `landmark_embedding` beside it or given; the open head when None.
         person: whose face, where files hold several: 0 is who is in most frames.
+        identity: a file of `encode --same-person`, or of one picture: who that is, as sure as the file is.
         focal: focal length in pixels; estimated when None. fps: frames per second; when None of `frames.jsonl`, or 30.
         iterations: solver steps at most.
         photometric: refine on the images too.
@@ -74,10 +76,11 @@ def track(
     frames, landmarks, out = Path(frames), Path(landmarks), Path(out)
     head, network = run.models(head_model, landmark_embedding, init, encoder, write)
     seen = observations.read(frames, landmarks, fps, person)
-    paths, options = frame_paths(frames), Options(focal=focal, iterations=iterations)
+    known = run.identity(identity, head)
+    paths, options = frame_paths(frames), Options(focal=focal, identity=known, iterations=iterations)
     start: Start = Problem.start
     replaced = {}
-    with run.claimed(out, force, [frames, landmarks, head_model, landmark_embedding, encoder]):
+    with run.claimed(out, force, [frames, landmarks, head_model, landmark_embedding, encoder, identity]):
         missing = int((~seen.valid).sum())
         if missing:
             log(f"{missing} of {len(seen.valid)} frames have no landmarks; they are interpolated and marked")

@@ -26,7 +26,7 @@ from flame_encoder.report import Log, unsaid
 from flame_encoder.tracker import live
 from flame_encoder.tracker.observations import FrameFaces, check_faces, of_one
 from flame_encoder.tracker.points import Rig
-from flame_encoder.tracker.problem import Options, Problem
+from flame_encoder.tracker.problem import Identity, Options, Problem
 
 FIRST = 1.0  # seconds of frames that show a face until identity and focal length are known
 CALIBRATED = 20  # frames of those, at most
@@ -82,6 +82,7 @@ def follow(
     head: HeadModel,
     *,
     focal: float | None = None,
+    identity: Identity | None = None,
     iterations: int = STEPS[0],
     log: Log = unsaid,
 ) -> None:
@@ -90,6 +91,7 @@ def follow(
     Args:
         lines: `recon4d.formats.camera_stream`. out: gets `recon4d.formats.track_stream`, with what the lines say.
         head: with dense landmarks. focal: pixels of the camera's pictures; estimated when None.
+        identity: what is known of the person.
 
     Raises:
         InputError: lines that are none of a camera, that stop without an end, or have no frame; nobody reads.
@@ -107,7 +109,7 @@ def follow(
             )
         camera = camera_stream.read_header(*first)
         try:
-            options = Options(focal=focal, iterations=iterations)
+            options = Options(focal=focal, identity=identity, iterations=iterations)
             with while_read(out), contextlib.closing(_records(incoming, camera, head, options, log)) as records:
                 for record in records:
                     write_line(out, record)

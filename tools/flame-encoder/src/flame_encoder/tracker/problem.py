@@ -67,6 +67,15 @@ def dense_of(indices: Tensor) -> Compared:
     return Compared(torch.tensor(gaps, dtype=torch.long).reshape(-1, 2), (left, right))
 
 
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """What is believed of a person's shape before the clip is looked at: mean and standard deviation (S,) of the first
+    identity coefficients."""
+
+    mean: np.ndarray
+    sigma: np.ndarray
+
+
 @dataclass(frozen=True)
 class Options:
     """How the tracker weighs what it knows.
@@ -77,6 +86,7 @@ class Options:
 
     Attributes:
         focal: focal length in pixels; None estimates it.
+        identity: of the person, where something is known; None is an average person.
         iterations: Levenberg-Marquardt steps at most.
         landmark_sigma: of a landmark. contour_sigma: of one of the jaw line, which slides.
         dense_sigma: of a dense point, beside the deviation of its place on the head.
@@ -100,6 +110,7 @@ class Options:
     """
 
     focal: float | None = None
+    identity: Identity | None = None
     iterations: int = 40
     landmark_sigma: float = 0.02
     contour_sigma: float = 0.05
@@ -213,6 +224,10 @@ class Problem:
         evidence = max(1.0, float(self.seen.valid.sum()) / o.independent_frames)
         self.shared_prior = torch.full((columns.n_shape + 1,), evidence, **fill)
         self.shared_mean = torch.zeros(columns.n_shape + 1, **fill)
+        if o.identity is not None:
+            known = min(columns.n_shape, len(o.identity.mean))
+            self.shared_mean[:known] = torch.from_numpy(o.identity.mean[:known])
+            self.shared_prior[:known] *= torch.from_numpy(o.identity.sigma[:known]) ** -2.0
         self.shared_mean[-1] = np.log(self.focal_guess)
         self.shared_prior[-1] = evidence * (o.focal_sigma**-2 if o.focal is None else 1e12)
         self.size_weight = evidence * o.size_sigma**-2

@@ -17,9 +17,10 @@ from recon4d.runs import Claim
 from recon4d.video import write_mp4
 
 from flame_encoder import drawing
-from flame_encoder.encoder import trained
+from flame_encoder.encoder import encodings, trained
 from flame_encoder.encoder.trained import Encoder
 from flame_encoder.tracker.overlays import overlays
+from flame_encoder.tracker.problem import Identity
 
 NAMES = (
     "track.npz",
@@ -31,6 +32,7 @@ NAMES = (
     "vhap",
 )  # what a run writes
 SHEET = 12  # frames on overlay.png
+SUREST = 0.05  # standard deviations of people: no identity is known better
 
 
 def claimed(out: Path, force: bool, inputs: Iterable[str | Path | None]) -> AbstractContextManager[Claim]:
@@ -57,6 +59,23 @@ def models(
     if init != "encoder":
         return head, None
     return head, trained.load(encoder, "cpu", head_model, landmark_embedding)
+
+
+def identity(path: str | Path | None, head: HeadModel) -> Identity | None:
+    """Who is tracked, from a file of `encode`: one person's shape, as sure as the file says.
+
+    Raises InputError for several people, or another head model.
+    """
+    if path is None:
+        return None
+    known = encodings.read(Path(path))
+    if known.head_model != head.name:
+        raise InputError(f"{path} is of the head model {known.head_model}, the clip is tracked with {head.name}")
+    if len(known.names) > 1 and not known.person:
+        raise InputError(f"{path} has {len(known.names)} pictures, each with its own identity; encode --same-person")
+    mean = known.parts([0])["shape"][0].double().numpy()
+    sigma = np.ones(len(mean)) if known.identity_sigma is None else known.identity_sigma[0, : len(mean)].astype(float)
+    return Identity(mean, np.clip(sigma, SUREST, 1))
 
 
 def write(

@@ -112,6 +112,7 @@ def track(
     head_model: str | Path | None = None,
     landmark_embedding: str | Path | None = None,
     person: int = 0,
+    identity: str | Path | None = None,
     focal: float | None = None,
     fps: float | None = None,
     iterations: int = 40,
@@ -142,9 +143,9 @@ def track(
     if network is not None:
         arriving = (confirmed_frame(shown, network, frames, focal) for shown in arriving)
     rate = fps or frame_rate(frames) or 30.0
-    options = Options(focal=focal, iterations=iterations)
+    options = Options(focal=focal, identity=run.identity(identity, head), iterations=iterations)
     parts, errors = [], []
-    with run.claimed(out, force, [frames, landmarks, head_model, landmark_embedding, encoder]):
+    with run.claimed(out, force, [frames, landmarks, head_model, landmark_embedding, encoder, identity]):
         for part, error in fit(head, arriving, rate, options, calibrate, person):
             yield part
             parts.append(part)
