@@ -29,8 +29,8 @@ def test_loss_terms(sample, small):
     total, values = reconstruction.frame_loss(gaussians, sample, [1, 4], losses)
     shown = render(gaussians, sample.cameras[[1, 4]])
     truth = torch.stack([sample.images[1], sample.images[4]])
-    assert values["l1"] == pytest.approx(0.8 * float((shown.colour - truth).detach().abs().mean()))
-    both = [x.permute(0, 3, 1, 2).detach() for x in (shown.colour, truth)]
+    assert values["l1"] == pytest.approx(0.8 * float((shown.over_black - truth).detach().abs().mean()))
+    both = [x.permute(0, 3, 1, 2).detach() for x in (shown.over_black, truth)]
     assert values["ssim"] == pytest.approx(0.2 * (1 - float(metrics.ssim(*both).mean())), abs=1e-6)
     errors = []
     for row, frame in enumerate((1, 4)):
@@ -42,7 +42,9 @@ def test_loss_terms(sample, small):
     # pixels of moving things count more
     more, weighted = reconstruction.frame_loss(gaussians, sample, [1, 4], small.losses)
     moving = render(gaussians, sample.cameras[[1, 4]], flow=True).flow.norm(dim=-1, keepdim=True)
-    assert weighted["l1"] == pytest.approx(0.8 * float(((1 + moving) * (shown.colour - truth).abs()).mean()), rel=1e-4)
+    assert weighted["l1"] == pytest.approx(
+        0.8 * float(((1 + moving) * (shown.over_black - truth).abs()).mean()), rel=1e-4
+    )
     grown = [p.grad for p in model.parameters()]
     assert grown.count(None) == len(grown)
     more.backward()
