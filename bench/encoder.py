@@ -270,8 +270,8 @@ def known_ranks(encoder: Encoder, gallery: Encoding, probes: Encoding) -> dict[s
     assert encoder.measured is not None
     sides = []
     for found in (gallery, probes):
-        who = vector.identity_of(encoder.layout, torch.from_numpy(found.vectors)).double().numpy()
-        assert found.identity_sigma is not None
+        assert found.identity is not None and found.identity_sigma is not None
+        who = found.identity.astype(float)
         sides.append((who[: len(probes.names)], found.identity_sigma[: len(probes.names)].astype(float)))
     (known, sure), (seen, as_sure) = sides
     prior = identity.prior_of(encoder.measured, known.shape[1])

@@ -35,6 +35,8 @@ class Encoding:
         encoder: names the network (`trained.digest_of`).
         person: whether all images show one person, whose shape and albedo they share.
         identity_sigma: (N, I) how sure each number of `vector.identity_of` is; None where nobody measured the network.
+        identity: (N, I) the likeliest shape and albedo, which `identity_sigma` belongs to, where the pictures' colours
+            were explained (`people.explained`); None elsewhere. The albedo of `vectors` is what looks like the picture.
     """
 
     head_model: str
@@ -51,12 +53,14 @@ class Encoding:
     encoder: str = ""
     person: bool = False
     identity_sigma: np.ndarray | None = None
+    identity: np.ndarray | None = None
 
     def some(self, rows: list[int]) -> "Encoding":
         """Only some images."""
         arrays = ("names", "image_sizes", "vectors", "crops", "found", "refined", "raw", "focals")
         sure = None if self.identity_sigma is None else self.identity_sigma[rows]
-        return replace(self, identity_sigma=sure, **{name: getattr(self, name)[rows] for name in arrays})
+        who = None if self.identity is None else self.identity[rows]
+        return replace(self, identity_sigma=sure, identity=who, **{name: getattr(self, name)[rows] for name in arrays})
 
     def parts(self, rows: slice | list[int] = slice(None)) -> dict[str, Tensor]:
         """The parts of the vectors of some images, (n, length) each."""
@@ -100,6 +104,7 @@ class Encoding:
             encoder=self.encoder,
             person=self.person,
             **({} if self.identity_sigma is None else {"identity_sigma": self.identity_sigma}),
+            **({} if self.identity is None else {"identity": self.identity}),
             **{f"layout_{key}": value for key, value in self.layout.model_dump().items()},
             **{f"view_{key}": value for key, value in self.view.model_dump().items()},
             **named,
@@ -134,6 +139,7 @@ def read(path: Path) -> Encoding:
         "raw": (vectors.shape, vectors),
         "focals": ((n,), focal_of(view, torch.from_numpy(crops)).numpy()),
         "identity_sigma": ((n, layout.shape + layout.skin), None),
+        "identity": ((n, layout.shape + layout.skin), None),
     }
     newer: dict[str, Any] = {}
     for name, (shape, otherwise) in own.items():

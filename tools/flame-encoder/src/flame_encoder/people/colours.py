@@ -137,7 +137,7 @@ class Window:
 
 def looks_of(mine: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log focal length and the tracker's unknowns (1 + P,), light (27,), sheen (19,), tone (6,) of a picture."""
-    return mine.split([len(mine) - LOOKS, LIGHT, len(DIRECTIONS), len(TONE)])  # type: ignore[return-value]
+    return mine.split([len(mine) - LOOKS, LIGHT, len(DIRECTIONS), len(TONE)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +201,7 @@ def residuals(
     g, q = torch.cat([shape, placed[:1]]), placed[None, 1:]
     pixels = rig.project(g, q, surface.points, one.problem.centre, chosen[None])[0].double()
     grid = window.grid(pixels * window.scale + torch.from_numpy(window.offset))
-    sampling = {"align_corners": False, "padding_mode": "border"}
-    colour = torch.nn.functional.grid_sample(window.image[None], grid, **sampling)[0, :, 0].T
+    colour = _sampled(window.image, grid)
     parts, size = columns.split(q[0]), rig.size(g).double()
     head = surface.head
     posed = _posed(head, shape, parts, size)
@@ -219,8 +218,8 @@ def residuals(
         n, E = len(chosen), columns.n_expression
         _, Jg, Jq = rig.derivatives(g, q, surface.points, one.problem.centre, chosen[None])
         Js, Jo = seen.value.new_zeros(n, 3, len(shared)), seen.value.new_zeros(n, 3, len(mine))
-        layers = torch.cat([window.dx, window.dy])[None]
-        steep = torch.nn.functional.grid_sample(layers, grid, **sampling)[0, :, 0].T.unflatten(1, (2, 3)).mT
+        layers = torch.cat([window.dx, window.dy])
+        steep = _sampled(layers, grid).unflatten(1, (2, 3)).mT
         moved = -window.scale * steep @ torch.cat([Jg[0], Jq[0]], 2).double()
         Js[..., :S], Jo[..., : 1 + P] = moved[..., :S], moved[..., S:]
         by_shine = seen.by_lit * tinted
@@ -247,6 +246,11 @@ def residuals(
         return Js, Jo
 
     return seen.value + beside - colour, slopes
+
+
+def _sampled(image: Tensor, grid: Tensor) -> Tensor:
+    found = torch.nn.functional.grid_sample(image[None], grid, align_corners=False, padding_mode="border")
+    return found[0, :, 0].T
 
 
 def _posed(head: HeadModel, shape: Tensor, parts: dict[str, Tensor], size: Tensor) -> Tensor:

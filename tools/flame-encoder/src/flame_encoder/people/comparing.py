@@ -100,11 +100,10 @@ def people(model: Encoder, source: Path, log: Log = unsaid, progress: Progress =
     if len(rows) < len(encoding.names):
         log(f"{source}: no face is found in {len(encoding.names) - len(rows)} of {len(encoding.names)} images")
     answers = vector.identity_of(encoding.layout, torch.from_numpy(encoding.raw[rows])).double().numpy()
-    refined = vector.identity_of(encoding.layout, torch.from_numpy(encoding.vectors[rows])).double().numpy()
     known: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(rows)
-    if encoding.identity_sigma is not None and encoding.identity_sigma.shape[1] == refined.shape[1]:
-        sigma = encoding.identity_sigma[rows].astype(float)
-        known = [(refined[k], sigma[k]) if encoding.refined[i] else None for k, i in enumerate(rows)]
+    if encoding.identity is not None and encoding.identity_sigma is not None:
+        who, sigma = encoding.identity.astype(float), encoding.identity_sigma.astype(float)
+        known = [(who[i], sigma[i]) if encoding.refined[i] else None for i in rows]
     if encoding.person:
         return [Someone(source.name, answers, next((one for one in known if one is not None), None))]
     return [Someone(str(encoding.names[i]), one[None], k) for i, one, k in zip(rows, answers, known)]

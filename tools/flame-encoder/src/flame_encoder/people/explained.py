@@ -48,10 +48,10 @@ class Level:
 LEVELS = (
     Level(3.0, 0.06, 400, 0.3, hold=True),
     Level(3.0, 0.06, 400, 0.3),
-    Level(1.5, 0.04, 400, 0.2),
-    Level(1.5, 0.04, 400, 0.2),
-    Level(0.8, 0.03, 200, 0.1),
-    Level(0.8, 0.03, 200, 0.1),
+    Level(1.5, 0.04, 400, 0.3),
+    Level(1.5, 0.04, 400, 0.3),
+    Level(0.8, 0.03, 200, 0.3),
+    Level(0.8, 0.03, 200, 0.3),
 )
 
 
@@ -176,9 +176,9 @@ def _facts(surface: Coloured, one: Looked, window: Window, mine: Tensor, shared:
         off = float((tried - colour).square().sum(1).add(1e-5).log().mean())
         if off < least:
             best, least = tried, off
-    off = (best - colour).square()
-    noise = max(level.noise, SPREAD * float(off.mean(1).sqrt().median()))
-    like = off.sum(1).sqrt() < OUTLIER * noise
+    squared = (best - colour).square()
+    noise = max(level.noise, SPREAD * float(squared.mean(1).sqrt().median()))
+    like = squared.sum(1).sqrt() < OUTLIER * noise
     chosen, beside = chosen[like], (best - value)[like]
     weight = level.evidence / len(like) if len(chosen) >= FEWEST else 0.0
     return _Facts(one, window, chosen, beside, noise, weight)
@@ -268,8 +268,8 @@ def _block(surface: Coloured, fact: _Facts, shared: Tensor, mine: Tensor, rows: 
     g, _ = _split(S, shared, mine)
     A, B, C, a, c = refine.normal(fact.one.picture, g, looks_of(mine)[0], rows)
     n, m, k = len(mine), len(shared), len(mine) - LOOKS
-    zeros = {"dtype": torch.float64}
-    block = _Block(*(torch.zeros(size, **zeros) for size in ((m, m), (n, m), (n, n), (m,), (n,))))  # type: ignore[arg-type]
+    sizes: tuple[list[int], ...] = ([m, m], [n, m], [n, n], [m], [n])
+    block = _Block(*(torch.zeros(size, dtype=torch.float64) for size in sizes))
     block.shared[:S, :S], block.border[:k, :S], block.own[:k, :k] = A, B, C
     block.slope[:S], block.gradient[:k] = a, c
     if fact.weight:

@@ -121,15 +121,19 @@ def _explained(
     if answer is None:
         return None
     found = _written(rig, found, group, pictures, answer.shared[:S], answer.placed(), answer.covariance[:S, :S])
-    vectors, sure = found.vectors.copy(), None if found.identity_sigma is None else found.identity_sigma.copy()
     everyone = slice(None) if found.person else group
-    skin = slice(start + LIGHT, start + LIGHT + C)
     tints, spread = _doubted(encoder, answer, S, C)
-    vectors[everyone, skin] = tints
-    vectors[group, start : start + LIGHT] = answer.lights().float().numpy()
+    sure = None if found.identity_sigma is None else found.identity_sigma.copy()
+    who = found.identity
+    if who is None:
+        who = vector.identity_of(layout, torch.from_numpy(found.vectors)).numpy()
+    who = who.copy()
+    own = slice(layout.shape, layout.shape + C)
+    who[everyone, :S], who[everyone, own] = answer.shared[:S].float().numpy(), tints
     if sure is not None:
-        sure[everyone, layout.shape : layout.shape + C] = spread
-    return replace(found, vectors=vectors, identity_sigma=sure)
+        sure[everyone, own] = spread
+    # A camera's tone and sheen, which the vector has no place for, are part of the light and the skin that it shows.
+    return _skinned(encoder, surface.head, replace(found, identity=who, identity_sigma=sure), group, picture)
 
 
 def _doubted(encoder: Encoder, answer: Explained, S: int, C: int) -> tuple[np.ndarray, np.ndarray]:
