@@ -128,10 +128,10 @@ def _explained(
     if who is None:
         who = vector.identity_of(layout, torch.from_numpy(found.vectors)).numpy()
     who = who.copy()
-    own = slice(layout.shape, layout.shape + C)
-    who[everyone, :S], who[everyone, own] = answer.shared[:S].float().numpy(), tints
+    skins = slice(layout.shape, layout.shape + C)
+    who[everyone, :S], who[everyone, skins] = answer.shared[:S].float().numpy(), tints
     if sure is not None:
-        sure[everyone, own] = spread
+        sure[everyone, skins] = spread
     # A camera's tone and sheen, which the vector has no place for, are part of the light and the skin that it shows.
     return _skinned(encoder, surface.head, replace(found, identity=who, identity_sigma=sure), group, picture)
 
