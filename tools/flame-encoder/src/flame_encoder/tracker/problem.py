@@ -230,7 +230,7 @@ class Problem:
             self.shared_prior[:known] *= torch.from_numpy(o.identity.sigma[:known]) ** -2.0
         self.shared_mean[-1] = np.log(self.focal_guess)
         self.shared_prior[-1] = evidence * (o.focal_sigma**-2 if o.focal is None else 1e12)
-        self.size_weight = evidence * o.size_sigma**-2
+        self.size_weight = evidence * (o.size_sigma**-2 if o.identity is None else 1.0)  # it says the size, too
         # Named expressions are activations between 0 and 1; FLAME's components have no such bounds.
         lower = {k: torch.full_like(v, -torch.inf) for k, v in kinds.items()}
         upper = {k: torch.full_like(v, torch.inf) for k, v in kinds.items()}

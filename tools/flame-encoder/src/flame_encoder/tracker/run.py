@@ -73,7 +73,8 @@ def identity(path: str | Path | None, head: HeadModel) -> Identity | None:
         raise InputError(f"{path} is of the head model {known.head_model}, the clip is tracked with {head.name}")
     if len(known.names) > 1 and not known.person:
         raise InputError(f"{path} has {len(known.names)} pictures, each with its own identity; encode --same-person")
-    mean = known.parts([0])["shape"][0].double().numpy()
+    who = known.vectors if known.identity is None else known.identity
+    mean = who[0, : known.layout.shape].astype(float)
     sigma = np.ones(len(mean)) if known.identity_sigma is None else known.identity_sigma[0, : len(mean)].astype(float)
     return Identity(mean, np.clip(sigma, SUREST, 1))
 
