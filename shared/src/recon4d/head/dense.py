@@ -105,6 +105,7 @@ def read_dense(path: str | Path, n_faces: int) -> DensePoints:
         and faces.min() >= 0
         and faces.max() < n_faces
         and sigma.min() > 0
+        and (weights is None) == (spread is None)
     )
     activations = None
     if weights is not None and spread is not None:

@@ -58,9 +58,9 @@ def fit(head: HeadModel, found: Encoding, row: int, image: Tensor, believed: Ten
     n = len(colours)
     for outlier in ROUNDS:
         skin = (texels[..., 0] + texels[..., 1:] @ x[LIGHT:]).clamp(0.02, 1)
-        linear, by_skin = _with_slope(linear_from_srgb, skin)
+        linear, by_skin = with_slope(linear_from_srgb, skin)
         light = (harmonics @ (neutral + x[:LIGHT]).view(9, 3)).clamp_min(0.01)
-        shown, by_linear = _with_slope(srgb_from_linear, linear * light)
+        shown, by_linear = with_slope(srgb_from_linear, linear * light)
         off = shown - colours
         weight = (outlier**2 / (outlier**2 + off.square().mean(1))) ** 2 * (EVIDENCE / n / NOISE**2)
         J = torch.zeros(n, 3, LIGHT + C, dtype=torch.float64)
@@ -75,7 +75,7 @@ def fit(head: HeadModel, found: Encoding, row: int, image: Tensor, believed: Ten
     return answer if answer.isfinite().all() else before
 
 
-def _with_slope(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+def with_slope(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """What an elementwise function gives, and its derivative."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():

@@ -18,7 +18,7 @@ from recon4d.mesh import sh_basis
 from torch import Tensor
 
 from flame_encoder.encoder import skin
-from flame_encoder.encoder.skin import LOBE
+from flame_encoder.encoder.skin import LOBE, with_slope
 from flame_encoder.encoder.vector import LIGHT, NEUTRAL_LIGHT
 from flame_encoder.people.refine import Picture
 from flame_encoder.tracker.points import FACING, Points, Rig, eye_rotation
@@ -153,7 +153,7 @@ class Shown:
 
 def shown(tinted: Tensor, shine: Tensor, gloss: Tensor, tone: Tensor) -> Shown:
     """Linear albedo (n, 3) under `shine` (n, 3), with `gloss` (n,), as a camera with a tone (6,) shows it."""
-    lit, by_linear = _with_slope(srgb_from_linear, (tinted * shine + gloss[:, None]).clamp(1e-4, 1))
+    lit, by_linear = with_slope(srgb_from_linear, (tinted * shine + gloss[:, None]).clamp(1e-4, 1))
     lit = lit.clamp_min(1e-3)
     gain, gamma, contrast = 1 + tone[:3], tone[3].exp(), 1 + tone[4]
     curved = lit**gamma
@@ -210,7 +210,7 @@ def residuals(
     to_light = window.to_light()
     normals = own @ (to_light @ turned).T
     texel = surface.albedo[chosen]
-    tinted, by_skin = _with_slope(linear_from_srgb, (texel[..., 0] + texel[..., 1:] @ tints).clamp(0.02, 1))
+    tinted, by_skin = with_slope(linear_from_srgb, (texel[..., 0] + texel[..., 1:] @ tints).clamp(0.02, 1))
     shine, lobes = shine_of(normals, light), sheen_basis(normals)
     seen = shown(tinted, shine, lobes @ sheen, tone)
 
@@ -290,12 +290,3 @@ def _sheen_slope(normals: Tensor, sheen: Tensor) -> Tensor:
     cosine = (normals @ DIRECTIONS.T).clamp_min(0)
     answer: Tensor = (EXPONENT * cosine ** (EXPONENT - 1) * sheen) @ DIRECTIONS
     return answer
-
-
-def _with_slope(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """What an elementwise function gives, and its derivative."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        value = function(x)
-        (slope,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), slope
