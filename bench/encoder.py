@@ -9,11 +9,15 @@ pictures of each person; `mean` is the mean head, skin and light in their stead.
 `aligned_mm`: vertices of the whole posed head after the best rigid motion, mean; `identity_mm`: the same without pose
 and expression. `landmarks_percent`: of the distance between the outer eye corners. `albedo`: mean difference of the
 face's sRGB colours, of 255. `light_percent`: difference of the irradiance on what faces the camera, of its mean.
+`spread`: standard deviations of these from person to person.
 `rank`: how often the right one of 100 people, known from one other picture (`_5`: from five), is among the likeliest,
 by the network's answers; `solved.rank` by the second stage's, of so many people as had two pictures refined.
 
 Pictures are drawn at twice the size that the network sees, and the landmarker looks at those; `small` is the measure of
 earlier versions, whose pictures had the network's size: the network alone, without points.
+
+`--keep FOLDER` keeps the drawn people and every refined picture, so that a run that was stopped goes on: of one version
+of the program, as nothing is computed twice.
 """
 
 import argparse
@@ -22,19 +26,21 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import recon4d.images
 import roma
 import torch
 from flame_encoder import drawing
-from flame_encoder.encoder import identity, overlays, rendering, samples, skin, synthetic, trained, vector
+from flame_encoder.encoder import encodings, identity, overlays, rendering, samples, skin, synthetic, trained, vector
 from flame_encoder.encoder.encodings import Encoding
 from flame_encoder.encoder.face_boxes import Where, box_around
 from flame_encoder.encoder.losses import judge
 from flame_encoder.encoder.trained import Encoder
 from flame_encoder.frames import frame_paths
 from flame_encoder.people import comparing, photographs, second_stage
+from flame_encoder.people.second_stage import Read
 from recon4d import cameras, mesh
 from recon4d.head import with_uv
 from recon4d.head.model import outer_eyes
@@ -55,7 +61,7 @@ def main() -> None:
     parser.add_argument("--solved", type=int, help="people whose pictures are refined, too  [all]")
     parser.add_argument("--solved-5", type=int, help="people of whom five pictures are, together  [all]")
     parser.add_argument("--ranked", type=int, default=100, help="people whose second picture is refined, too")
-    parser.add_argument("--keep", type=Path, help="npz that keeps the drawn people for the next run")
+    parser.add_argument("--keep", type=Path, help="folder that keeps people and refined pictures for the next run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     encoder = trained.load(options.encoder)
@@ -63,7 +69,7 @@ def main() -> None:
     if options.people:
         batch, pictures = kept(encoder, max(options.people, options.crowd), options.keep)
         found |= of_people(encoder, batch, options.crowd)
-        found |= of_solved(encoder, batch, pictures, options.solved, options.solved_5, options.ranked)
+        found |= of_solved(encoder, batch, pictures, options.solved, options.solved_5, options.ranked, options.keep)
         found["small"] = of_small(encoder, options.people)
     if options.photos:
         found["photographs"] = of_photographs(encoder, options.photos, options.sheet)
@@ -81,14 +87,16 @@ def drawn(encoder: Encoder, people: int, pictures: int, look: int = synthetic.LO
     return samples.collate(items), np.stack([s.picture for s in made])
 
 
-def kept(encoder: Encoder, people: int, path: Path | None) -> tuple[samples.Batch, np.ndarray]:
-    """`PICTURES` of each of `people`, from a file if it is there."""
+def kept(encoder: Encoder, people: int, folder: Path | None) -> tuple[samples.Batch, np.ndarray]:
+    """`PICTURES` of each of `people`, from the file `people.npz` if it is there."""
+    path = None if folder is None else folder / "people.npz"
     if path is not None and path.is_file():
         with np.load(path) as arrays:
             pictures = arrays["pictures"]
             return samples.Batch(**{k: torch.from_numpy(v) for k, v in arrays.items() if k != "pictures"}), pictures
     batch, pictures = drawn(encoder, people, PICTURES)
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, pictures=pictures, **{name: value.numpy() for name, value in vars(batch).items()})
     return batch, pictures
 
@@ -145,8 +153,36 @@ def average(encoder: Encoder, batch: samples.Batch, rows: list[int]) -> Tensor:
     return rest
 
 
+def refined(encoder: Encoder, raw: Encoding, faces: list[Where], read: Read, keep: Path | None) -> Encoding:
+    """The second stage, a picture (or one person) at a time, each kept in a file."""
+    groups = [list(range(len(faces)))] if raw.person else [[i] for i in range(len(faces))]
+    done = []
+    for rows in groups:
+        name = raw.names[rows[0]] + ("_person" if raw.person else "")
+        path = None if keep is None else keep / f"{name}.npz"
+        if path is not None and path.is_file():
+            done.append(encodings.read(path))
+            continue
+        begun, some = time.process_time(), [faces[i] for i in rows]
+        done.append(second_stage.refined(encoder, raw.some(rows), some, lambda k, rows=rows: read(rows[k])))
+        if path is not None:
+            done[-1].write(path)
+        print(f"{name}: {time.process_time() - begun:.2f} s of processor time", file=sys.stderr, flush=True)
+    own = ("names", "image_sizes", "vectors", "crops", "found", "refined", "raw", "focals", "identity_sigma")
+    arrays = {name: np.concatenate([getattr(one, name) for one in done]) for name in own}
+    unexplained = [vector.identity_of(one.layout, torch.from_numpy(one.vectors)).numpy() for one in done]
+    who = [other if one.identity is None else one.identity for one, other in zip(done, unexplained)]
+    return replace(done[0], identity=np.concatenate(who), **arrays)
+
+
 def of_solved(
-    encoder: Encoder, batch: samples.Batch, pictures: np.ndarray, one: int | None, five: int | None, ranked: int
+    encoder: Encoder,
+    batch: samples.Batch,
+    pictures: np.ndarray,
+    one: int | None,
+    five: int | None,
+    ranked: int,
+    keep: Path | None,
 ) -> dict:
     """What they say of the second stage, of the first so many people; and of the network on the same people."""
     people = len(batch.vectors) // PICTURES
@@ -155,13 +191,8 @@ def of_solved(
     if first:
         truth = batch.vectors[first]
         raw, faces = encoded(encoder, batch, first)
-        begun = time.perf_counter()
         points = second_stage.refined(encoder, raw, faces, None)
-        spent = time.process_time()
-        done = second_stage.refined(encoder, raw, faces, lambda k: pictures[first[k]])
-        found["ms_to_refine_twice"] = round(1000 * (time.perf_counter() - begun) / len(first), 1)
-        found["cpu_s_to_refine"] = round((time.process_time() - spent) / len(first), 2)
-        print(json.dumps(found), file=sys.stderr, flush=True)
+        done = refined(encoder, raw, faces, lambda k: pictures[first[k]], keep)
         for name, each in (("raw", raw), ("points", points), ("refined", done)):
             vectors = torch.from_numpy(each.vectors)
             found[name] = figures(encoder, vectors, truth) | landmarks(encoder, each, batch, first)
@@ -170,18 +201,20 @@ def of_solved(
         again = [row + 1 for row in first[:ranked]]
         if len(again) > 1:
             raw, faces = encoded(encoder, batch, again)
-            probes = second_stage.refined(encoder, raw, faces, lambda k: pictures[again[k]])
+            probes = refined(encoder, raw, faces, lambda k: pictures[again[k]], keep)
             found["rank"] = known_ranks(encoder, done, probes)
             print(json.dumps(found), file=sys.stderr, flush=True)
     count = people if five is None else min(five, people)
     if count:
         truth = batch.vectors[first[:count]]
         for name, drawings in (("raw_5", None), ("refined_5", pictures)):
-            found[name] = figures(encoder, of_groups(encoder, batch, count, drawings), truth)
+            found[name] = figures(encoder, of_groups(encoder, batch, count, drawings, keep), truth)
     return {"solved": {"people": len(first), "people_5": count} | found}
 
 
-def of_groups(encoder: Encoder, batch: samples.Batch, people: int, pictures: np.ndarray | None) -> Tensor:
+def of_groups(
+    encoder: Encoder, batch: samples.Batch, people: int, pictures: np.ndarray | None, keep: Path | None = None
+) -> Tensor:
     """The vectors of the first picture of each person, of an identity from all of their pictures."""
     found = []
     for k in range(people):
@@ -189,7 +222,7 @@ def of_groups(encoder: Encoder, batch: samples.Batch, people: int, pictures: np.
         raw, faces = encoded(encoder, batch, rows)
         one = photographs.of_one_person(encoder, raw) if raw.found.any() else raw
         if pictures is not None:
-            one = second_stage.refined(encoder, one, faces, lambda i, rows=rows: pictures[rows[i]])
+            one = refined(encoder, one, faces, lambda i, rows=rows: pictures[rows[i]], keep)
         found.append(torch.from_numpy(one.vectors[:1]))
     return torch.cat(found)
 
@@ -200,8 +233,8 @@ def answers_of(encoder: Encoder, batch: samples.Batch) -> Tensor:
     return torch.cat(parts)
 
 
-def figures(encoder: Encoder, vectors: Tensor, truth: Tensor) -> dict[str, float]:
-    """Errors of vectors (N, size), means over N: see the module."""
+def figures(encoder: Encoder, vectors: Tensor, truth: Tensor) -> dict[str, Any]:
+    """Errors of vectors (N, size), means and standard deviations over N: see the module."""
     head, layout = encoder.head, encoder.layout
     posed, same, albedo, light = [], [], [], []
     small = rendering.reduced(with_uv(head), 64)
@@ -216,12 +249,14 @@ def figures(encoder: Encoder, vectors: Tensor, truth: Tensor) -> dict[str, float
         albedo.append((vector.albedo(small, ours) - vector.albedo(small, theirs))[0][face].abs().mean())
         shine, true = (mesh.sh_irradiance(towards, vector.light(one)[0]) for one in (ours, theirs))
         light.append((shine - true).abs().mean() / true.mean())
-    return {
-        "aligned_mm": round(1000 * float(torch.stack(posed).mean()), 2),
-        "identity_mm": round(1000 * float(torch.stack(same).mean()), 2),
-        "albedo": round(255 * float(torch.stack(albedo).mean()), 1),
-        "light_percent": round(100 * float(torch.stack(light).mean()), 1),
+    errors = {
+        "aligned_mm": 1000 * torch.stack(posed),
+        "identity_mm": 1000 * torch.stack(same),
+        "albedo": 255 * torch.stack(albedo),
+        "light_percent": 100 * torch.stack(light),
     }
+    spread = {name: round(float(each.std()), 2) for name, each in errors.items()}
+    return {name: round(float(each.mean()), 2) for name, each in errors.items()} | {"spread": spread}
 
 
 def texels(head) -> Tensor:

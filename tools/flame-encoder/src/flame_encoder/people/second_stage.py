@@ -164,7 +164,10 @@ def _written(
     vectors[everyone, :S] = shape.float().numpy()
     if sure is not None:
         sure[everyone, :S] = covariance.diagonal().sqrt().numpy()
-    return replace(found, vectors=vectors, focals=focals, refined=refined, identity_sigma=sure)
+    who = None if found.identity is None else found.identity.copy()
+    if who is not None:
+        who[everyone, :S] = vectors[everyone, :S]
+    return replace(found, vectors=vectors, focals=focals, refined=refined, identity_sigma=sure, identity=who)
 
 
 def belief_of(encoder: Encoder, found: Encoding, group: list[int], n: int, skins: int = 0) -> Belief:
