@@ -28,22 +28,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import encoder_photographs
 import numpy as np
-import recon4d.images
 import roma
 import torch
-from flame_encoder import drawing
 from flame_encoder.encoder import encodings, identity, overlays, rendering, samples, skin, synthetic, trained, vector
 from flame_encoder.encoder.encodings import Encoding
 from flame_encoder.encoder.face_boxes import Where, box_around
-from flame_encoder.encoder.losses import judge
 from flame_encoder.encoder.trained import Encoder
-from flame_encoder.frames import frame_paths
 from flame_encoder.people import comparing, photographs, second_stage
 from flame_encoder.people.second_stage import Read
-from recon4d import cameras, mesh
+from recon4d import mesh
 from recon4d.head import with_uv
-from recon4d.head.model import outer_eyes
 from torch import Tensor
 
 UNSEEN = 987_654_321  # a seed that no training uses
@@ -68,15 +64,14 @@ def main() -> None:
     found: dict = {"encoder": str(options.encoder or "shipped"), "backbone": encoder.backbone}
     if options.people:
         batch, pictures = kept(encoder, max(options.people, options.crowd), options.keep)
-        found |= of_people(encoder, batch, options.crowd)
-        found |= of_solved(encoder, batch, pictures, options.solved, options.solved_5, options.ranked, options.keep)
+        answers = answers_of(encoder, batch, options.keep)
+        found |= of_people(encoder, batch, answers, options.crowd)
+        counts = options.solved, options.solved_5, options.ranked
+        found |= of_solved(encoder, batch, answers, pictures, *counts, options.keep)
         found["small"] = of_small(encoder, options.people)
     if options.photos:
-        found["photographs"] = of_photographs(encoder, options.photos, options.sheet)
+        found["photographs"] = encoder_photographs.measured(encoder, options.photos, options.sheet)
     print(json.dumps(found, indent=2))
-
-
-# -- drawn people ----------------------------------------------------------------------------------------------------
 
 
 def drawn(encoder: Encoder, people: int, pictures: int, look: int = synthetic.LOOK) -> tuple[samples.Batch, np.ndarray]:
@@ -102,12 +97,10 @@ def kept(encoder: Encoder, people: int, folder: Path | None) -> tuple[samples.Ba
 
 
 def encoded(
-    encoder: Encoder, batch: samples.Batch, rows: list[int], look: int = synthetic.LOOK
+    encoder: Encoder, batch: samples.Batch, answers: Tensor, rows: list[int], look: int = synthetic.LOOK
 ) -> tuple[Encoding, list[Where]]:
     """The network's answers to some pictures, as `photographs.look` gives them for files `look` times as large."""
     size = encoder.view.size * look
-    with torch.no_grad():
-        vectors = encoder.network(batch.images[rows], batch.points[rows]).numpy()
     faces = []
     for points in batch.points[rows].numpy() * look:
         there = bool(np.isfinite(points).all())
@@ -115,26 +108,24 @@ def encoded(
         faces.append(Where(box, points.astype(float) if there else None, there))
     crops = torch.tensor([[0, 0, size]]).repeat(len(rows), 1)
     sizes = [(size, size)] * len(rows)
-    return photographs.as_encoding(
-        encoder, [str(i) for i in rows], sizes, torch.from_numpy(vectors), crops, faces
-    ), faces
+    return photographs.as_encoding(encoder, [str(i) for i in rows], sizes, answers[rows], crops, faces), faces
 
 
-def of_people(encoder: Encoder, batch: samples.Batch, crowd: int) -> dict:
+def of_people(encoder: Encoder, batch: samples.Batch, answers: Tensor, crowd: int) -> dict:
     """What drawn people say of the network."""
     people = len(batch.vectors) // PICTURES
     first = list(range(0, PICTURES * people, PICTURES))
     truth = batch.vectors[first]
-    raw, _ = encoded(encoder, batch, first)
+    raw, _ = encoded(encoder, batch, answers, first)
     found: dict = {"people": people, "faces_found": round(float(raw.found.mean()), 3)}
     found["mean"] = figures(encoder, average(encoder, batch, first), truth)
     found["raw"] = figures(encoder, torch.from_numpy(raw.vectors), truth) | landmarks(encoder, raw, batch, first)
-    found["raw_5"] = figures(encoder, of_groups(encoder, batch, people, None), truth)
+    found["raw_5"] = figures(encoder, of_groups(encoder, batch, answers, people, None), truth)
     if encoder.measured is not None:
-        answers = vector.identity_of(encoder.layout, answers_of(encoder, batch)).double().numpy()
-        answers = answers.reshape(people, PICTURES, -1)[:crowd]
-        found["rank"] = ranks(encoder, answers[:, :1], answers[:, 1:2])
-        found["rank_5"] = ranks(encoder, answers[:, 1:], answers[:, :1])
+        told = vector.identity_of(encoder.layout, answers).double().numpy()
+        told = told.reshape(people, PICTURES, -1)[:crowd]
+        found["rank"] = ranks(encoder, told[:, :1], told[:, 1:2])
+        found["rank_5"] = ranks(encoder, told[:, 1:], told[:, :1])
     times = []
     for image, points in zip(batch.images[:50], batch.points[:50]):
         begun = time.perf_counter()
@@ -153,18 +144,19 @@ def average(encoder: Encoder, batch: samples.Batch, rows: list[int]) -> Tensor:
     return rest
 
 
-def refined(encoder: Encoder, raw: Encoding, faces: list[Where], read: Read, keep: Path | None) -> Encoding:
-    """The second stage, a picture (or one person) at a time, each kept in a file."""
+def refined(encoder: Encoder, raw: Encoding, faces: list[Where], read: Read | None, keep: Path | None) -> Encoding:
+    """The second stage, a picture (or one person) at a time, each kept in a file; without `read` on points alone."""
     groups = [list(range(len(faces)))] if raw.person else [[i] for i in range(len(faces))]
     done = []
     for rows in groups:
-        name = raw.names[rows[0]] + ("_person" if raw.person else "")
+        name = raw.names[rows[0]] + ("_person" if raw.person else "") + ("_points" if read is None else "")
         path = None if keep is None else keep / f"{name}.npz"
         if path is not None and path.is_file():
             done.append(encodings.read(path))
             continue
         begun, some = time.process_time(), [faces[i] for i in rows]
-        done.append(second_stage.refined(encoder, raw.some(rows), some, lambda k, rows=rows: read(rows[k])))
+        reads = None if read is None else lambda k, rows=rows, read=read: read(rows[k])
+        done.append(second_stage.refined(encoder, raw.some(rows), some, reads))
         if path is not None:
             done[-1].write(path)
         print(f"{name}: {time.process_time() - begun:.2f} s of processor time", file=sys.stderr, flush=True)
@@ -178,6 +170,7 @@ def refined(encoder: Encoder, raw: Encoding, faces: list[Where], read: Read, kee
 def of_solved(
     encoder: Encoder,
     batch: samples.Batch,
+    answers: Tensor,
     pictures: np.ndarray,
     one: int | None,
     five: int | None,
@@ -190,8 +183,8 @@ def of_solved(
     first = list(range(0, PICTURES * people, PICTURES))[:one]
     if first:
         truth = batch.vectors[first]
-        raw, faces = encoded(encoder, batch, first)
-        points = second_stage.refined(encoder, raw, faces, None)
+        raw, faces = encoded(encoder, batch, answers, first)
+        points = refined(encoder, raw, faces, None, keep)
         done = refined(encoder, raw, faces, lambda k: pictures[first[k]], keep)
         for name, each in (("raw", raw), ("points", points), ("refined", done)):
             vectors = torch.from_numpy(each.vectors)
@@ -200,7 +193,7 @@ def of_solved(
         print(json.dumps(found), file=sys.stderr, flush=True)
         again = [row + 1 for row in first[:ranked]]
         if len(again) > 1:
-            raw, faces = encoded(encoder, batch, again)
+            raw, faces = encoded(encoder, batch, answers, again)
             probes = refined(encoder, raw, faces, lambda k: pictures[again[k]], keep)
             found["rank"] = known_ranks(encoder, done, probes)
             print(json.dumps(found), file=sys.stderr, flush=True)
@@ -208,18 +201,23 @@ def of_solved(
     if count:
         truth = batch.vectors[first[:count]]
         for name, drawings in (("raw_5", None), ("refined_5", pictures)):
-            found[name] = figures(encoder, of_groups(encoder, batch, count, drawings, keep), truth)
+            found[name] = figures(encoder, of_groups(encoder, batch, answers, count, drawings, keep), truth)
     return {"solved": {"people": len(first), "people_5": count} | found}
 
 
 def of_groups(
-    encoder: Encoder, batch: samples.Batch, people: int, pictures: np.ndarray | None, keep: Path | None = None
+    encoder: Encoder,
+    batch: samples.Batch,
+    answers: Tensor,
+    people: int,
+    pictures: np.ndarray | None,
+    keep: Path | None = None,
 ) -> Tensor:
     """The vectors of the first picture of each person, of an identity from all of their pictures."""
     found = []
     for k in range(people):
         rows = list(range(PICTURES * k, PICTURES * (k + 1)))
-        raw, faces = encoded(encoder, batch, rows)
+        raw, faces = encoded(encoder, batch, answers, rows)
         one = photographs.of_one_person(encoder, raw) if raw.found.any() else raw
         if pictures is not None:
             one = refined(encoder, one, faces, lambda i, rows=rows: pictures[rows[i]], keep)
@@ -227,10 +225,17 @@ def of_groups(
     return torch.cat(found)
 
 
-def answers_of(encoder: Encoder, batch: samples.Batch) -> Tensor:
+def answers_of(encoder: Encoder, batch: samples.Batch, keep: Path | None) -> Tensor:
+    """The network's answers to all pictures."""
+    path = None if keep is None else keep / f"answers_{encoder.digest}.npy"
+    if path is not None and path.is_file():
+        return torch.from_numpy(np.load(path))
     with torch.no_grad():
         parts = [encoder.network(a, b) for a, b in zip(batch.images.split(64), batch.points.split(64))]
-    return torch.cat(parts)
+    answers = torch.cat(parts)
+    if path is not None:
+        np.save(path, answers.numpy())
+    return answers
 
 
 def figures(encoder: Encoder, vectors: Tensor, truth: Tensor) -> dict[str, Any]:
@@ -325,66 +330,9 @@ def of_small(encoder: Encoder, people: int) -> dict[str, float]:
     rest[:, start : start + 6] = torch.tensor(vector.IDENTITY_6D)
     mine, mean = (figures(encoder, one, batch.vectors) for one in (vectors, rest))
     unseen = replace(batch, points=batch.points * torch.nan)
-    raw, _ = encoded(encoder, unseen, list(range(people)), look=1)
+    raw, _ = encoded(encoder, unseen, vectors, list(range(people)), look=1)
     error = landmarks(encoder, raw, batch, list(range(people)))
     return {"aligned_mm": mine["aligned_mm"], "mean_head_mm": mean["aligned_mm"]} | error
-
-
-# -- photographs -----------------------------------------------------------------------------------------------------
-
-
-def of_photographs(encoder: Encoder, folder: Path, sheet: Path | None) -> dict:
-    """Encoded heads against the landmarker's points that face the camera, before and after the solver."""
-    paths = frame_paths(folder)
-    looked = photographs.look(encoder, paths, {}, {})
-    raw = looked.encoding
-    begun = time.perf_counter()
-    done = second_stage.refined(encoder, raw, looked.faces, lambda i: recon4d.images.read(paths[i]))
-    spent = time.perf_counter() - begun
-    each = {}
-    for i in np.flatnonzero(raw.found):
-        points = looked.faces[i].points
-        each[paths[i].name] = [round(against(encoder, one, i, points), 2) for one in (raw, done)]
-    errors = np.array(list(each.values()))
-    order = sorted(each, key=lambda name: -each[name][1])
-    if sheet is not None:
-        write_sheet(encoder, sheet, raw, done, paths)
-    return {
-        "images": len(paths),
-        "faces": len(each),
-        "points_percent": dict(zip(("raw", "refined"), errors.mean(0).round(2).tolist())),
-        "points_percent_median": dict(zip(("raw", "refined"), np.median(errors, axis=0).round(2).tolist())),
-        "worst": {name: each[name] for name in order[:3]},
-        "ms_to_refine": round(1000 * spent / max(len(each), 1), 1),
-    }
-
-
-def against(encoder: Encoder, found: Encoding, row: int, points: np.ndarray) -> float:
-    """Mean distance of the dense points, per cent of the distance between the outer eye corners (from the front)."""
-    head = encoder.head
-    dense = head.dense
-    assert dense is not None
-    R, t, K = found.head_pose(head, row)
-    vertices = head(**vector.head_arguments(head, found.parts([row])))[0] @ R.T + t
-    places = (vertices[head.faces[dense.faces]] * dense.bary[..., None]).sum(1)
-    pixels, _ = cameras.project(places, K, torch.eye(4))
-    normals = mesh.vertex_normals(vertices[None], head.faces)[0][head.faces[dense.faces[:, None]]].squeeze(1).mean(1)
-    facing = -(normals * places).sum(1) / (normals.norm(dim=1) * places.norm(dim=1)) > 0.2
-    unit = outer_eyes(head) * K[0, 0] / places[:, 2].mean()
-    off = (pixels - torch.from_numpy(points[dense.indices.numpy()]).float()).norm(dim=1)
-    return float(100 * off[facing].mean() / unit)
-
-
-def write_sheet(encoder: Encoder, path: Path, raw: Encoding, done: Encoding, paths: list[Path]) -> None:
-    head = rendering.reduced(with_uv(encoder.head))
-    asked = judge(head, raw.layout, raw.view.model_copy(update={"size": overlays.SIZE}))
-    tiles = []
-    for i in range(len(paths)):
-        image = recon4d.images.read(paths[i])
-        before, after = (overlays.tile(asked, one, i, image) for one in (raw, done))
-        side = overlays.SIZE
-        tiles.append(np.hstack([before[:, : 2 * side], after[:, side:]]))
-    drawing.contact_sheet(path, tiles, columns=3, width=4 * overlays.SIZE)
 
 
 if __name__ == "__main__":
