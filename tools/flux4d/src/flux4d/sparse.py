@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from recon4d import threads
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -97,9 +98,13 @@ def mean_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
 
 
 class _Convolve(torch.autograd.Function):
-    """Keeps no gathered copies for the backward pass: it gathers again."""
+    """Keeps no gathered copies for the backward pass: it gathers again.
+
+    On one thread: a level's operations are hundreds of small ones, and a second thread wakes later than it is done.
+    """
 
     @staticmethod
+    @threads.one_thread()
     def forward(ctx: Any, features: Tensor, weight: Tensor, pairs: KernelMap, count: int) -> Tensor:
         ctx.save_for_backward(features, weight)
         ctx.pairs = pairs
@@ -113,6 +118,7 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @threads.one_thread()
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         features, weight = ctx.saved_tensors
         by_weight = torch.zeros_like(weight)
