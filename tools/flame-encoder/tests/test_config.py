@@ -66,5 +66,5 @@ def test_wrong_settings(tmp_path, values, message):
 
 
 def test_no_such_file():
-    with pytest.raises(InputError, match="neither a file nor one of default, shipped, points, quick"):
+    with pytest.raises(InputError, match="neither a file nor one of default, shipped, points, photographs, quick"):
         config.load("nowhere.yaml")

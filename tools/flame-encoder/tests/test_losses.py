@@ -37,7 +37,7 @@ ALL = LossWeights(**{name: 1.0 for name in LossWeights.model_fields if name != "
 
 
 def test_thinned_head_is_the_same_head(model, batch):
-    thin = losses.thinned(model)
+    thin = rendering.thinned(model)
     assert len(thin.v_template) < 0.3 * len(model.v_template)
     parts = Layout().split(batch.vectors)
     arguments = vector.head_arguments(model, parts)

@@ -250,7 +250,7 @@ def test_learning_rate_falls_and_stages_follow():
     "options, message",
     [
         (["--synthetic", 0], "nothing to train on"),
-        (["--images", "x"], "give --images and --landmarks"),
+        (["--landmarks", "x"], "give --images"),
         (["--images", "nowhere", "--landmarks", "nowhere"], "is not a folder of frames"),
         (["--config", "nowhere.yaml"], "neither a file nor one of"),
         (["--backbone", "resnet5000"], "neither a torchvision nor a timm model"),

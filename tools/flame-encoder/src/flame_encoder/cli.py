@@ -208,10 +208,10 @@ def mean_face(out: Path, show: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.option("--config", help="default, shipped, points, quick, or a YAML file.  [default: default]")
+@click.option("--config", help="default, shipped, points, photographs, quick, or a YAML file.  [default: default]")
 @click.option("--out", type=path_type, default="outputs", show_default=True, help="Folder of the run.")
 @click.option("--images", type=path_type, help="Folder of images.")
-@click.option("--landmarks", type=path_type, help="Folder of <image>.npy (68, 2), as prep-faces writes them.")
+@click.option("--landmarks", type=path_type, help="Folder of <image>.npy, as prep-faces writes them; found without.")
 @click.option("--synthetic", type=Count(0, 10**9), help="Number of synthetic people, alone or beside the images.")
 @click.option("--cache", type=path_type, help="Folder that keeps the synthetic people between epochs and runs.")
 @with_head

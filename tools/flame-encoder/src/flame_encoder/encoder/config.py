@@ -12,7 +12,7 @@ from recon4d.settings import Section
 from flame_encoder.encoder.crop import CropView
 from flame_encoder.encoder.vector import Layout
 
-PRESETS = ("default", "shipped", "points", "quick")
+PRESETS = ("default", "shipped", "points", "photographs", "quick")
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -33,8 +33,8 @@ class Network(Section):
 class Data(Section):
     """What is learned from."""
 
-    images: str | None = None  # a folder, with landmarks in another
-    landmarks: str | None = None
+    images: str | None = None  # a folder
+    landmarks: str | None = None  # a folder of their landmarks; without it the landmarker looks at them at the start
     synthetic: Count = 0  # samples
     cache: str | None = None  # folder that keeps synthetic samples for the next epoch
     validation: Positive = 16  # samples held out
@@ -49,6 +49,7 @@ class Train(Section):
     weight_decay: Weight = 0.0
     warmup: Count = 0  # steps over which the learning rate rises at the start
     renderer: Literal["recon4d", "pytorch3d"] = "recon4d"
+    photographs: Annotated[float, Field(gt=0, lt=1)] | None = None  # their share of each batch; null mixes all samples
     pairs: bool = False  # neighbouring samples, which of synthetic people show the same person, go together
     unseen_points: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of samples whose points are kept from the network
     jitter: Weight = 0.0  # random change of colour and brightness of each image, each time it is seen
@@ -73,6 +74,8 @@ class LossWeights(Section):
     params: Weight = 0.0
     vertices: Weight = 0.0
     identity: Weight = 0.0
+    points: Weight = 0.0
+    blendshapes: Weight = 0.0
 
 
 class Stage(Section):

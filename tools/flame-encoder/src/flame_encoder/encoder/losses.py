@@ -8,9 +8,10 @@ from recon4d.files import InputError
 from recon4d.head import HeadModel
 from torch import Tensor
 
-from flame_encoder.encoder import rendering
+from flame_encoder.encoder import real_faces, rendering
 from flame_encoder.encoder.config import LossWeights
 from flame_encoder.encoder.crop import CropView
+from flame_encoder.encoder.real_faces import Marked
 from flame_encoder.encoder.samples import Batch
 from flame_encoder.encoder.vector import IDENTITY_6D, Layout, identity_of
 
@@ -44,7 +45,8 @@ class Judge:
     """What the losses need beside prediction and truth.
 
     head: with texture coordinates and a small albedo. points: a head model of few vertices, for `landmark` and
-    `vertices`. face: (F,) bool, triangles where pictures are compared.
+    `vertices`. face: (F,) bool, triangles where pictures are compared. marked: for photographs, where a head
+    model knows of MediaPipe's points.
     """
 
     head: HeadModel
@@ -53,10 +55,13 @@ class Judge:
     layout: Layout
     view: CropView
     renderer: str
+    marked: Marked | None
 
     def to(self, device: torch.device) -> "Judge":
         """The same on another device."""
-        return replace(self, head=self.head.to(device), points=self.points.to(device), face=self.face.to(device))
+        marked = None if self.marked is None else self.marked.to(device)
+        head, points, face = self.head.to(device), self.points.to(device), self.face.to(device)
+        return replace(self, head=head, points=points, face=face, marked=marked)
 
 
 def judge(head: HeadModel, layout: Layout, view: CropView, renderer: str = "recon4d") -> Judge:
@@ -66,43 +71,13 @@ def judge(head: HeadModel, layout: Layout, view: CropView, renderer: str = "reco
     if "face" in regions:
         kept = regions["face"] | regions.get("eyes", regions["face"])
         face = kept[head.faces].all(1)
-    return Judge(rendering.reduced(head), thinned(head), face, layout, view, renderer)
-
-
-def thinned(head: HeadModel, every: int = 10) -> HeadModel:
-    """The head model with every tenth vertex, those that carry joints, and the triangles of the landmarks alone."""
-    head.landmarks(head.v_template[None])  # says so when there are none
-    kept = (head.J_regressor != 0).any(0)
-    kept[::every] = True
-    corners = head.faces[head.landmark_faces]
-    kept[corners] = True
-    number = torch.cumsum(kept, 0) - 1
-    return replace(
-        head,
-        v_template=head.v_template[kept],
-        shapedirs=head.shapedirs[kept],
-        expressiondirs=head.expressiondirs[kept],
-        posedirs=head.posedirs[kept],
-        J_regressor=head.J_regressor[:, kept],
-        weights=head.weights[kept],
-        eyelids=None if head.eyelids is None else head.eyelids[kept],
-        faces=number[corners],
-        landmark_faces=torch.arange(len(corners)),
-        vt=None,
-        ft=None,
-        regions=None,
-        albedo_mean=None,
-        albedo_components=None,
-    )
+    few = rendering.thinned(head)
+    return Judge(rendering.reduced(head), few, face, layout, view, renderer, real_faces.marked(head))
 
 
 def landmark_pixels(judge: Judge, turned: Tensor, transl: Tensor) -> Tensor:
     """Landmarks (B, 68, 2) in pixels of the view, of the vertices that `rendering.turned` gives for `judge.points`."""
-    camera = rendering.placed(judge.view, judge.points.landmarks(turned), transl)
-    focal = judge.view.K[0, 0]
-    # A head behind the camera, early in training, must not give infinite gradients.
-    depth = camera[..., 2:].clamp_min(0.05)
-    return camera[..., :2] / depth * focal + judge.view.size / 2
+    return rendering.projected(judge.view, rendering.placed(judge.view, judge.points.landmarks(turned), transl))
 
 
 def terms(judge: Judge, vectors: Tensor, batch: Batch, weights: LossWeights) -> dict[str, Tensor]:
@@ -128,6 +103,8 @@ def terms(judge: Judge, vectors: Tensor, batch: Batch, weights: LossWeights) -> 
             goal = rendering.turned(judge.points, judge.layout.split(batch.vectors))
         distance = (turned - goal).square().sum(-1).add(1e-10).sqrt().mean(1)
         found["vertices"] = (distance * known).mean() / CENTIMETRE
+    if weights.points or weights.blendshapes:
+        found |= of_photographs(judge, vectors, batch, weights)
     if weights.identity:
         found["identity"] = identity(judge.layout, vectors, batch.people)
     if weights.pixel or weights.perceptual:
@@ -142,6 +119,25 @@ def terms(judge: Judge, vectors: Tensor, batch: Batch, weights: LossWeights) -> 
         if getattr(weights, term) and parts[name].shape[1]:
             rest = vectors.new_tensor(IDENTITY_6D) if name == "global_rot" else 0.0
             found[term] = (parts[name] - rest).square().mean()
+    return found
+
+
+def of_photographs(judge: Judge, vectors: Tensor, batch: Batch, weights: LossWeights) -> dict[str, Tensor]:
+    """`points` and `blendshapes` of the samples whose vector nobody knows, and whose points are; means of the batch."""
+    rows = ~batch.known & batch.points.isfinite().all(2).all(1)
+    given = judge.layout, vectors[rows], batch.points[rows]
+    found = {}
+    for name, weight in (("points", weights.points), ("blendshapes", weights.blendshapes)):
+        if weight:
+            head = real_faces.known(judge.marked, name)
+            found[name] = vectors.sum() * 0
+            if rows.any():
+                layout, some, points = given
+                if name == "points":
+                    off = real_faces.points_off(head, layout, judge.view, some, points)
+                else:
+                    off = real_faces.blendshapes_off(head, layout, some, points)
+                found[name] = off.sum() / len(vectors)
     return found
 
 

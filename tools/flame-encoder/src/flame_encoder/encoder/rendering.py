@@ -31,6 +31,33 @@ def reduced(head: HeadModel, texels: int = TEXELS) -> HeadModel:
     return replace(head, albedo_mean=smaller(head.albedo_mean[..., None])[..., 0], albedo_components=components)
 
 
+def thinned(head: HeadModel, every: int = 10) -> HeadModel:
+    """The head model with every tenth vertex, those that carry joints, and the triangles of the landmarks alone."""
+    head.landmarks(head.v_template[None])  # says so when there are none
+    kept = (head.J_regressor != 0).any(0)
+    kept[::every] = True
+    corners = head.faces[head.landmark_faces]
+    kept[corners] = True
+    number = torch.cumsum(kept, 0) - 1
+    return replace(
+        head,
+        v_template=head.v_template[kept],
+        shapedirs=head.shapedirs[kept],
+        expressiondirs=head.expressiondirs[kept],
+        posedirs=head.posedirs[kept],
+        J_regressor=head.J_regressor[:, kept],
+        weights=head.weights[kept],
+        eyelids=None if head.eyelids is None else head.eyelids[kept],
+        faces=number[corners],
+        landmark_faces=torch.arange(len(corners)),
+        vt=None,
+        ft=None,
+        regions=None,
+        albedo_mean=None,
+        albedo_components=None,
+    )
+
+
 def turned(head: HeadModel, parts: dict[str, Tensor]) -> Tensor:
     """Vertices (B, V, 3) about the middle of the face, turned as `global_rot` says, y up, z to the camera; metres."""
     rotation = from_6d(parts["global_rot"])
@@ -44,8 +71,20 @@ def placed(view: CropView, vertices: Tensor, transl: Tensor) -> Tensor:
     return vertices * facing + place(view, transl)[:, None]
 
 
-def render(head: HeadModel, parts: dict[str, Tensor], view: CropView) -> tuple[Tensor, Tensor]:
+def projected(view: CropView, points: Tensor) -> Tensor:
+    """What `placed` gives, in pixels of the view (B, n, 2)."""
+    # A head behind the camera, early in training, must not give infinite gradients.
+    depth = points[..., 2:].clamp_min(0.05)
+    return points[..., :2] / depth * view.K[0, 0] + view.size / 2
+
+
+def render(
+    head: HeadModel, parts: dict[str, Tensor], view: CropView, textures: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Pictures (B, 3, S, S) in [0, 1] on black, and which faces are seen: (B, S, S) int32, -1 where none.
+
+    Args:
+        textures: (B, T, T, 3) sRGB in place of what the parts say.
 
     Differentiable, but for which triangle a pixel sees. Raises ValueError for a head model without texture
     coordinates.
@@ -58,7 +97,7 @@ def render(head: HeadModel, parts: dict[str, Tensor], view: CropView) -> tuple[T
     rast = mesh.rasterize(camera.clip(vertices), head.faces, (view.size, view.size))
     normals = mesh.interpolate(mesh.vertex_normals(upright, head.faces), rast, head.faces)
     uv = mesh.interpolate(head.vt[None], rast, head.ft)
-    textures = vector.albedo(head, parts)
+    textures = vector.albedo(head, parts) if textures is None else textures
     if textures.shape[1] == 1:
         skin = textures.expand(*uv.shape[:3], 3)
     else:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import recon4d.images
 import torch
+from recon4d import landmarker
 from recon4d.files import InputError, read_json, read_npy_header, write_text
 from recon4d.formats.landmarks import N_DENSE, in_pixels, read_landmarks, to_dense, to_ibug
 from torch import Tensor
@@ -19,6 +20,7 @@ from flame_encoder.encoder.crop import CropView, box_of, crops_of, cut_out
 from flame_encoder.encoder.synthetic import Scene
 from flame_encoder.encoder.vector import Layout
 from flame_encoder.frames import check_landmarks, frame_paths, landmark_sizes
+from flame_encoder.report import Report, unreported
 
 PEOPLE = 2  # counts changes of what a sample of a seed is
 
@@ -174,20 +176,32 @@ def _make_cache(folder: Path, shapes: dict[str, tuple[tuple[int, ...], Any]], ma
 
 
 class Folder(torch.utils.data.Dataset[Item]):
-    """Images with 68 landmarks, as prep-faces writes them; each is cropped to its face, or to each of them.
+    """Images with landmarks, as prep-faces writes them; each is cropped to its face, or to each of them.
 
     Landmarks made on another image size (said in `landmarks.jsonl` beside their folder) are scaled. Images without
-    landmarks are left out. MediaPipe's points are kept as such, too. Raises InputError when none is left, or for a file
-    that cannot be read.
+    landmarks are left out. MediaPipe's points are kept as such, too. Without a folder of landmarks the landmarker looks
+    at all images. Raises InputError when none is left, or for a file that cannot be read.
     """
 
-    def __init__(self, images: Path, landmarks: Path, layout: Layout, view: CropView):
+    def __init__(
+        self, images: Path, landmarks: Path | None, layout: Layout, view: CropView, report: Report = unreported
+    ):
         self.layout, self.view = layout, view
         paths = frame_paths(images)
-        check_landmarks(landmarks)
-        self.sizes = landmark_sizes(landmarks)
-        found = [(path, points) for path in paths for points in read_landmarks(landmarks / f"{path.stem}.npy")]
+        self.sizes: dict[str, np.ndarray] = {}
+        if landmarks is None:
+            found = []
+            for i, path in enumerate(paths):
+                faces = landmarker.find(recon4d.images.read(path))
+                found += [(path, face.points[:, :2].astype(np.float64)) for face in faces]
+                report(i + 1, "")
+        else:
+            check_landmarks(landmarks)
+            self.sizes = landmark_sizes(landmarks)
+            found = [(path, points) for path in paths for points in read_landmarks(landmarks / f"{path.stem}.npy")]
         self.pairs = [(path, points) for path, points in found if np.isfinite(to_ibug(points)).all()]
+        if not self.pairs and landmarks is None:
+            raise InputError(f"no face is found in any of the {len(paths)} images of {images}; give others")
         if not self.pairs:
             raise InputError(f"{landmarks} has landmarks for none of the {len(paths)} images of {images}")
 

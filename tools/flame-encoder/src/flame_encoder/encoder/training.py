@@ -18,7 +18,7 @@ from recon4d.head import HeadModel, with_uv
 from recon4d.images import write_png
 from recon4d.runs import Claim
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from flame_encoder import drawing
@@ -62,31 +62,6 @@ class Plan:
         start, end = self.stages[i].learning_rate, self.stages[i].final_learning_rate
         rate = start if end is None else end + (start - end) * (1 + math.cos(math.pi * share)) / 2
         return rate * min((step + 1) / (self.warmup + 1), 1.0)
-
-
-def datasets(config: Config, head: HeadModel) -> tuple[ConcatDataset[Item], ConcatDataset[Item]]:
-    """Training and held-out samples. Raises InputError when the settings name none, or too few."""
-    layout, view = config.layout, config.view
-    training: list[Dataset[Item]] = []
-    held_out: list[Dataset[Item]] = []
-    held = config.data.validation
-    images, landmarks = config.data.images, config.data.landmarks
-    if images is not None and landmarks is not None:
-        folder = samples.Folder(Path(images), Path(landmarks), layout, view)
-        # The last ones, but never more than a quarter; a single image is both.
-        count = min(held, len(folder) // 4)
-        training.append(Subset(folder, range(len(folder) - count)))
-        held_out.append(Subset(folder, range(len(folder) - max(count, 1), len(folder))))
-    elif (images is None) != (landmarks is None):
-        raise InputError("images and landmarks go together; give --images and --landmarks")
-    if config.data.synthetic:
-        drawn = scene(head, layout, view)
-        cache = None if config.data.cache is None else Path(config.data.cache)
-        training.append(samples.Synthetic(drawn, config.data.synthetic, config.seed, cache))
-        held_out.append(samples.Synthetic(drawn, held, config.seed + 1_000_000))
-    if not training:
-        raise InputError("nothing to train on; give --images and --landmarks, or --synthetic N")
-    return ConcatDataset(training), ConcatDataset(held_out)
 
 
 def begin_with(network: EidolonEncoder, path: Path) -> None:
@@ -165,8 +140,10 @@ def _train(
     world, rank = fabric.world_size, fabric.global_rank
     if config.train.batch_size % world:
         raise InputError(f"train.batch_size {config.train.batch_size} does not divide by the {world} processes")
-    training, held_out = datasets(config, head)
-    plan = Plan(config.stages, max(len(training) // config.train.batch_size, 1), config.train.warmup)
+    training, held_out, photographs = feeding.datasets(config, head, progress)
+    own = feeding.photographs_of(config, photographs, len(training), world)
+    epoch = (len(training) - (photographs if own else 0)) // (config.train.batch_size - own)
+    plan = Plan(config.stages, max(epoch, 1), config.train.warmup)
     torch.manual_seed(config.seed)
     chosen = config.encoder
     fresh = not resumed and chosen.start is None
@@ -202,7 +179,7 @@ def _train(
             feed = samples.Kept(training, measuring.looked(network, training, report))
     loader = DataLoader(
         feed,
-        batch_sampler=list(feeding.batches(len(training), config, first, plan.total, rank, world)),
+        batch_sampler=list(feeding.batches(len(training), config, first, plan.total, rank, world, photographs)),
         num_workers=config.train.workers,
         collate_fn=samples.collate,
         multiprocessing_context="forkserver" if config.train.workers else None,
@@ -211,7 +188,7 @@ def _train(
     stage_before = -1
     set_training(network)
     with progress("train", plan.total) as report:
-        for step, batch in enumerate(loader, first):
+        for step, batch in enumerate(feeding.said_plainly(loader), first):
             i, _ = plan.at(step)
             weights = config.stages[i].loss_weights
             for group in optimizer.param_groups:
@@ -222,9 +199,10 @@ def _train(
             stage_before = i
             batch = batch.to(fabric.device)
             images = feeding.jittered(batch.images, config.train.jitter, config.seed, step, rank, world)
+            given = batch
             if config.encoder.points:
-                batch = feeding.kept_back(batch, config.train.unseen_points, config.seed, step, rank, world)
-            vectors = wrapped(images, batch.points, batch.seen if kept else None)
+                given = feeding.kept_back(batch, config.train.unseen_points, config.seed, step, rank, world)
+            vectors = wrapped(images, given.points, given.seen if kept else None)
             each = losses.terms(judge, vectors, batch, weights)
             loss = losses.total(each, weights)
             optimizer.zero_grad()
