@@ -14,7 +14,7 @@ from recon4d.images import write_png
 from recon4d.runs import claim_file
 from torch import Tensor
 
-from flame_encoder.encoder import encodings, vector
+from flame_encoder.encoder import encodings, mouth, vector
 
 SUFFIXES = (".obj", ".ply", ".gltf", ".glb")
 FAR = 1e4  # metres
@@ -94,7 +94,9 @@ def vertices_of(source: Path, head: HeadModel, row: int, neutral: bool) -> tuple
         _check(source, found.head_model, head, row, len(found.names))
         parts = found.parts([row])
         if head.albedo_mean is not None:
-            texture = vector.albedo(head, parts)[0]
+            texture = mouth.painted(
+                head, vector.albedo(head, parts)[0], None if found.mouths is None else found.mouths[row]
+            )
         arguments = vector.head_arguments(head, parts)
         if neutral:
             return head(arguments["shape"])[0], texture

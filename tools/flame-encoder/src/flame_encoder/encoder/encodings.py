@@ -37,6 +37,7 @@ class Encoding:
         identity_sigma: (N, I) how sure each number of `vector.identity_of` is; None where nobody measured the network.
         identity: (N, I) the likeliest shape and albedo, which `identity_sigma` belongs to, where the pictures' colours
             were explained (`people.explained`); None elsewhere. The albedo of `vectors` is what looks like the picture.
+        mouths: (N, M, 4) uint8, what the images show of the inside of the mouth (`encoder.mouth`), or None.
     """
 
     head_model: str
@@ -54,13 +55,16 @@ class Encoding:
     person: bool = False
     identity_sigma: np.ndarray | None = None
     identity: np.ndarray | None = None
+    mouths: np.ndarray | None = None
 
     def some(self, rows: list[int]) -> "Encoding":
         """Only some images."""
         arrays = ("names", "image_sizes", "vectors", "crops", "found", "refined", "raw", "focals")
         sure = None if self.identity_sigma is None else self.identity_sigma[rows]
         who = None if self.identity is None else self.identity[rows]
-        return replace(self, identity_sigma=sure, identity=who, **{name: getattr(self, name)[rows] for name in arrays})
+        mouths = None if self.mouths is None else self.mouths[rows]
+        own = {name: getattr(self, name)[rows] for name in arrays}
+        return replace(self, identity_sigma=sure, identity=who, mouths=mouths, **own)
 
     def parts(self, rows: slice | list[int] = slice(None)) -> dict[str, Tensor]:
         """The parts of the vectors of some images, (n, length) each."""
@@ -105,6 +109,7 @@ class Encoding:
             person=self.person,
             **({} if self.identity_sigma is None else {"identity_sigma": self.identity_sigma}),
             **({} if self.identity is None else {"identity": self.identity}),
+            **({} if self.mouths is None else {"mouths": self.mouths}),
             **{f"layout_{key}": value for key, value in self.layout.model_dump().items()},
             **{f"view_{key}": value for key, value in self.view.model_dump().items()},
             **named,
@@ -150,8 +155,10 @@ def read(path: Path) -> Encoding:
         newer[name] = value
     for name in ("found", "refined"):
         newer[name] = newer[name].astype(bool)
+    mouths = arrays.get("mouths")
+    if mouths is not None and (mouths.dtype != np.uint8 or mouths.shape != (n, *mouths.shape[1:2], 4)):
+        raise InputError(f"{path}: its mouths do not fit {n} images; encode the images again")
     person = bool(arrays["person"].all()) if "person" in arrays else False
     encoder = str(arrays.get("encoder", ""))
-    return Encoding(
-        str(arrays["head_model"]), names, sizes, vectors, crops, layout, view, encoder=encoder, person=person, **newer
-    )
+    newer |= {"encoder": encoder, "person": person, "mouths": mouths}
+    return Encoding(str(arrays["head_model"]), names, sizes, vectors, crops, layout, view, **newer)

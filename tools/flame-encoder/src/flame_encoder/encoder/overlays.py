@@ -10,7 +10,7 @@ from recon4d.head import HeadModel, with_uv
 from torch import Tensor
 
 from flame_encoder import drawing
-from flame_encoder.encoder import losses, rendering, vector
+from flame_encoder.encoder import losses, mouth, rendering, vector
 from flame_encoder.encoder.crop import cut_out
 from flame_encoder.encoder.encodings import Encoding
 
@@ -39,7 +39,9 @@ def tile(judge: losses.Judge, found: Encoding, row: int, image: np.ndarray) -> n
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     seen = cut_out(pixels, torch.from_numpy(found.crops[[row]]), SIZE)[0].permute(1, 2, 0).clamp(0, 255) / 255
     parts = found.parts([row])
-    picture, triangles = rendering.render(judge.head, parts, judge.view)
+    inside = None if found.mouths is None else found.mouths[row]
+    textures = mouth.painted(judge.head, vector.albedo(judge.head, parts)[0], inside)[None]
+    picture, triangles = rendering.render(judge.head, parts, judge.view, textures)
     camera, R, t = found.crop_camera(judge.head, row, SIZE)
     vertices = judge.head(**vector.head_arguments(judge.head, parts)) @ R.T + t
     grey, mask = drawing.shaded(judge.head, vertices, camera.K.numpy(), (SIZE, SIZE))

@@ -8,7 +8,7 @@ import torch
 from recon4d.head import HeadModel, with_uv
 from torch import Tensor
 
-from flame_encoder.encoder import identity, rendering, skin, vector
+from flame_encoder.encoder import identity, mouth, rendering, skin, vector
 from flame_encoder.encoder.encodings import Encoding
 from flame_encoder.encoder.face_boxes import Where
 from flame_encoder.encoder.trained import Encoder
@@ -46,9 +46,25 @@ def refined(
     done = 0
     for group in [rows] if found.person and rows else [[row] for row in rows]:
         found = _group(encoder, rig, skin_of, found, faces, group, picture)
+        if picture is not None:
+            found = _mouths(head, found, group, picture)
         done += len(group)
         report(done, "")
     return found
+
+
+def _mouths(head: HeadModel, found: Encoding, group: list[int], picture: Read) -> Encoding:
+    """What some images show of the inside of the mouth."""
+    mouths = found.mouths
+    for i in group:
+        colours = mouth.seen(head, found, i, picture(i))
+        if colours is None:
+            return found
+        if mouths is None or mouths is found.mouths:
+            none = np.zeros((len(found.names), *colours.shape), np.uint8)
+            mouths = none if mouths is None else mouths.copy()
+        mouths[i] = colours
+    return replace(found, mouths=mouths)
 
 
 def _group(
