@@ -43,6 +43,18 @@ def test_moving_and_turning_boxes():
     assert found.kind.tolist() == [1, 1, 1, 0] and found.moving.tolist() == [True, True, False, False]
 
 
+def test_a_fast_car_leaves_its_box_within_a_sweep():
+    """10 m/s, seen 20 ms after the frame; a box that is drawn around the points as they were seen serves as well."""
+    here, there = (boxes(("a", "Car", 0, y, 0, CAR, -1)) for y in (0.0, 1.0))
+    given = np.zeros(4, int), here, labels.steps_of([here, there])[0], 0.1
+    points = np.array([[0, 2.15, 0], [0, 1.9, 0], [0, -1.9, 0], [0, 2.4, 0]])
+    still = labels.of_points(points, *given)
+    assert still.moving.tolist() == [False, True, True, False]
+    found = labels.of_points(points, *given, np.full(4, 0.02))
+    assert found.moving.tolist() == (found.kind == 1).tolist() == [True, True, True, False]
+    np.testing.assert_allclose(found.velocity[:3], [[0, 10, 0]] * 3, atol=1e-12)
+
+
 def test_majority_of_three_frames():
     # it stands but for one step of 10 cm
     xs = [0, 0, 0.1, 0.1, 0.1]

@@ -83,29 +83,42 @@ def kind_of(label: str) -> int:
 
 
 def of_points(
-    points: np.ndarray, device: np.ndarray, cuboids: Cuboids, steps: dict[str, Step], seconds: float
+    points: np.ndarray,
+    device: np.ndarray,
+    cuboids: Cuboids,
+    steps: dict[str, Step],
+    seconds: float,
+    late: np.ndarray | None = None,
 ) -> Labels:
     """Velocity, class and whether they move, of world points (N, 3); background has velocity 0.
 
-    Of nested boxes the smaller wins. A box of one LiDAR holds only its points.
+    Of nested boxes the smaller wins. A box of one LiDAR holds only its points. A sweep takes its time, in which a fast
+    car leaves its box: some boxes are drawn around points as they were seen, others where a thing is at the frame's
+    moment, so that a point counts as inside by either.
 
     Args:
         device: (N,) which LiDAR saw a point. steps: of this frame, from `steps_of`. seconds: to the next frame.
+        late: (N,) seconds after the frame at which a point was seen; None is 0.
     """
     velocity, kind = np.zeros(points.shape), np.zeros(len(points), np.int64)
     moving = np.zeros(len(points), bool)
     for i in np.argsort(-cuboids.size.prod(1)):
-        own = (points - cuboids.pose[i, :3, 3]) @ cuboids.pose[i, :3, :3]
-        inside = (np.abs(own) <= cuboids.size[i] / 2 + MARGIN).all(1)
+        step = steps.get(str(cuboids.uuid[i]))
+        inside, speed = _in_box(points, cuboids, i), None
+        if step is not None and step.moves:
+            speed = (points @ step.motion[:3, :3].T + step.motion[:3, 3] - points) / seconds
+            if late is not None:
+                inside |= _in_box(points - late.clip(-seconds, seconds)[:, None] * speed, cuboids, i)
         if cuboids.sensor[i] >= 0:
             inside &= device == cuboids.sensor[i]
-        kind[inside] = kind_of(str(cuboids.label[i]))
-        velocity[inside], moving[inside] = 0, False
-        step = steps.get(str(cuboids.uuid[i]))
-        if step is not None and step.moves:
-            there = points[inside] @ step.motion[:3, :3].T + step.motion[:3, 3]
-            velocity[inside], moving[inside] = (there - points[inside]) / seconds, True
+        kind[inside], moving[inside] = kind_of(str(cuboids.label[i])), speed is not None
+        velocity[inside] = 0 if speed is None else speed[inside]
     return Labels(velocity, kind, moving)
+
+
+def _in_box(points: np.ndarray, cuboids: Cuboids, i: int) -> np.ndarray:
+    own = (points - cuboids.pose[i, :3, 3]) @ cuboids.pose[i, :3, :3]
+    return (np.abs(own) <= cuboids.size[i] / 2 + MARGIN).all(1)
 
 
 def of_clip(clip: Clip, root: Path) -> list[tuple[np.ndarray, Labels]] | None:
@@ -127,7 +140,9 @@ def of_clip(clip: Clip, root: Path) -> list[tuple[np.ndarray, Labels]] | None:
         own = points[inside].numpy().astype(np.float64)
         at = min(frame, len(times) - 2)
         seconds = float(times[at + 1] - times[at])
-        found = of_points(own @ turn.T + shift, sweep["d"][inside.numpy()], boxes[frame], steps[frame], seconds)
+        device, late = (sweep[key][inside.numpy()] for key in ("d", "t"))
+        given = boxes[frame], steps[frame], seconds, late - times[frame]
+        found = of_points(own @ turn.T + shift, device, *given)
         out.append((own, Labels(found.velocity @ turn, found.kind, found.moving)))
     return out
 
@@ -148,7 +163,8 @@ def motion(clip: Clip, root: Path, gaussians: MovingGaussians) -> torch.Tensor |
         at = min(frame, len(times) - 2)
         seconds = float(times[at + 1] - times[at])
         placed, device = means[own] @ turn.T + shift, np.zeros(int(own.sum()), np.int64)
-        out[own] = of_points(placed, device, boxes[frame], steps[frame], seconds).velocity @ turn
+        late = moments[own] - float(clip.lidar_times[frame])
+        out[own] = of_points(placed, device, boxes[frame], steps[frame], seconds, late).velocity @ turn
     return torch.from_numpy(out).float()
 
 
