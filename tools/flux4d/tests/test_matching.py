@@ -27,7 +27,7 @@ def test_velocities_are_the_streets(root, crossing):
     for frame, sweep in zip(clip.input, sweeps):
         points, told = labels.of_clip(clip, root)[frame]
         moments = torch.full((len(points),), sweep.time)
-        velocity, sure = matching.settled(torch.from_numpy(points).float(), moments, clip, sweeps)
+        velocity, sure = matching.settled(torch.from_numpy(points).float(), moments, sweeps)
         found.append(velocity.numpy())
         known.append(sure.numpy())
         true.append(told.velocity)
@@ -89,8 +89,11 @@ def test_a_cyclist_beside_a_parked_car():
         assert not sweep.moves[sweep.group[:200]].any() and sweep.moves[own].mean() > 0.9
         np.testing.assert_allclose(np.nanmedian(sweep.velocity[own], axis=0), velocity, atol=0.3)
     feet = np.array([[-0.35, 0, 0.15], [-0.35, 0, 0.02], [5, 0, 0.15], [-0.35, 0, 1]])
-    groups = matching._group_of(feet, sweeps[0])
+    groups, _ = matching._group_of(feet, sweeps[0])
     assert groups[0] == groups[3] != 0 and groups[1] == 0 and not sweeps[0].moves[groups[2]]
+    above = torch.tensor([[-0.35, 0, 2.2], [-0.35, 0, 3.5], [-0.35, 0, 6], [1, 2, 4]])
+    found, sure = matching.settled(above, torch.zeros(4), sweeps)
+    assert found[:, 1].abs().round().tolist() == [6, 0, 0, 0] and sure.tolist() == [True, False, True, True]
 
 
 def test_the_network_leaves_them(root, indexed, small):

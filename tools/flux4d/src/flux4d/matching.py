@@ -45,6 +45,7 @@ SEEN = 0.3  # share of a group in view of another sweep, to be looked for there
 DOUBT = 1 / 3  # power of the share of sweeps that see it, by which a match is worth less
 LEAST_MET = 0.4  # share of a group that has to meet others
 GAIN = 0.1  # by which share more of a group has to meet others moved than unmoved
+ALONG = 0.8  # metres from the nearest point of what moves, up to which a point goes with it
 STANDS = 0.5  # share of the other sweeps that a point has to be met in unmoved, to stand
 
 
@@ -319,9 +320,9 @@ def _in_views(points: np.ndarray, other: Other) -> np.ndarray:
     return torch.stack([in_view(places, camera)[2] for camera in other.cameras]).any(0).numpy()
 
 
-def settled(points: Tensor, times: Tensor, clip: Clip, sweeps: list[Sweep]) -> tuple[Tensor, Tensor]:
+def settled(points: Tensor, times: Tensor, sweeps: list[Sweep]) -> tuple[Tensor, Tensor]:
     """Velocities (N, 3) in m/s of points (N, 3) seen at times (N,), those of the nearest LiDAR points, and whether
-    (N,) they are known: matched, or 0 of what stands."""
+    (N,) they are known: matched, or 0 of what stands. Far from what moves, as above the highest beam, they are not."""
     velocity, known = points.new_zeros(len(points), 3), torch.zeros(len(points), dtype=torch.bool)
     moments = torch.tensor([sweep.time for sweep in sweeps])
     own = (times[:, None] - moments).abs().argmin(1)
@@ -329,23 +330,24 @@ def settled(points: Tensor, times: Tensor, clip: Clip, sweeps: list[Sweep]) -> t
         chosen = own == number
         if not len(sweep.points) or not chosen.any():
             continue
-        group = _group_of(points[chosen].double().numpy(), sweep)
+        group, far = _group_of(points[chosen].double().numpy(), sweep)
         found = np.where(sweep.moves[:, None], sweep.velocity, 0.0)[group]
-        sure = np.isfinite(found).all(1)
+        sure = np.isfinite(found).all(1) & ~(sweep.moves[group] & (far > ALONG))
         known[chosen] = torch.from_numpy(sure)
         velocity[chosen] = torch.from_numpy(np.where(sure[:, None], found, 0.0)).float()
     return velocity, known
 
 
-def _group_of(points: np.ndarray, sweep: Sweep) -> np.ndarray:
+def _group_of(points: np.ndarray, sweep: Sweep) -> tuple[np.ndarray, np.ndarray]:
     """(N,) group of points seen with a sweep: that of its nearest point, but wheels and feet go with what they carry,
-    and the road below it stays."""
-    group = sweep.group[cKDTree(sweep.points).query(points)[1]]
+    and the road below it and what is above it stay; and (N,) metres to the nearest point."""
+    far, nearest = cKDTree(sweep.points).query(points)
+    group = sweep.group[nearest]
     height, driven = _height(points, sweep.low), sweep.moves[sweep.group]
     if not driven.any():
-        return group
-    group[sweep.moves[group] & (height < ROAD)] = 0
+        return group, far
+    group[sweep.moves[group] & ((height < ROAD) | (height > TALL))] = 0
     foot = np.flatnonzero((group == 0) & (height >= ROAD) & (height < GROUND))
     distance, nearest = cKDTree(sweep.points[driven, :2]).query(points[foot, :2])
     group[foot] = np.where(distance < BESIDE, sweep.group[driven][nearest], 0)
-    return group
+    return group, far
