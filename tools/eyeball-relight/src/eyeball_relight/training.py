@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recon4d import InputError
+from recon4d import InputError, threads
 from recon4d.cli import progress_bar
 from recon4d.runs import claim
 from torch import Tensor
@@ -190,7 +190,9 @@ def train(
                 if step % plan.grid_every == 0:
                     marching.update_grid(grid, field, active, step // plan.grid_every)
                 pixels = draw(pool, n_rays, generator)
-                terms, sampled = volume_terms(field, capture, grid, pixels, step, intensity, generator)
+                with threads.one_thread():  # with so few samples it is done before a second has woken
+                    terms, sampled = volume_terms(field, capture, grid, pixels, step, intensity, generator)
+                    loss = descend(optimizer, terms)
                 # as many rays as fill the budget of samples
                 n_rays = max(64, min(4 * plan.samples, round(plan.samples / plan.per_ray * len(pixels) / sampled)))
                 rays_seen += len(pixels)
@@ -199,10 +201,7 @@ def train(
                     capture = corrected(field, capture)
                     views = surface_phase.surface_views(field, active, capture)
                 terms = surface_phase.surface_terms(field, capture, views, active, intensity, generator)
-            loss = torch.stack(list(terms.values())).sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+                loss = descend(optimizer, terms)
             if step % 20 == 0:
                 show(step, f"loss {float(loss.detach()):.4f}")
             if (step + 1) % plan.checkpoint_every == 0 and step + 1 < plan.iterations:
@@ -224,6 +223,15 @@ def train(
         light_warning=light_warning(capture, offset),
         folder=str(output),
     )
+
+
+def descend(optimizer: torch.optim.Optimizer, terms: dict[str, Tensor]) -> Tensor:
+    """One step down the sum of the terms, which is returned."""
+    loss = torch.stack(list(terms.values())).sum()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss
 
 
 def volume_terms(
