@@ -74,6 +74,8 @@ def test_unknown_vectors_do_not_count(judge, batch):
     half = replace(batch, known=torch.tensor([True, False, False]))
     weights = LossWeights(params=1.0, vertices=1.0)
     every, some = (losses.terms(judge, vectors, b, weights) for b in (batch, half))
+    nobody = replace(half, vectors=batch.vectors * half.known[:, None])  # what a folder of photographs gives
+    assert losses.terms(judge, vectors, nobody, weights) == some
     first = samples.Batch(*(getattr(batch, field.name)[:1] for field in fields(batch)))
     alone = losses.terms(judge, vectors[:1], first, weights)
     for name in weights.model_dump(exclude_defaults=True):

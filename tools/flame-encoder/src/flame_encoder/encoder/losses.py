@@ -99,10 +99,11 @@ def terms(judge: Judge, vectors: Tensor, batch: Batch, weights: LossWeights) -> 
         errors = [((part - truth[name]) / UNITS[name]).square().mean(1) for name, part in used.items()]
         found["params"] = (torch.stack(errors).mean(0) * known).mean()
     if weights.vertices:
+        rows = batch.known.bool()  # vectors that nobody knows are zero, which is no head
         with torch.no_grad():
-            goal = rendering.turned(judge.points, judge.layout.split(batch.vectors))
-        distance = (turned - goal).square().sum(-1).add(1e-10).sqrt().mean(1)
-        found["vertices"] = (distance * known).mean() / CENTIMETRE
+            goal = rendering.turned(judge.points, judge.layout.split(batch.vectors[rows]))
+        distance = (turned[rows] - goal).square().sum(-1).add(1e-10).sqrt().mean(1)
+        found["vertices"] = distance.sum() / len(vectors) / CENTIMETRE
     if weights.points or weights.blendshapes:
         found |= of_photographs(judge, vectors, batch, weights)
     if weights.identity:

@@ -22,6 +22,7 @@ from flame_encoder.encoder.vector import Layout
 from flame_encoder.frames import check_landmarks, frame_paths, landmark_sizes
 from flame_encoder.report import Report, unreported
 
+KEPT = 2**27  # bytes of photographs' crops that are kept in memory
 PEOPLE = 2  # counts changes of what a sample of a seed is
 
 
@@ -187,6 +188,7 @@ class Folder(torch.utils.data.Dataset[Item]):
         self, images: Path, landmarks: Path | None, layout: Layout, view: CropView, report: Report = unreported
     ):
         self.layout, self.view = layout, view
+        self.kept: dict[int, Item] = {}  # reading a large image takes far longer than a step
         paths = frame_paths(images)
         self.sizes: dict[str, np.ndarray] = {}
         if landmarks is None:
@@ -209,6 +211,14 @@ class Folder(torch.utils.data.Dataset[Item]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Item:
+        item = self.kept.get(index)
+        if item is None:
+            item = self._cut(index)
+            if (len(self.kept) + 1) * item.image.nbytes < KEPT:
+                self.kept[index] = item
+        return item
+
+    def _cut(self, index: int) -> Item:
         path, points = self.pairs[index]
         image = recon4d.images.read(path)
         points = in_pixels(points[None], self.sizes.get(path.stem, image.shape[1::-1]))[0]
