@@ -26,8 +26,8 @@ def test_velocities_are_the_streets(root, crossing):
     found, known, true = [], [], []
     for frame, sweep in zip(clip.input, sweeps):
         points, told = labels.of_clip(clip, root)[frame]
-        moments = torch.full((len(points),), sweep.time)
-        velocity, sure = matching.settled(torch.from_numpy(points).float(), moments, sweeps)
+        moments, places = torch.full((len(points),), sweep.time), torch.from_numpy(points).float()
+        velocity, sure = matching.settled(places, torch.zeros(len(points), 3), moments, clip, sweeps)
         found.append(velocity.numpy())
         known.append(sure.numpy())
         true.append(told.velocity)
@@ -64,7 +64,7 @@ def test_a_row_of_boxes(speed):
     assert math.isnan(np.max(matching._velocity(box, still, 0)))
 
 
-def test_a_cyclist_beside_a_parked_car():
+def test_a_cyclist_beside_a_parked_car(monkeypatch):
     """One group, seen from above: what is met unmoved stands, the rest is matched alone; wheels go with it."""
     rng = np.random.default_rng(0)
     parked = rng.uniform([0, 0, 0.3], [2, 4, 1.5], (200, 3))
@@ -91,9 +91,11 @@ def test_a_cyclist_beside_a_parked_car():
     feet = np.array([[-0.35, 0, 0.15], [-0.35, 0, 0.02], [5, 0, 0.15], [-0.35, 0, 1]])
     groups, _ = matching._group_of(feet, sweeps[0])
     assert groups[0] == groups[3] != 0 and groups[1] == 0 and not sweeps[0].moves[groups[2]]
-    above = torch.tensor([[-0.35, 0, 2.2], [-0.35, 0, 3.5], [-0.35, 0, 6], [1, 2, 4]])
-    found, sure = matching.settled(above, torch.zeros(4), sweeps)
-    assert found[:, 1].abs().round().tolist() == [6, 0, 0, 0] and sure.tolist() == [True, False, True, True]
+    high = torch.tensor([[-0.35, 0, 2.2], [-0.35, 0, 3.5], [-0.35, 0, 6], [1, 2, 4]])
+    for seen in (False, True):
+        monkeypatch.setattr(matching, "carried", lambda points, *_, seen=seen: torch.full((len(points),), seen))
+        found, sure = matching.settled(high, torch.zeros(4, 3), torch.zeros(4), None, sweeps)
+        assert found[:, 1].abs().round().tolist() == [6, 6 * seen, 0, 0] and sure.tolist() == [True, seen, True, True]
 
 
 def test_the_network_leaves_them(root, indexed, small):

@@ -76,7 +76,7 @@ def lift(
         parts, maps, skies = fill.lifted(clip, settings.max_gaussians)
         mean, colour, time, scale, own_quats = (torch.cat(columns) for columns in zip(*parts))
         if matched:
-            velocity, known = matching.settled(mean, time, matching.sweeps_of(clip, maps, skies))
+            velocity, known = matching.settled(mean, colour, time, clip, matching.sweeps_of(clip, maps, skies))
     else:
         mean, colour, time, scale = _seen_points(clip, settings, generator, depth_points)
         scale, own_quats = scale[:, None].expand(-1, 3), mean.new_zeros(0, 4)

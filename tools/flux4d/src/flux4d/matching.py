@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from flux4d.clips import Clip, in_view
-from flux4d.seen_through import behind
+from flux4d.seen_through import behind, carried
 
 REACH = 90.0  # metres around the first frame
 GROUND = 0.25  # metres above the lowest point around, up to which it is ground
@@ -320,21 +320,29 @@ def _in_views(points: np.ndarray, other: Other) -> np.ndarray:
     return torch.stack([in_view(places, camera)[2] for camera in other.cameras]).any(0).numpy()
 
 
-def settled(points: Tensor, times: Tensor, sweeps: list[Sweep]) -> tuple[Tensor, Tensor]:
-    """Velocities (N, 3) in m/s of points (N, 3) seen at times (N,), those of the nearest LiDAR points, and whether
-    (N,) they are known: matched, or 0 of what stands. Far from what moves, as above the highest beam, they are not."""
+def settled(points: Tensor, colours: Tensor, times: Tensor, clip: Clip, sweeps: list[Sweep]) -> tuple[Tensor, Tensor]:
+    """Velocities (N, 3) in m/s of points (N, 3) of colours (N, 3) seen at times (N,), those of the nearest LiDAR
+    points, and whether (N,) they are known: matched, or 0 of what stands.
+
+    Far from all points of what moves, as above the highest beam, may be the roof of a lorry or a house behind it: such
+    a point goes with it only if it is seen where it is carried to rather than where it was; else it is not known.
+    """
     velocity, known = points.new_zeros(len(points), 3), torch.zeros(len(points), dtype=torch.bool)
     moments = torch.tensor([sweep.time for sweep in sweeps])
     own = (times[:, None] - moments).abs().argmin(1)
+    doubt = torch.zeros(len(points), dtype=torch.bool)
     for number, sweep in enumerate(sweeps):
         chosen = own == number
         if not len(sweep.points) or not chosen.any():
             continue
         group, far = _group_of(points[chosen].double().numpy(), sweep)
         found = np.where(sweep.moves[:, None], sweep.velocity, 0.0)[group]
-        sure = np.isfinite(found).all(1) & ~(sweep.moves[group] & (far > ALONG))
+        sure = np.isfinite(found).all(1)
         known[chosen] = torch.from_numpy(sure)
         velocity[chosen] = torch.from_numpy(np.where(sure[:, None], found, 0.0)).float()
+        doubt[chosen] = torch.from_numpy(sure & sweep.moves[group] & (far > ALONG))
+    known[doubt] = carried(points[doubt], colours[doubt], times[doubt], velocity[doubt], clip)
+    velocity[~known] = 0
     return velocity, known
 
 
