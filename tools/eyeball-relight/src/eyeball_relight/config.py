@@ -97,6 +97,7 @@ class Losses(Section):
     occlusion: Weight = (
         0.0  # what a view's own share of the room's light is off 1: with light.exposure it would stand in
     )
+    room: Weight = 0.0  # the room's light beside the flash's: what pictures leave open is taken for the flash's
     lpips: Weight = 0.0  # in the mesh phase
 
 

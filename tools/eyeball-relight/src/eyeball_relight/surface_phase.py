@@ -12,6 +12,7 @@ from eyeball_relight.captures import Capture
 from eyeball_relight.field import Field, eyeballs
 from eyeball_relight.losses import NEIGHBOUR
 from eyeball_relight.refinement import gains
+from eyeball_relight.room import room_share
 
 SURFACE_PIXELS = 16384  # of a picture in a step
 
@@ -100,6 +101,8 @@ def surface_terms(
         terms["lpips"] = losses.lpips * perceptual(capture, view, rendered)
     if losses.occlusion:
         terms["occlusion"] = losses.occlusion * field.occlusion[view.view].square().sum()
+    if losses.room:
+        terms["room"] = losses.room * room_share(field, capture, intensity)
     face = view.part[pick] == 0
     at = view.position[pick][face] / field.config.data.bound
     if len(at):

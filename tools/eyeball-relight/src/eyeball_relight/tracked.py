@@ -31,7 +31,7 @@ MARGIN = 0.96  # of the picture that the head fills at most
 MOST_PIXELS, STEP = 256, 8  # of a side that is not asked for; sides are multiples of STEP
 RADIUS = (0.0105, 0.0185)  # metres; limits of an eyeball's radius: people's are 12 mm, the open head's 16
 HEAD = "head.npz"
-OCCLUSION = 0.02  # losses.occlusion
+OCCLUSION, ROOM = 0.02, 0.3  # losses.occlusion, losses.room
 SIZE_OF_HEAD = 1.05  # of the head that the cube holds
 
 
@@ -241,7 +241,7 @@ def _write(
     if by_skin and all(RADIUS[0] < ball[3] < RADIUS[1] for ball in balls_of_head):
         config += f"  eyeballs: {balls_of_head}\n"
     config += "light:\n  exposure: true\n"
-    config += f"losses:\n  occlusion: {OCCLUSION}\n"
+    config += f"losses:\n  occlusion: {OCCLUSION}\n  room: {ROOM}\n"
     config += f"eyes:\n  radius: [{RADIUS[0]}, {RADIUS[1]}]\n"
     write_text(out / "config.yaml", config)
     write_text(out / "config_wo-hybrid.yaml", config + "  enabled: false\n")

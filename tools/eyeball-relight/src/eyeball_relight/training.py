@@ -31,6 +31,7 @@ from eyeball_relight.field import Field, new_field
 from eyeball_relight.flash import flash_intensity, light_offset, light_warning
 from eyeball_relight.rays import Rays, draw, pool_of, rays_through
 from eyeball_relight.refinement import corrected, refined
+from eyeball_relight.room import room_share
 
 
 @dataclass(frozen=True)
@@ -266,4 +267,7 @@ def volume_terms(
     where = torch.rand(len(kept), settings.train.per_ray, generator=generator)
     rays = Rays(rays.origin[kept], rays.direction[kept], rays.view[kept])
     samples = volume.render(field, rays, edges[kept], beta, active, intensity, where)
-    return losses.loss_terms(field, capture, samples, rays, pixels[kept], step, generator), len(kept)
+    terms = losses.loss_terms(field, capture, samples, rays, pixels[kept], step, generator)
+    if settings.losses.room:
+        terms["room"] = settings.losses.room * room_share(field, capture, intensity)
+    return terms, len(kept)
