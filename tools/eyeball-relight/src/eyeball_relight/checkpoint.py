@@ -9,6 +9,7 @@ from recon4d import InputError
 from recon4d.files import parse_json, write_torch
 from recon4d.runs import read_checkpoint
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from eyeball_relight import config
 from eyeball_relight.field import Field
@@ -29,19 +30,24 @@ def write(
     """Everything that training needs to go on at `step`, atomically. No random state: it is a function of the step.
 
     Args:
-        grid: cached distances. intensity: (3,) of the flash. n_rays: of the next step. seconds: spent so far.
+        field, optimizer: on any device; kept as of the CPU. grid: cached distances. intensity: (3,) of the flash.
+        n_rays: of the next step. seconds: spent so far.
     """
     state = {
         "step": step,
         "seconds": seconds,
         "n_rays": n_rays,
         "grid": grid,
-        "intensity": intensity,
-        "field": field.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "intensity": intensity.cpu(),
+        "field": tree_map(_on_cpu, field.state_dict()),
+        "optimizer": tree_map(_on_cpu, optimizer.state_dict()),
         "config": json.dumps(field.config.model_dump()),
     }
     write_torch(path, state)
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def read(path: Path) -> dict[str, Any]:

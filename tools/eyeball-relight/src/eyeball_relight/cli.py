@@ -5,14 +5,14 @@ from pathlib import Path
 
 import click
 from recon4d import InputError
-from recon4d.cli import Command, Group, Real, force_option, log, print_result, seed_option
+from recon4d.cli import Command, Group, Real, device_option, force_option, log, print_result, seed_option
 
 from eyeball_relight.config import PRESETS
 
 FOLDER = click.Path(path_type=Path)
 POSES = ("track", "skin", "colmap", "auto")
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-device_option = click.option("--device", default="cpu", show_default=True, help="cpu; there is no other yet.")
+cpu_option = click.option("--device", default="cpu", show_default=True, help="cpu, the only one.")
 config_option = click.option("--config-path", type=FOLDER, required=True, help="The capture's config.yaml.")
 chunk_option = click.option(
     "--chunk-size", type=click.IntRange(1, 10**7), default=16384, show_default=True, help="Points evaluated at once."
@@ -171,7 +171,7 @@ def train(
 )
 @click.option("--usdz", is_flag=True, help="Write asset.usdz as well, which phones open.")
 @chunk_option
-@device_option
+@cpu_option
 @force_option
 def export(
     config_path: Path,

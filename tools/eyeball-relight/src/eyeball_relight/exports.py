@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from recon4d import InputError, mesh
 from recon4d.cameras import Camera
+from recon4d.cli import pick_device
 from recon4d.files import read_npz, write_npz, write_text
 from recon4d.images import MOST_PIXELS
 from recon4d.runs import claim
 from torch import Tensor
 
-from eyeball_relight import assets, brdf, captures, config, gltf, hashgrid, objfile, preview, refinement, surface, usdz
+from eyeball_relight import assets, brdf, captures, config, gltf, objfile, preview, refinement, surface, usdz
 from eyeball_relight.assets import Asset, Surface
 from eyeball_relight.captures import Capture
 from eyeball_relight.checkpoint import open_field
@@ -131,7 +132,8 @@ def export(
     """
     if with_usdz:
         usdz.modules()
-    hashgrid.check_device(device)
+    if device not in ("auto", "0") and pick_device(device).type != "cpu":
+        raise InputError(f"--device {device}: export runs on the CPU only; use cpu")
     out, folder = Path(save_visual_dir), config.load(config_path).folder
     field, intensity, step = open_field(Path(ckpt_path))
     inputs = [folder, config_path, ckpt_path]

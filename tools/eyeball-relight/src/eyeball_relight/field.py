@@ -158,5 +158,5 @@ def eyeballs(field: Field) -> assets.Asset:
     if not field.config.eyes.enabled:
         return {}
     bound, grey = field.config.data.bound, torch.full((2, 2, 3), 0.5)
-    centres, radius = field.eye_centres.detach() * bound, float(field.eye_radius.detach()) * bound
+    centres, radius = field.eye_centres.detach().cpu() * bound, float(field.eye_radius.detach()) * bound
     return {part: assets.eyeball(centre, radius, grey) for part, centre in zip(("left", "right"), centres)}

@@ -48,7 +48,7 @@ def light_offset(
         camera = capture.view(view.view)
         turn = camera.world_to_camera[:3, :3]
         with torch.no_grad():
-            colour = surface_colours(field, capture, view, pick, active, intensity).mean(-1)
+            colour = surface_colours(field, capture, view, pick, active, intensity).mean(-1).cpu()
         towards = camera.center - view.position[pick]
         distance = towards.norm(dim=1, keepdim=True)
         unit, normal = towards / distance, view.normal[pick]

@@ -1,8 +1,9 @@
-"""A multi-resolution hash grid (Müller et al. 2022) with smoothstep interpolation, on the CPU, twice differentiable.
+"""A multi-resolution hash grid (Müller et al. 2022) with smoothstep interpolation, twice differentiable.
 
-Level l divides the unit cube into resolution[l] cells per side and stores `features` numbers at each corner, in a
-table of `entries` rows, a power of two: by position where all corners fit, by a spatial hash otherwise. Each level is
-one job of `share`, so no two threads write to the same table, and a level's table stays in the cache.
+On the CPU by kernels, on a GPU in plain torch. Level l divides the unit cube into resolution[l] cells per side and
+stores `features` numbers at each corner, in a table of `entries` rows, a power of two: by position where all corners
+fit, by a spatial hash otherwise. Each level is one job of `share`, so no two threads write to the same table, and a
+level's table stays in the cache.
 """
 
 import math
@@ -11,18 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit
-from recon4d import InputError
-from recon4d.cli import pick_device
 from recon4d.threads import announce_compile, share
 from torch import Tensor
 
 PRIMES = (1, 2654435761, 805459861)  # of the hash of a corner (Müller et al. 2022, equation 4)
-
-
-def check_device(name: str) -> None:
-    """Raise InputError for a device that the kernels do not run on, which is any but the CPU (cpu, auto or 0)."""
-    if pick_device("cpu" if name in ("auto", "0") else name).type != "cpu":
-        raise InputError(f"--device {name}: training and export run on the CPU only; use cpu")
 
 
 def resolutions(coarsest: int, finest: int, levels: int) -> list[int]:
@@ -247,12 +240,14 @@ def encode(x: Tensor, table: Tensor, resolution: list[int]) -> Tensor:
     """Features (N, L F) of points x (N, 3) in [0, 1]; points outside are clamped.
 
     Differentiable by x and table, and the gradient by x once more by x, table and the upstream gradient, which is
-    what losses on normals need. CPU tensors, float32 or float64.
+    what losses on normals need. On the CPU by kernels, float32 or float64; elsewhere by `encode_torch`.
 
     Args:
         table: (L, entries, F). resolution: cells per side of each of the first levels; the features of the levels
             that it leaves out are zero.
     """
+    if x.device.type != "cpu":
+        return encode_torch(x, table, resolution)
     active = len(resolution)
     features = _Encode.apply(x, table[:active], tuple(resolution))  # type: ignore[no-untyped-call]
     missing = (table.shape[0] - active) * table.shape[2]
@@ -260,24 +255,30 @@ def encode(x: Tensor, table: Tensor, resolution: list[int]) -> Tensor:
 
 
 def encode_torch(x: Tensor, table: Tensor, resolution: list[int]) -> Tensor:
-    """`encode` in plain torch: the reference that the kernels are tested against, for any device and type."""
-    out = []
-    for level, side in enumerate(resolution):
-        scaled = x * side
-        cell = scaled.detach().floor().clamp(0, side - 1)
-        t = (scaled - cell).clamp(0, 1)
-        weight = t * t * (3 - 2 * t)
-        total = torch.zeros(len(x), table.shape[2], dtype=table.dtype, device=table.device)
-        for corner in range(8):
-            offset = torch.tensor([corner & 1, (corner >> 1) & 1, corner >> 2], device=x.device)
-            at = cell.long() + offset
-            if (side + 1) ** 3 <= table.shape[1]:
-                row = (at[:, 2] * (side + 1) + at[:, 1]) * (side + 1) + at[:, 0]
-            else:
-                mixed = (at * torch.tensor(PRIMES, device=x.device)) & 0xFFFFFFFF
-                row = (mixed[:, 0] ^ mixed[:, 1] ^ mixed[:, 2]) % table.shape[1]  # & (entries - 1) of 64-bit integers
-            share_ = torch.where(offset.bool(), weight, 1 - weight).prod(1, keepdim=True)
-            total = total + share_ * table[level][row]
-        out.append(total)
-    missing = (table.shape[0] - len(resolution)) * table.shape[2]
-    return torch.nn.functional.pad(torch.cat(out, 1), (0, missing))
+    """`encode` in plain torch, for any device and type: what a GPU runs, and the kernels are tested against.
+
+    All levels and corners at once, so in some thirty operations; it holds (N, L, 8, F) numbers.
+    """
+    levels, entries = len(resolution), table.shape[1]
+    side = torch.tensor(resolution, device=x.device)[:, None]
+    scaled = x[:, None] * side  # (N, L, 3)
+    cell = torch.minimum(scaled.detach().floor().clamp(min=0), side - 1)
+    t = (scaled - cell).clamp(0, 1)
+    upper = t * t * (3 - 2 * t)
+    weights = torch.stack([1 - upper, upper], -1)  # of the lower and the upper corner along each axis
+    corners = cell.long()[..., None] + torch.arange(2, device=x.device)
+    at = corners * torch.cat([torch.ones_like(side), side + 1, (side + 1) ** 2], 1)[..., None]
+    mixed = corners * torch.tensor(PRIMES, device=x.device)[:, None]
+
+    def each(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, L, 3, 2) as three that broadcast to (N, L, 2, 2, 2)."""
+        return u[:, :, 0, :, None, None], u[:, :, 1, None, :, None], u[:, :, 2, None, None, :]
+
+    (a, b, c), (i, j, k), (p, q, r) = each(weights), each(at), each(mixed)
+    dense = ((side + 1) ** 3 <= entries)[:, :, None, None]
+    row = torch.where(dense, i + j + k, (p ^ q ^ r) & (entries - 1))
+    row = row + entries * torch.arange(levels, device=x.device)[:, None, None, None]
+    values = table[:levels].flatten(0, 1)[row]  # (N, L, 2, 2, 2, F)
+    out = ((a * b * c)[..., None] * values).sum((2, 3, 4)).flatten(1)
+    missing = (table.shape[0] - levels) * table.shape[2]
+    return torch.nn.functional.pad(out, (0, missing))

@@ -28,10 +28,9 @@ def loss_terms(
     Args:
         pixels: (R,) flat indices into (N, H, W) of the rays.
     """
-    losses, eyes_on = field.config.losses, field.config.eyes.enabled
-    picture = brdf.to_linear(capture.image.view(-1, 3)[pixels].float() / 255)
-    mask = capture.mask.view(-1)[pixels].float() / 255
-    hair = capture.hair.view(-1)[pixels].float() / 255
+    losses, eyes_on, device = field.config.losses, field.config.eyes.enabled, samples.opacity.device
+    picture = brdf.to_linear(capture.image.view(-1, 3)[pixels].to(device).float() / 255)
+    mask, hair = (x.view(-1)[pixels].to(device).float() / 255 for x in (capture.mask, capture.hair))
     per_ray = samples.weights.shape[1]
     # An error in the dark is seen as well as one in the light: weigh by the slope of the picture's encoding.
     weight = 1 / (picture.mean(-1, keepdim=True) + 0.15)
@@ -41,7 +40,7 @@ def loss_terms(
         "mask": losses.mask * (samples.opacity - mask).abs().mean(),
     }
     if losses.parts and eyes_on:
-        eyes = torch.stack([x.view(-1)[pixels].float() / 255 for x in (capture.left, capture.right)], 1)
+        eyes = torch.stack([x.view(-1)[pixels].to(device).float() / 255 for x in (capture.left, capture.right)], 1)
         wanted = torch.cat([(mask - eyes.sum(1)).clamp(min=0)[:, None], eyes], 1)
         terms["parts"] = losses.parts * (samples.part_opacity - wanted).abs().sum(1).mean()
         if losses.clear:
@@ -53,32 +52,30 @@ def loss_terms(
         terms["occlusion"] = losses.occlusion * field.occlusion.square().sum(1).mean()
 
     n = len(pixels)
-    spread = torch.rand(n // 4, 3, generator=generator) * 2 - 1
+    spread = torch.rand(n // 4, 3, generator=generator).to(device) * 2 - 1
     _, _, apart = field.face_gradient(spread, field.active(step))
     gradients = torch.cat([samples.gradient, apart])
     terms["eikonal"] = losses.eikonal * (gradients.norm(dim=1) - 1).square().mean()
 
     # One point per ray, the one it sees most of, and a neighbour.
     seen = samples.weights.detach()
-    index = torch.arange(n) * per_ray + seen.argmax(1)
+    index = torch.arange(n, device=device) * per_ray + seen.argmax(1)
     face = (samples.part[index] == 0) & (seen.sum(1) > 0.5)
     index, in_hair = index[face], hair[face]
     if len(index):
         at = samples.position[index].detach()
-        beside = at + NEIGHBOUR * normalize(torch.randn(at.shape, generator=generator), dim=-1)
+        beside = at + NEIGHBOUR * normalize(torch.randn(at.shape, generator=generator).to(at), dim=-1)
         _, _, gradient = field.face_gradient(beside, field.active(step))
         bent = (normalize(gradient, dim=-1) - samples.normal[index]).abs().sum(1)
-        terms["smooth"] = (
-            torch.lerp(torch.tensor(losses.smooth), torch.tensor(losses.smooth_hair), in_hair) * bent
-        ).mean()
-        gloss = field.material(beside, torch.zeros(len(at), dtype=torch.long), field.active(step))
+        terms["smooth"] = ((losses.smooth + (losses.smooth_hair - losses.smooth) * in_hair) * bent).mean()
+        gloss = field.material(beside, torch.zeros(len(at), dtype=torch.long, device=device), field.active(step))
         rough = (gloss.roughness - samples.material.roughness[index]).abs()
         sheen = (gloss.specular - samples.material.specular[index]).abs()
         terms["roughness"] = losses.roughness * (rough + sheen).mean()
         specular = samples.material.specular[index, 0]
         terms["hair"] = losses.hair * (in_hair * specular).mean()
         if capture.specular is not None and losses.specular:
-            fitted = capture.specular.view(-1)[pixels[face]].float() / 255
+            fitted = capture.specular.view(-1)[pixels].to(device)[face].float() / 255
             terms["specular"] = losses.specular * ((specular - fitted).abs() * (1 - in_hair)).mean()
     return terms
 
@@ -90,22 +87,22 @@ def clearance_loss(field: Field, rays: Rays, eyes: Tensor, active: list[int], ge
     """
     ray, eye = (eyes > 0.9).nonzero(as_tuple=True)
     if len(ray) == 0:
-        return torch.zeros(())
+        return eyes.new_zeros(())
     origin, direction = rays.origin[ray].detach(), rays.direction[ray].detach()
     offset = field.eye_centres.detach()[eye] - origin
     along = (offset * direction).sum(1)
     miss = (offset**2).sum(1) - along**2
     hit = along - (field.eye_radius.detach() ** 2 - miss).clamp(min=0).sqrt()
-    ahead = CLEAR_AHEAD * torch.rand(len(ray), generator=generator)
+    ahead = CLEAR_AHEAD * torch.rand(len(ray), generator=generator).to(hit)
     distance, _ = field.face(origin + (hit - ahead)[:, None] * direction, active)
     return (CLEAR_MARGIN - distance).clamp(min=0).mean()
 
 
 def landmark_loss(field: Field) -> Tensor:
     """Mean distance of the eyeball landmarks from their eyeballs' surfaces, in bounds; 0 without landmarks."""
-    data, total = field.config.data, torch.zeros(())
+    data, total = field.config.data, field.beta.new_zeros(())
     for k, points in enumerate((data.left_eye_ldm, data.right_eye_ldm)):
         if points:
-            away = (torch.tensor(points) / data.bound - field.eye_centres[k]).norm(dim=1)
+            away = (field.eye_centres.new_tensor(points) / data.bound - field.eye_centres[k]).norm(dim=1)
             total = total + (away - field.eye_radius).abs().mean()
     return total

@@ -23,8 +23,10 @@ def grid_points(size: int) -> Tensor:
 
 @torch.no_grad()
 def face_distances(field: Field, x: Tensor, active: list[int]) -> Tensor:
-    """Distances (N,) to the face, in chunks."""
-    return torch.cat([field.face(part, active)[0] for part in x.split(CHUNK)]) if len(x) else x[:, 0]
+    """Distances (N,) to the face, in chunks, on the device of x (N, 3)."""
+    device = field.beta.device
+    parts = [field.face(part.to(device), active)[0].to(x.device) for part in x.split(CHUNK)]
+    return torch.cat(parts) if parts else x[:, 0]
 
 
 def update_grid(grid: Tensor, field: Field, active: list[int], number: int) -> None:
@@ -150,7 +152,7 @@ def bins_along(
     """Edges (R, per_ray + 1) of sampling bins along rays, and whether a ray is worth sampling (R,).
 
     Weights of volume rendering are found from the cached distances (VolSDF, Yariv et al. 2021, equations 2 to 5) with a
-    beta of at least half a cell, and cut into parts of about equal weight.
+    beta of at least half a cell, and cut into parts of about equal weight. On the CPU, whatever the rays' device.
 
     Args:
         grid: (S, S, S) distances to the face. centres: (E, 3) eyeballs; 0 of them is fine. radius: theirs.
@@ -159,7 +161,7 @@ def bins_along(
         jitter: (R, per_ray + 1) in [0, 1]; 0.5 is the regular position.
     """
     announce_compile("ray marching", 6, _march)
-    arrays = [x.detach().float().contiguous().numpy() for x in (grid, centres, origins, directions, jitter)]
+    arrays = [x.detach().cpu().float().contiguous().numpy() for x in (grid, centres, origins, directions, jitter)]
     edges, hit = np.zeros((len(origins), per_ray + 1), np.float32), np.zeros(len(origins), np.bool_)
     flags = wanted.numpy()
     beta = max(beta, 0.5 * 2 / (len(grid) - 1))

@@ -59,11 +59,16 @@ def refined(field: Field, camera: Camera) -> Camera:
 def gains(field: Field) -> Tensor:
     """(V, 3) what each picture's light is multiplied by; the geometric mean of the trained views is 1."""
     if not field.config.light.exposure:
-        return torch.ones(len(field.occlusion), 3)
+        return field.occlusion.new_ones(len(field.occlusion), 3)
     views = trained_views(len(field.exposure))
     gain = torch.zeros_like(field.exposure)
     own = field.exposure[views]
     return gain.index_put((torch.tensor(views),), own - own.mean(0)).exp()
+
+
+def camera_of(field: Field, capture: Capture) -> Camera:
+    """The capture's camera as the field has corrected it, on the field's device; see `refined`."""
+    return refined(field, capture.camera.to(field.beta.device))
 
 
 def corrected(field: Field, capture: Capture) -> Capture:
@@ -71,4 +76,4 @@ def corrected(field: Field, capture: Capture) -> Capture:
     if not field.config.train.refine_pose:
         return capture
     with torch.no_grad():
-        return replace(capture, camera=refined(field, capture.camera))
+        return replace(capture, camera=camera_of(field, capture).to("cpu"))

@@ -191,7 +191,7 @@ def place_eyes(field: Field, capture: Capture, intensity: Tensor, log: Callable[
 
     Raises InputError when there is neither.
     """
-    data, radius = field.config.data, field.eye_radius.detach()
+    data, radius = field.config.data, float(field.eye_radius.detach())
     low, high = field.config.eyes.radius
     if data.eyeballs:
         known = torch.tensor(data.eyeballs)

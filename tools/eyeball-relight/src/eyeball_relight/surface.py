@@ -56,13 +56,13 @@ def extract(field: Field, active: list[int], resolution: int, level: float = 0.0
 
 
 def normals_of(field: Field, vertices: Tensor, active: list[int]) -> Tensor:
-    """Unit normals (V, 3) of the face's distances at vertices (V, 3) in the capture's unit."""
-    found = []
+    """Unit normals (V, 3) of the face's distances at vertices (V, 3) in the capture's unit, on their device."""
+    found, device = [], field.beta.device
     with torch.no_grad():
         for part in (vertices / field.config.data.bound).split(CHUNK):
             with torch.enable_grad():
-                gradient = field.face_gradient(part, active)[2].detach()
-            found.append(normalize(gradient, dim=-1))
+                gradient = field.face_gradient(part.to(device), active)[2].detach()
+            found.append(normalize(gradient, dim=-1).to(part.device))
     return torch.cat(found)
 
 

@@ -67,15 +67,14 @@ def surface_views(field: Field, active: list[int], capture: Capture) -> list[Sur
 def surface_colours(
     field: Field, capture: Capture, view: SurfaceView, pick: Tensor, active: list[int], intensity: Tensor
 ) -> Tensor:
-    """Linear colours (M, 3) of chosen pixels of a view."""
-    bound = field.config.data.bound
-    position = view.position[pick] / bound
-    material = field.material(position, view.part[pick], active)
-    origin = (capture.view(view.view).center / bound).expand_as(position)
-    which = torch.full((len(pick),), view.view)
-    return gains(field)[view.view] * volume.flash(
-        field, position, origin, view.normal[pick], material, which, intensity
-    )
+    """Linear colours (M, 3) of chosen pixels of a view, on the field's device."""
+    bound, device = field.config.data.bound, field.beta.device
+    position, part, normal = (x[pick].to(device) for x in (view.position, view.part, view.normal))
+    position = position / bound
+    material = field.material(position, part, active)
+    origin = (capture.view(view.view).center.to(device) / bound).expand_as(position)
+    which = torch.full((len(pick),), view.view, device=device)
+    return gains(field)[view.view] * volume.flash(field, position, origin, normal, material, which, intensity)
 
 
 def surface_terms(
@@ -87,13 +86,13 @@ def surface_terms(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Loss terms of one whole picture, or of SURFACE_PIXELS of it without LPIPS; of material and room light alone."""
-    losses = field.config.losses
+    losses, device = field.config.losses, field.beta.device
     view = views[int(torch.randint(len(views), (1,), generator=generator))]
     pick = torch.arange(len(view.pixel))
     if not losses.lpips and len(pick) > SURFACE_PIXELS:
         pick = torch.randperm(len(pick), generator=generator)[:SURFACE_PIXELS]
     colour = surface_colours(field, capture, view, pick, active, intensity)
-    truth = capture.image.view(-1, 3)[view.pixel[pick]].float() / 255
+    truth = capture.image.view(-1, 3)[view.pixel[pick]].to(device).float() / 255
     # In the picture's own encoding: what is seen is what is compared.
     rendered = brdf.to_picture(colour)
     terms = {"pbr": losses.pbr * (rendered - truth).abs().mean()}
@@ -107,9 +106,10 @@ def surface_terms(
     at = view.position[pick][face] / field.config.data.bound
     if len(at):
         some = torch.randint(len(at), (min(1024, len(at)),), generator=generator)
-        at, hair = at[some], capture.hair.view(-1)[view.pixel[pick][face][some]].float() / 255
-        beside = at + NEIGHBOUR * normalize(torch.randn(at.shape, generator=generator), dim=-1)
-        zero = torch.zeros(len(at), dtype=torch.long)
+        hair = capture.hair.view(-1)[view.pixel[pick][face][some]].to(device).float() / 255
+        at = at[some].to(device)
+        beside = at + NEIGHBOUR * normalize(torch.randn(at.shape, generator=generator).to(at), dim=-1)
+        zero = torch.zeros(len(at), dtype=torch.long, device=device)
         here, there = field.material(at, zero, active), field.material(beside, zero, active)
         rough = (here.roughness - there.roughness).abs() + (here.specular - there.specular).abs()
         terms["roughness"] = losses.roughness * rough.mean()
@@ -120,7 +120,7 @@ def surface_terms(
 def perceptual(capture: Capture, view: SurfaceView, rendered: Tensor) -> Tensor:
     """LPIPS between a whole picture and the same with the view's pixels `rendered` (N, 3)."""
     size = (capture.camera.height, capture.camera.width, 3)
-    truth = capture.image[view.view].float() / 255
+    truth = capture.image[view.view].to(rendered.device).float() / 255
     start = view.view * size[0] * size[1]
-    image = truth.reshape(-1, 3).index_put((view.pixel - start,), rendered).view(size)
+    image = truth.reshape(-1, 3).index_put(((view.pixel - start).to(rendered.device),), rendered).view(size)
     return metrics.lpips(image.permute(2, 0, 1)[None], truth.permute(2, 0, 1)[None]).mean()

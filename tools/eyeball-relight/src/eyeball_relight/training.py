@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from recon4d import InputError, threads
-from recon4d.cli import progress_bar
+from recon4d.cli import pick_device, progress_bar
 from recon4d.runs import claim
 from torch import Tensor
 
@@ -16,7 +16,6 @@ from eyeball_relight import (
     captures,
     checkpoint,
     config,
-    hashgrid,
     headstart,
     losses,
     marching,
@@ -30,7 +29,7 @@ from eyeball_relight.config import Config
 from eyeball_relight.field import Field, new_field
 from eyeball_relight.flash import flash_intensity, light_offset, light_warning
 from eyeball_relight.rays import Rays, draw, pool_of, rays_through
-from eyeball_relight.refinement import corrected, refined
+from eyeball_relight.refinement import camera_of, corrected
 from eyeball_relight.room import room_share
 
 
@@ -55,7 +54,7 @@ def start(
     workspace: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     log: Callable[[str], None] = print,
 ) -> Result:
     """Train on a capture as its config file says; write `config.yaml` and `latest.pth` into the workspace.
@@ -70,10 +69,10 @@ def start(
         force: replace what an earlier run wrote into the workspace.
 
     Raises:
-        InputError: settings, a capture or a checkpoint that cannot be used; an occupied workspace; a device that the
-            kernels do not run on.
+        InputError: settings, a capture or a checkpoint that cannot be used; an occupied workspace; a device that is
+            not there.
     """
-    hashgrid.check_device(device)
+    chosen = pick_device("auto" if device == "0" else device)
     if resume and force:
         raise InputError("--resume goes on with what --force would delete; give one")
     settings = config.load(config_path, preset or "cpu-quick", overrides)
@@ -99,7 +98,7 @@ def start(
         elif resume and not saved.is_file():
             raise InputError(f"{out} holds no {CHECKPOINT} to go on from; leave --resume away")
         config.write(own, settings)
-        result = train(settings, capture, out, log, claimed.resumed, claimed.keep)
+        result = train(settings, capture, out, log, claimed.resumed, claimed.keep, chosen)
     if result.light_warning:
         log(f"warning: {result.light_warning}")
     return result
@@ -146,31 +145,34 @@ def train(
     log: Callable[[str], None],
     resume: bool = False,
     keep: Callable[[], None] = lambda: None,
+    device: torch.device | str = "cpu",
 ) -> Result:
     """Train a field on the capture; write `latest.pth` into `output`.
 
     Args:
-        resume: go on from it. keep: called when there is one.
+        resume: go on from it. keep: called when there is one. device: of the field; rays are marched, and surfaces
+            extracted, on the CPU.
 
     Raises InputError: unusable masks, eyes that cannot be placed, a checkpoint that does not fit.
     """
     plan, started = settings.train, time.perf_counter()
     field = new_field(settings, len(capture))
-    optimizer = adam(field)
     grid = torch.zeros((plan.grid + 1,) * 3)
     n_rays, first, seconds = plan.samples // plan.per_ray, 0, 0.0
     intensity = flash_intensity(settings, capture)
-    if resume:
-        state = checkpoint.read(output / CHECKPOINT)
-        grid, n_rays, first, seconds = checkpoint.resume(field, optimizer, state, output / CHECKPOINT)
-        log(f"resumed at step {first}")
-    else:
+    if not resume:
         if settings.data.head is not None:
             begin = headstart.read(settings.folder / settings.data.head)
             off = headstart.learn(field, *begin, settings.seed) * settings.data.bound
             log(f"begins with {settings.data.head}, which the field follows to {off:.2g}")
         if settings.eyes.enabled:
             spheres.place_eyes(field, capture, intensity, log)
+    field, intensity = field.to(device), intensity.to(device)
+    optimizer = adam(field)
+    if resume:
+        state = checkpoint.read(output / CHECKPOINT)
+        grid, n_rays, first, seconds = checkpoint.resume(field, optimizer, state, output / CHECKPOINT)
+        log(f"resumed at step {first}")
     pool, loss, views, rays_seen = pool_of(capture), torch.zeros(()), None, 0
 
     def save(step: int) -> None:
@@ -249,7 +251,7 @@ def volume_terms(
     Raises InputError where almost none is.
     """
     settings, active, beta = field.config, field.active(step), field.width(step)
-    rays = rays_through(refined(field, capture.camera), settings.data.bound, pixels)
+    rays = rays_through(camera_of(field, capture), settings.data.bound, pixels.to(beta.device))
     edges, hit = marching.bins_along(
         grid,
         field.eye_centres[: 2 if settings.eyes.enabled else 0],
@@ -265,8 +267,10 @@ def volume_terms(
     if len(kept) < 8:
         raise InputError("almost no ray meets the head inside the bounds; check data.bound and the poses")
     where = torch.rand(len(kept), settings.train.per_ray, generator=generator)
-    rays = Rays(rays.origin[kept], rays.direction[kept], rays.view[kept])
-    samples = volume.render(field, rays, edges[kept], beta, active, intensity, where)
+    there = kept.to(beta.device)
+    rays = Rays(rays.origin[there], rays.direction[there], rays.view[there])
+    bins = (edges[kept].to(beta.device), beta, active, intensity, where.to(beta.device))
+    samples = volume.render(field, rays, *bins)
     terms = losses.loss_terms(field, capture, samples, rays, pixels[kept], step, generator)
     if settings.losses.room:
         terms["room"] = settings.losses.room * room_share(field, capture, intensity)
