@@ -10,7 +10,14 @@ from pretend_gpu import pretend_gpu
 SHORT = (
     *("train.iterations=7", "train.mesh_render_iter=5", "train.milestones=[4]", "train.checkpoint_every=3"),
     *("train.refine_pose=true", "train.refine_focal=true", "train.refine_after=1", "light.exposure=true"),
-    *("eyes.still=2", "losses.lpips=0.1", "losses.occlusion=0.1", "train.grid=16", "train.mesh_resolution=32"),
+    *(
+        "eyes.still=2",
+        "losses.lpips=0.1",
+        "losses.occlusion=0.1",
+        "losses.room=0.1",
+        "train.grid=16",
+        "train.mesh_resolution=32",
+    ),
 )
 
 
