@@ -260,7 +260,7 @@ def figures(encoder: Encoder, vectors: Tensor, truth: Tensor) -> dict[str, Any]:
         "albedo": 255 * torch.stack(albedo),
         "light_percent": 100 * torch.stack(light),
     }
-    spread = {name: round(float(each.std()), 2) for name, each in errors.items()}
+    spread = {name: round(float(each.std(correction=min(len(each) - 1, 1))), 2) for name, each in errors.items()}
     return {name: round(float(each.mean()), 2) for name, each in errors.items()} | {"spread": spread}
 
 
