@@ -16,6 +16,8 @@ from recon4d import InputError
 class Ball:
     """What `surface` asks of a field, with a face that is a ball of radius 0.5 bounds around (0.1, 0, -0.2)."""
 
+    device = torch.device("cpu")
+
     def __init__(self, radius=0.5):
         self.radius, self.config = radius, config.Config(data=config.Data(bound=2.0))
         self.centre = torch.tensor([0.1, 0.0, -0.2])

@@ -56,6 +56,11 @@ class Field(nn.Module):
             self.ambient[0] = -4.0
 
     @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.beta.device
+
+    @property
     def eye_radius(self) -> Tensor:
         """The eyeballs' radius in bounds, between the limits of the config."""
         low, high = (r / self.config.data.bound for r in self.config.eyes.radius)

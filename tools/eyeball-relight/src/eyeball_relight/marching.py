@@ -24,7 +24,7 @@ def grid_points(size: int) -> Tensor:
 @torch.no_grad()
 def face_distances(field: Field, x: Tensor, active: list[int]) -> Tensor:
     """Distances (N,) to the face, in chunks, on the device of x (N, 3)."""
-    device = field.beta.device
+    device = field.device
     parts = [field.face(part.to(device), active)[0].to(x.device) for part in x.split(CHUNK)]
     return torch.cat(parts) if parts else x[:, 0]
 

@@ -68,7 +68,7 @@ def gains(field: Field) -> Tensor:
 
 def camera_of(field: Field, capture: Capture) -> Camera:
     """The capture's camera as the field has corrected it, on the field's device; see `refined`."""
-    return refined(field, capture.camera.to(field.beta.device))
+    return refined(field, capture.camera.to(field.device))
 
 
 def corrected(field: Field, capture: Capture) -> Capture:

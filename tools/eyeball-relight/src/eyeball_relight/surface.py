@@ -57,7 +57,7 @@ def extract(field: Field, active: list[int], resolution: int, level: float = 0.0
 
 def normals_of(field: Field, vertices: Tensor, active: list[int]) -> Tensor:
     """Unit normals (V, 3) of the face's distances at vertices (V, 3) in the capture's unit, on their device."""
-    found, device = [], field.beta.device
+    found, device = [], field.device
     with torch.no_grad():
         for part in (vertices / field.config.data.bound).split(CHUNK):
             with torch.enable_grad():

@@ -68,7 +68,7 @@ def surface_colours(
     field: Field, capture: Capture, view: SurfaceView, pick: Tensor, active: list[int], intensity: Tensor
 ) -> Tensor:
     """Linear colours (M, 3) of chosen pixels of a view, on the field's device."""
-    bound, device = field.config.data.bound, field.beta.device
+    bound, device = field.config.data.bound, field.device
     position, part, normal = (x[pick].to(device) for x in (view.position, view.part, view.normal))
     position = position / bound
     material = field.material(position, part, active)
@@ -86,7 +86,7 @@ def surface_terms(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Loss terms of one whole picture, or of SURFACE_PIXELS of it without LPIPS; of material and room light alone."""
-    losses, device = field.config.losses, field.beta.device
+    losses, device = field.config.losses, field.device
     view = views[int(torch.randint(len(views), (1,), generator=generator))]
     pick = torch.arange(len(view.pixel))
     if not losses.lpips and len(pick) > SURFACE_PIXELS:
