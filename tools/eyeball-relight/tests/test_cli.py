@@ -121,7 +121,8 @@ def test_bad_input(exported, trained, data, capfd, tmp_path):
     export = ["export", "--config-path", config, "--save-visual-dir", tmp_path / "x", "--ckpt-path"]
     train = ["train", "--config-path", config, "--workspace", tmp_path / "w"]
     for arguments, message in (
-        (["train", "--config-path", tmp_path / "none.yaml"], "does not exist"),
+        (["train", "--config-path", tmp_path / "none.yaml"], "is not a file"),
+        (["train", "--config-path", full], "is not a file"),
         ([*train, "--set", "train.speed=9"], "train.speed is not known"),
         ([*train, "--device", "cuda:99"], "--device cuda:99"),
         ([*train, "--resume", "--force"], "give one"),

@@ -60,5 +60,5 @@ def test_landmarks_are_added_and_the_rest_is_kept(tmp_path):
     config.add_landmarks(path, {"left_eye_ldm": [[1.0, 2.0, 3.0]], "right_eye_ldm": [[0.0, 0.0, 1.0]]})
     found = config.load(path)
     assert found.data.left_eye_ldm == [[1, 2, 3]] and found.data.bound == 0.5 and found.light.intensity == 2
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="is not a file"):
         config.add_landmarks(tmp_path / "none.yaml", {})

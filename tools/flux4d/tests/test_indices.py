@@ -153,7 +153,7 @@ def test_index_files(bare, tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"is not an index of flux4d|is not readable JSON"):
             indices.read(path)
-    with pytest.raises(InputError, match="does not exist; write it with flux4d index"):
+    with pytest.raises(InputError, match="is not a file; write one with flux4d index"):
         indices.read(tmp_path / "none.json")
 
 

@@ -157,7 +157,7 @@ def load(path: str | Path, preset: str | None = None, overrides: Sequence[str] =
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"--config-path {path} does not exist; synth and import write one beside the capture")
+        raise InputError(f"--config-path {path} is not a file; synth and import write one beside the capture")
     values = {} if preset is None else settings.preset("eyeball_relight", preset)
     given = settings.read(path)
     for key, value in given.items() if isinstance(given, dict) else ():

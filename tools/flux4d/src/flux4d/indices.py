@@ -239,7 +239,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """Read an index. Raises InputError when it is missing or something else; what `IndexFile` says holds for it."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"--index-path {path} does not exist; write it with flux4d index")
+        raise InputError(f"--index-path {path} is not a file; write one with flux4d index")
     index = read_json(path)
     try:
         IndexFile.model_validate(index)
