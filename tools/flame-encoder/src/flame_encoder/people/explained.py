@@ -22,6 +22,8 @@ from flame_encoder.people import colours, refine
 from flame_encoder.people.around import around, blurred, drawn
 from flame_encoder.people.colours import DIRECTIONS, LOOKS, SHEEN, TONE, Coloured, Window, looks_of
 from flame_encoder.people.refine import Belief, Picture
+from flame_encoder.tracker import descent
+from flame_encoder.tracker.descent import Asked, Equations
 
 FEWEST = 150
 LENSES = (0.5, 1.0, 1.8, 2.8)  # blurs of the lens that are tried, pixels of the window
@@ -199,10 +201,10 @@ def _solve(
     firm = [torch.cat([fact.one.sure.double().clamp_min(0.05) ** -2, tight]) for fact in facts]
     calm = [torch.cat([fact.one.light.double(), torch.zeros_like(tight)]) for fact in facts]
 
-    def rows_of(shared: Tensor, own: list[Tensor]) -> list[Tensor]:
+    def rows_of(shared: Tensor, own: Tensor) -> list[Tensor]:
         return [fact.one.picture.problem.choose(*_split(S, shared, mine)) for fact, mine in zip(facts, own)]
 
-    def cost(shared: Tensor, own: list[Tensor], rows: list[Tensor]) -> float:
+    def cost(shared: Tensor, own: Tensor, rows: list[Tensor]) -> float:
         total = belief.cost(shared)
         for fact, mine, chosen, f, c in zip(facts, own, rows, firm, calm):
             g, q = _split(S, shared, mine)
@@ -213,65 +215,29 @@ def _solve(
                 total += fact.weight * float((ROBUST * squared / (ROBUST + squared)).sum())
         return total
 
-    damping = 1e-4
-    rows = rows_of(shared, own)
-    before = cost(shared, own, rows)
-    information = belief.precision
-    for _ in range(STEPS):
-        H, slope = belief.precision.clone(), belief.gradient(shared)
-        blocks = []
+    def equations(shared: Tensor, own: Tensor, rows: list[Tensor]) -> Equations:
+        each = []
         for fact, mine, chosen, f, c in zip(facts, own, rows, firm, calm):
-            block = _block(surface, fact, shared, mine, chosen, level.hold)
-            block.own.diagonal()[-LOOKS:] += f
-            block.gradient[-LOOKS:] += f * (mine[-LOOKS:] - c)
-            H, slope = H + block.shared, slope + block.slope
-            blocks.append(block)
-        information = H - sum((b.border.T @ torch.linalg.solve(b.own, b.border) for b in blocks), torch.zeros(()))
-        fell = False
-        for _ in range(6):
-            schur, rest, solved = H + damping * torch.diag(H.diagonal()), slope, []
-            for b in blocks:
-                damped = b.own + damping * torch.diag(b.own.diagonal())
-                both = torch.linalg.solve(damped, torch.cat([b.gradient[:, None], b.border], 1))
-                solved.append(both)
-                schur, rest = schur - b.border.T @ both[:, 1:], rest - b.border.T @ both[:, 0]
-            step = torch.linalg.solve(schur, -rest)
-            moved = [mine - both[:, 0] - both[:, 1:] @ step for mine, both in zip(own, solved)]
-            after = cost(shared + step, moved, rows)
-            if np.isfinite(after) and after < before:
-                fell = True
-                break
-            damping *= 10
-        if not fell:
-            break
-        shared, own, damping = shared + step, moved, max(damping / 5, 1e-9)
-        rows = rows_of(shared, own)
-        last, before = before, cost(shared, own, rows)
-        if abs(last - before) < 1e-4 * before:
-            break
-    return shared, own, information, before
+            one = _equations(surface, fact, shared, mine, chosen, level.hold)
+            one.own[0].diagonal()[-LOOKS:] += f
+            one.gradient[0, -LOOKS:] += f * (mine[-LOOKS:] - c)
+            each.append(one)
+        return refine.added(each, belief.precision, belief.gradient(shared))
+
+    end = descent.descend(Asked(rows_of, cost, equations), shared, torch.stack(own), 1e-4, STEPS)
+    information = belief.precision if end.equations is None else end.equations.information()
+    return end.g, list(end.q), information, end.cost
 
 
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """Normal equations of one picture: of shared, between, of its own; and both gradients."""
-
-    shared: Tensor
-    border: Tensor
-    own: Tensor
-    slope: Tensor
-    gradient: Tensor
-
-
-def _block(surface: Coloured, fact: _Facts, shared: Tensor, mine: Tensor, rows: Tensor, hold: bool) -> _Block:
+def _equations(surface: Coloured, fact: _Facts, shared: Tensor, mine: Tensor, rows: Tensor, hold: bool) -> Equations:
+    """Of one picture: what its points and its colours say of what is shared, and of its own unknowns."""
     S = fact.one.picture.problem.rig.columns.n_shape
-    g, _ = _split(S, shared, mine)
-    A, B, C, a, c = refine.normal(fact.one.picture, g, looks_of(mine)[0], rows)
+    points = refine.normal(fact.one.picture, shared[:S], looks_of(mine)[0], rows)
     n, m, k = len(mine), len(shared), len(mine) - LOOKS
-    sizes: tuple[list[int], ...] = ([m, m], [n, m], [n, n], [m], [n])
-    block = _Block(*(torch.zeros(size, dtype=torch.float64) for size in sizes))
-    block.shared[:S, :S], block.border[:k, :S], block.own[:k, :k] = A, B, C
-    block.slope[:S], block.gradient[:k] = a, c
+    sizes: tuple[list[int], ...] = ([1, n, n], [1, n, m], [m, m], [1, n], [m])
+    whole = Equations(*(torch.zeros(size, dtype=torch.float64) for size in sizes))
+    whole.own[:, :k, :k], whole.border[:, :k, :S], whole.shared[:S, :S] = points.own, points.border, points.shared
+    whole.gradient[:, :k], whole.slope[:S] = points.gradient, points.slope
     if fact.weight:
         off, slopes = fact.residuals(surface, shared, mine)
         Js, Jo = slopes()
@@ -283,9 +249,9 @@ def _block(surface: Coloured, fact: _Facts, shared: Tensor, mine: Tensor, rows: 
         weight = weight.repeat_interleave(3)
         off, Js, Jo = off.flatten(), Js.flatten(0, 1), Jo.flatten(0, 1)
         by_shared, by_own = Js * weight[:, None], Jo * weight[:, None]
-        block.shared.add_(by_shared.T @ Js)
-        block.border.add_(by_own.T @ Js)
-        block.own.add_(by_own.T @ Jo)
-        block.slope.add_(by_shared.T @ off)
-        block.gradient.add_(by_own.T @ off)
-    return block
+        whole.shared.add_(by_shared.T @ Js)
+        whole.border[0].add_(by_own.T @ Js)
+        whole.own[0].add_(by_own.T @ Jo)
+        whole.slope.add_(by_shared.T @ off)
+        whole.gradient[0].add_(by_own.T @ off)
+    return whole

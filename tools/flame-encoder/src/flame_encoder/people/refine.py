@@ -20,6 +20,8 @@ from torch import Tensor
 from flame_encoder.encoder.crop import CropView, focal_of, image_pose, place, vector_pose
 from flame_encoder.encoder.losses import UNITS
 from flame_encoder.encoder.vector import Layout, has_eyelids, head_arguments
+from flame_encoder.tracker import descent
+from flame_encoder.tracker.descent import Asked, Equations
 from flame_encoder.tracker.observations import Observations
 from flame_encoder.tracker.points import FACING, Rig, eye_rotation
 from flame_encoder.tracker.problem import Options, Problem
@@ -164,69 +166,51 @@ def solve(
         terms' own (linearised) errors and the belief.
     """
     S = len(identity.mean)
-    shape, own = identity.mean.clone() if begin is None else begin, [one.start.clone() for one in pictures]
+    shape = identity.mean.clone() if begin is None else begin
+    own = torch.stack([one.start for one in pictures])
 
-    def g_of(shape: Tensor, mine: Tensor) -> Tensor:
-        return torch.cat([shape, mine[:1]])
-
-    def cost(shape: Tensor, own: list[Tensor], rows: list[Tensor]) -> float:
+    def cost(shape: Tensor, own: Tensor, rows: list[Tensor]) -> float:
         total = identity.cost(shape)
         for one, mine, chosen in zip(pictures, own, rows):
-            total += one.problem.cost(g_of(shape, mine), mine[None, 1:], chosen) + one.belief.cost(mine[1:])
+            total += one.problem.cost(_g_of(shape, mine), mine[None, 1:], chosen) + one.belief.cost(mine[1:])
         return total
 
-    def chosen(shape: Tensor, own: list[Tensor]) -> list[Tensor]:
-        return [one.problem.choose(g_of(shape, mine), mine[None, 1:]) for one, mine in zip(pictures, own)]
+    def chosen(shape: Tensor, own: Tensor) -> list[Tensor]:
+        return [one.problem.choose(_g_of(shape, mine), mine[None, 1:]) for one, mine in zip(pictures, own)]
+
+    def equations(shape: Tensor, own: Tensor, rows: list[Tensor]) -> Equations:
+        each = [normal(one, shape, mine, r) for one, mine, r in zip(pictures, own, rows)]
+        return added(each, identity.precision, identity.gradient(shape))
 
     damping = 1e-2 if begin is None else 1e-4
-    rows = chosen(shape, own)
-    before = cost(shape, own, rows)
-    H = identity.precision
-    for _ in range(steps):
-        blocks = [normal(one, g_of(shape, mine), mine, r) for one, mine, r in zip(pictures, own, rows)]
-        H = identity.precision + sum(shared for shared, *_ in blocks)
-        slope = identity.gradient(shape) + sum(part for _, _, _, part, _ in blocks)
-        fell = False
-        for _ in range(6):
-            schur, rest, solved = H + damping * torch.diag(H.diagonal()), slope, []
-            for _, border, block, _, gradient in blocks:
-                damped = block + damping * torch.diag(block.diagonal())
-                both = torch.linalg.solve(damped, torch.cat([gradient[:, None], border], 1))
-                solved.append(both)
-                schur = schur - border.T @ both[:, 1:]
-                rest = rest - border.T @ both[:, 0]
-            step = torch.linalg.solve(schur, -rest)
-            new_shape = shape + step
-            new_own = [mine - both[:, 0] - both[:, 1:] @ step for mine, both in zip(own, solved)]
-            after = cost(new_shape, new_own, rows)
-            if np.isfinite(after) and after < before:
-                fell = True
-                break
-            damping *= 10
-        if not fell:
-            break
-        shape, own, damping = new_shape, new_own, max(damping / 5, 1e-9)
-        rows = chosen(shape, own)
-        last, before = before, cost(shape, own, rows)
-        if abs(last - before) < 1e-4 * before:
-            break
-    precision = identity.precision
-    for one, mine, r in zip(pictures, own, rows):
-        shared, border, block, _, _ = normal(one, g_of(shape, mine), mine, r)
-        precision = precision + shared - border.T @ torch.linalg.solve(block, border)
-    kept = [torch.cat([m[:1], m[1:].clamp(one.problem.lower, one.problem.upper)]) for one, m in zip(pictures, own)]
-    return shape, torch.stack(kept), torch.linalg.inv(precision)[:S, :S]
+    end = descent.descend(Asked(chosen, cost, equations), shape, own, damping, steps)
+    information = equations(end.g, end.q, chosen(end.g, end.q)).information()
+    kept = [torch.cat([m[:1], m[1:].clamp(one.problem.lower, one.problem.upper)]) for one, m in zip(pictures, end.q)]
+    return end.g, torch.stack(kept), torch.linalg.inv(information)[:S, :S]
 
 
-def normal(one: Picture, g: Tensor, mine: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Of one picture: shape block (S, S), border (1 + P, S), own block (1 + P, 1 + P), gradients (S,) and (1 + P,)."""
-    A, B, C, a, c = one.problem.normal_equations(g, mine[None, 1:], rows)
+def _g_of(shape: Tensor, mine: Tensor) -> Tensor:
+    return torch.cat([shape, mine[:1]])
+
+
+def added(pictures: Sequence[Equations], precision: Tensor, gradient: Tensor) -> Equations:
+    """The equations of one person's pictures together, with what is believed of what they share."""
+    own, border, shared, gradients, slopes = (
+        [getattr(one, name) for one in pictures] for name in ("own", "border", "shared", "gradient", "slope")
+    )
+    whole = precision + torch.stack(shared).sum(0), torch.cat(gradients), gradient + torch.stack(slopes).sum(0)
+    return Equations(torch.cat(own), torch.cat(border), *whole)
+
+
+def normal(one: Picture, shape: Tensor, mine: Tensor, rows: Tensor) -> Equations:
+    """Of one picture: what it says of the shape (S,) and of its own log focal length and unknowns (1 + P,)."""
+    A, B, C, a, c = one.problem.normal_equations(_g_of(shape, mine), mine[None, 1:], rows)
     own = torch.zeros(len(mine), len(mine), dtype=torch.float64)
     own[0, 0], own[1:, 1:] = C[-1, -1], A[0] + one.belief.precision
     own[1:, 0] = own[0, 1:] = B[0, :, -1]
     border = torch.cat([C[-1:, :-1], B[0, :, :-1]])
     gradient = torch.cat([c[-1:], a[0] + one.belief.gradient(mine[1:])])
-    return C[:-1, :-1], border, own, c[:-1], gradient
+    return Equations(own[None], border[None], C[:-1, :-1], gradient[None], c[:-1])
 
 
 def vector_of(

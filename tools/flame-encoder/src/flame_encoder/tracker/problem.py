@@ -19,7 +19,8 @@ from recon4d.formats.track import Track
 from torch import Tensor
 
 from flame_encoder.report import Report, unreported
-from flame_encoder.tracker import beliefs, chain, observations
+from flame_encoder.tracker import beliefs, chain, descent, observations
+from flame_encoder.tracker.descent import Asked, Equations
 from flame_encoder.tracker.observations import Observations
 from flame_encoder.tracker.photometric import Matches
 from flame_encoder.tracker.points import FACING, Points, Rig, eye_rotation
@@ -424,37 +425,19 @@ class Problem:
         `hold` keeps the shared unknowns as they are.
         """
         damping = 1e-2 if self.matches is None else 1e-5  # stage 3 starts near its end, in a long valley
-        rows = self.choose(g, q)
-        cost = self.cost(g, q, rows)
-        step = 0
-        for step in range(1, most + 1):
+
+        def equations(g: Tensor, q: Tensor, rows: Tensor) -> Equations:
             A, B, C, a, c = self.normal_equations(g, q, rows, shared=not hold)
-            G, P = len(g), self.rig.columns.size
-            fell = False
-            for _ in range(6):
-                if hold:
-                    new_g, new_q = g, q - chain.solve(A, self.smooth, a[..., None], damping)[..., 0]
-                else:
-                    both = torch.cat([a[..., None], B], 2)
-                    solved = chain.solve(A, self.smooth, both, damping).reshape(-1, 1 + G)
-                    border = B.reshape(-1, G)
-                    schur = C * (1 + damping * torch.eye(G)) - border.T @ solved[:, 1:]
-                    dg = torch.linalg.solve(schur, border.T @ solved[:, 0] - c)
-                    new_g, new_q = g + dg, q - (solved[:, 0] + solved[:, 1:] @ dg).view(self.n, P)
-                new_cost = self.cost(new_g, new_q, rows)
-                if np.isfinite(new_cost) and new_cost < cost:
-                    fell = True
-                    break
-                damping *= 10
-            if not fell:
-                break
-            g, q, damping = new_g, new_q, max(damping / 5, 1e-9)
-            rows = self.choose(g, q)
-            before, cost = cost, self.cost(g, q, rows)
+            if hold:
+                B, C, c = A.new_zeros(self.n, A.shape[1], 0), C[:0, :0], c[:0]
+            return Equations(A, B, C, a, c)
+
+        def said(step: int, g: Tensor, q: Tensor) -> None:
             report(step, f"error {np.nanmean(self.errors(g, q)):.2f} px")
-            if abs(before - cost) < 1e-4 * cost:
-                break
-        return g, q.clamp(self.lower, self.upper), step
+
+        asked = Asked(self.choose, self.cost, equations)
+        end = descent.descend(asked, g, q, damping, most, self.smooth, said)
+        return end.g, end.q.clamp(self.lower, self.upper), end.steps
 
     def smooth_gaze(self, measured: Tensor, information: Tensor) -> Tensor:
         """The likeliest gaze (N, 2) for measurements (N, 2) with inverse covariances (N, 2, 2), smooth over time."""
