@@ -170,8 +170,6 @@ def street(devices: list[torch.device], toy: bool) -> Figures:
             )
             figures[f"reconstruct with its video, s, {device.type}"] = time.perf_counter() - started
             figures["Gaussians"] = found.get("gaussians")
-            if not toy and device.type == "cpu":
-                break
     return figures
 
 

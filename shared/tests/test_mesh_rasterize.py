@@ -4,8 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch3d.renderer.mesh.rasterize_meshes import rasterize_meshes
-from pytorch3d.structures import Meshes
 from recon4d import mesh
 from recon4d.mesh.barycentric import barycentrics
 from recon4d.mesh.rasterize import interpolate_torch
@@ -27,6 +25,9 @@ def scene(seed: int = 0, count: int = 12, batch: int = 1, dtype: torch.dtype = t
 
 def pytorch3d_rasterize(pos: torch.Tensor, tri: torch.Tensor):
     """PyTorch3D on the same triangles, view depth as z: face ids, perspective-correct barycentrics, view depth."""
+    from pytorch3d.renderer.mesh.rasterize_meshes import rasterize_meshes  # which a machine with a GPU may lack
+    from pytorch3d.structures import Meshes
+
     height, width = SIZE
     short = min(SIZE)
     ndc = pos[..., :2] / pos[..., 3:]
