@@ -219,6 +219,7 @@ def main() -> None:
     devices = [torch.device("cpu"), *([torch.device("cuda")] if gpu else [])]
     machine = f"{torch.cuda.get_device_name() if gpu else 'no GPU'}, {platform.processor() or platform.machine()}"
     results: dict[str, Figures] = {}
+    options.out.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         if options.part and part.__name__ not in options.part:
             continue
@@ -230,9 +231,9 @@ def main() -> None:
             results[part.__name__] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
         results[part.__name__]["part took, s"] = time.perf_counter() - started
         print(f"{part.__name__}: {json.dumps(results[part.__name__])}", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "benchmarks-cuda.json").write_text(json.dumps({"machine": machine, **results}, indent=2) + "\n")
-    (options.out / "benchmarks-cuda.md").write_text(page(results, machine) + "\n")
+        text = json.dumps({"machine": machine, **results}, indent=2)
+        (options.out / "benchmarks-cuda.json").write_text(text + "\n")
+        (options.out / "benchmarks-cuda.md").write_text(page(results, machine) + "\n")
     if any("failed" in figures for figures in results.values()):
         raise SystemExit("a part failed; see above")
 
