@@ -56,7 +56,8 @@ def tests(devices: list[torch.device], toy: bool) -> Figures:
     words = [sys.executable, "-m", "pytest", *options, *marked]
     found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     last = found.stdout.strip().splitlines()[-1] if found.stdout.strip() else found.stderr[-300:]
-    return {"exit": found.returncode, "said": last}
+    failed = [line.removeprefix("FAILED ") for line in found.stdout.splitlines() if line.startswith("FAILED")]
+    return {"exit": found.returncode, "said": last} | ({"failed": "; ".join(failed)} if failed else {})
 
 
 def avatar(devices: list[torch.device], toy: bool) -> Figures:

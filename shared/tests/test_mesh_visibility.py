@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import os
+import sys
+import types
 
 import forks
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recon4d import mesh, threads
-from recon4d.mesh.visibility import choose_backend
+from recon4d.mesh.visibility import _nvdiffrast_context, choose_backend
 
 
 def sphere(n: int, m: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -384,6 +386,23 @@ def test_backends_say_why_they_are_not_usable(monkeypatch):
     monkeypatch.setenv("RECON4D_MESH_BACKEND", "pytorch3d")
     assert choose_backend(torch.device("cpu")) == "pytorch3d"
     assert choose_backend(torch.device("cpu"), "numba") == "numba"
+
+
+def test_what_pytorch_has_compiled_for_nvdiffrast_is_found(monkeypatch, tmp_path):
+    def context(device):
+        if str(tmp_path / "nvdiffrast_plugin_1") not in sys.path:
+            raise ModuleNotFoundError("No module named 'nvdiffrast_plugin_1'", name="nvdiffrast_plugin_1")
+        return f"on {device}"
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    fake = types.ModuleType("nvdiffrast.torch")
+    fake.RasterizeCudaContext = context
+    package = types.ModuleType("nvdiffrast")
+    package.torch = fake
+    monkeypatch.setitem(sys.modules, "nvdiffrast", package)
+    monkeypatch.setitem(sys.modules, "nvdiffrast.torch", fake)
+    assert _nvdiffrast_context.__wrapped__("cuda:0") == "on cuda:0"
 
 
 @pytest.mark.cuda

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from functools import lru_cache
 from typing import Any
 
@@ -141,7 +142,16 @@ def _check_indices(tri: Tensor, vertices: int) -> None:
 def _nvdiffrast_context(device: str) -> Any:
     import nvdiffrast.torch as dr
 
-    return dr.RasterizeCudaContext(device=device)
+    try:
+        return dr.RasterizeCudaContext(device=device)
+    except ModuleNotFoundError as error:
+        # nvdiffrast 0.3 looks for what PyTorch has just compiled by its name, which PyTorch 2.11 does not make known
+        from torch.utils.cpp_extension import _get_build_directory
+
+        if error.name is None or not error.name.startswith("nvdiffrast_plugin"):
+            raise
+        sys.path.append(_get_build_directory(error.name, verbose=False))
+        return dr.RasterizeCudaContext(device=device)
 
 
 def _nvdiffrast(pos: Tensor, tri: Tensor, height: int, width: int, cull: int) -> tuple[Tensor, Tensor]:
