@@ -8,7 +8,7 @@ from recon4d.splat.harmonics import harmonic_basis
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from eyeball_relight import assets, hashgrid
+from eyeball_relight import assets, cells, hashgrid, materials, network
 from eyeball_relight.config import Config
 
 FEATURES = 15  # beside the distance
@@ -91,16 +91,23 @@ class Field(nn.Module):
 
     def face(self, x: Tensor, active: list[int]) -> tuple[Tensor, Tensor]:
         """Distance (N,) to the face and features (N, FEATURES) at points x (N, 3)."""
+        if self._fused(x) and not x.requires_grad:
+            return network.distances(x, self.distance_table, active, self.distance_mlp, sloped=False)[:2]
         encoded = torch.cat([x, hashgrid.encode((x + 1) / 2, self.distance_table, active)], 1)
         out = self.distance_mlp(encoded)
         return out[:, 0], out[:, 1:]
 
     def face_gradient(self, x: Tensor, active: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Distance (N,), features (N, FEATURES) and the distance's gradient (N, 3), which is differentiable again."""
+        if self._fused(x):
+            return network.distances(x.detach(), self.distance_table, active, self.distance_mlp, sloped=True)
         x = x.detach().requires_grad_()
         distance, feature = self.face(x, active)
         (gradient,) = torch.autograd.grad(distance.sum(), x, create_graph=torch.is_grad_enabled())
         return distance, feature, gradient
+
+    def _fused(self, x: Tensor) -> bool:
+        return cells.usable(x, self.distance_table, self.config.model.hidden)
 
     def eyes(self, x: Tensor) -> Tensor:
         """Distances (N, 2) to the eyeballs; without eyeballs they are far away."""
@@ -115,8 +122,11 @@ class Field(nn.Module):
 
     def material(self, x: Tensor, part: Tensor, active: list[int]) -> Material:
         """Material at points x (N, 3) of face (part 0) and eyeballs (1, 2), whose gloss is fixed."""
-        encoded = torch.cat([x, hashgrid.encode((x + 1) / 2, self.material_table, active)], 1)
-        raw = self.material_mlp(encoded).sigmoid()
+        if self._fused(x):
+            raw = materials.raw(x, self.material_table, active, self.material_mlp).sigmoid()
+        else:
+            encoded = torch.cat([x, hashgrid.encode((x + 1) / 2, self.material_table, active)], 1)
+            raw = self.material_mlp(encoded).sigmoid()
         low, high = self.config.model.roughness
         eye = (part > 0)[:, None]
         return Material(
@@ -148,7 +158,9 @@ def _sphere_mlp(inputs: int, width: int, outputs: int, radius: float) -> nn.Sequ
         last.bias.zero_()
         last.bias[0] = -radius
     layers = [nn.utils.parametrizations.weight_norm(layer) for layer in (first, second, last)]
-    return nn.Sequential(layers[0], nn.Softplus(beta=100), layers[1], nn.Softplus(beta=100), layers[2])
+    return nn.Sequential(
+        layers[0], nn.Softplus(network.SHARPNESS), layers[1], nn.Softplus(network.SHARPNESS), layers[2]
+    )
 
 
 def new_field(settings: Config, n_views: int) -> Field:

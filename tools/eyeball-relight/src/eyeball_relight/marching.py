@@ -5,9 +5,10 @@ import math
 import numpy as np
 import torch
 from numba import njit
-from recon4d.threads import announce_compile, share
+from recon4d.threads import announce_compile
 from torch import Tensor
 
+from eyeball_relight.cells import deal
 from eyeball_relight.field import Field
 
 CHUNK = 65536
@@ -167,7 +168,7 @@ def bins_along(
     beta = max(beta, 0.5 * 2 / (len(grid) - 1))
     parts = max(1, min(8, len(origins) // 256))
     ends = np.linspace(0, len(origins), parts + 1).astype(int)
-    share(
+    deal(
         lambda p: _march(
             arrays[0], arrays[1], radius, beta, arrays[2], arrays[3], flags, arrays[4], edges, hit, ends[p], ends[p + 1]
         ),

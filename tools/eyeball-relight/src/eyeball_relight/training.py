@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recon4d import InputError, threads
+from recon4d import InputError
 from recon4d.cli import pick_device, progress_bar
 from recon4d.runs import claim
 from torch import Tensor
@@ -24,6 +24,7 @@ from eyeball_relight import (
     volume,
 )
 from eyeball_relight.captures import Capture
+from eyeball_relight.cells import torch_alone
 from eyeball_relight.checkpoint import CHECKPOINT
 from eyeball_relight.config import Config
 from eyeball_relight.field import Field, new_field
@@ -135,7 +136,7 @@ def adam(field: Field) -> torch.optim.Adam:
     if plan.refine_pose:
         rates = zip(slow[2:], (plan.pose_rate, plan.pose_rate if plan.refine_focal else 0.0))
         groups += [{"params": [p], "scale": scale, "eyes": False, "pose": True} for p, scale in rates]
-    return torch.optim.Adam(groups, lr=0.0, eps=1e-15)
+    return torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=True)
 
 
 def train(
@@ -193,7 +194,7 @@ def train(
                 if step % plan.grid_every == 0:
                     marching.update_grid(grid, field, active, step // plan.grid_every)
                 pixels = draw(pool, n_rays, generator)
-                with threads.one_thread():  # with so few samples it is done before a second has woken
+                with torch_alone():
                     terms, sampled = volume_terms(field, capture, grid, pixels, step, intensity, generator)
                     loss = descend(optimizer, terms)
                 # as many rays as fill the budget of samples

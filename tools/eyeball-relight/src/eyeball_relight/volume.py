@@ -11,6 +11,8 @@ from eyeball_relight.field import Field, Material
 from eyeball_relight.rays import Rays
 from eyeball_relight.refinement import gains
 
+FAINT = 1e-4  # weights below are no colour worth its cost: most points lie behind the surface
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -18,8 +20,8 @@ class Samples:
 
     position: (R K, 3). weights: (R, K). opacity: (R,).
     part_opacity: (R, 3) of face, left, right eyeball under the whole scene's transmittance.
-    part: (R K,). gradient: (R K, 3) of the face's distance. normal: (R K, 3).
-    pbr, auxiliary: colours (R, 3), linear. material: of the points.
+    part: (R K,). gradient: (R K, 3) of the face's distance. normal: (R K, 3) of the face.
+    pbr, auxiliary: colours (R, 3), linear. material: of the points, 0 where a weight is FAINT.
     """
 
     position: Tensor
@@ -88,16 +90,23 @@ def render(
     part = distances.detach().argmin(1)
     weights, part_opacity = composite(distances.view(*times.shape, 3), lengths, beta)
     normal = normalize(gradient, dim=-1, eps=1e-6)
+
+    seen = (weights.detach().flatten() > FAINT).nonzero()[:, 0]
+    ray, at, facing, what = seen // per_ray, position[seen], normal[seen], part[seen]
     if field.config.eyes.enabled:
-        normal = torch.where((part > 0)[:, None], field.eye_normals(position, part), normal)
-    material = field.material(position, part, active)
-    view = rays.view.repeat_interleave(per_ray)
+        facing = torch.where((what > 0)[:, None], field.eye_normals(at, what), facing)
+    material = field.material(at, what, active)
+    view = rays.view[ray]
     gain = gains(field)[view]
-    pbr = gain * flash(field, position, origin, normal, material, view, intensity)
-    auxiliary = gain * field.radiance(position, feature, normal, -direction)
+    pbr = gain * flash(field, at, rays.origin[ray], facing, material, view, intensity)
+    auxiliary = gain * field.radiance(at, feature[seen], facing, -rays.direction[ray])
+    weight = weights.flatten()[seen][:, None]
 
     def collected(values: Tensor) -> Tensor:
-        return (weights[..., None] * values.view(*times.shape, -1)).sum(1)
+        return values.new_zeros(len(times), values.shape[1]).index_add(0, ray, weight * values)
+
+    def every(values: Tensor) -> Tensor:
+        return values.new_zeros(len(position), values.shape[1]).index_copy(0, seen, values)
 
     return Samples(
         position,
@@ -109,5 +118,5 @@ def render(
         normal,
         collected(pbr),
         collected(auxiliary),
-        material,
+        Material(every(material.diffuse), every(material.specular), every(material.roughness)),
     )
