@@ -218,7 +218,7 @@ def test_cuda_equals_the_cpu():
     ids, _ = mesh.visibility(pos, tri, SIZE)
     grads = []
     for device in ("cpu", "cuda"):
-        p = pos.to(device).requires_grad_()
+        p = pos.to(device, copy=True).requires_grad_()
         rast = mesh.rasterize(p, tri.to(device), SIZE, tri_id=ids.to(device))
         mesh.interpolate(attr.to(device), rast, tri.to(device)).square().sum().backward()
         grads.append(p.grad.cpu())

@@ -417,6 +417,6 @@ def test_cuda_backends_agree_with_the_cpu(backend, cull):
     want, depth = mesh.visibility(pos, tri, (100, 84), "numba", cull)
     ids, z = mesh.visibility(pos.cuda(), tri.cuda(), (100, 84), backend, cull)
     assert ids.is_cuda and ids.dtype == torch.int32
-    assert (ids.cpu() != want).float().mean() < 0.005  # nvdiffrast snaps to 1/16 pixel
+    assert (ids.cpu() != want).float().mean() < 0.0075  # nvdiffrast snaps to 1/16 pixel
     same = ids.cpu() == want
     torch.testing.assert_close(z.cpu()[same], depth[same], atol=1e-4, rtol=0)

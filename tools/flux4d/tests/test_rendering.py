@@ -115,3 +115,20 @@ def test_scene_in_the_world_renders_the_same(sample, tmp_path):
     # between two frames the camera is between them
     between = at_times(path, path.times[3:5].mean()[None])
     torch.testing.assert_close(between.batch.center[0], path.batch.center[3:5].mean(0), atol=1e-3, rtol=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_draws_the_same_video(moving, tmp_path, monkeypatch):
+    poses = torch.eye(4).repeat(2, 1, 1)
+    poses[1, 0, 3] = 1.0
+    path = timed_cameras(
+        poses, torch.tensor([[80.0, 0, 50], [0, 90, 40], [0, 0, 1]]), torch.tensor([0.0, 1.0]), 100, 80
+    )
+    scene = MovingGaussians(**{k: v.float() if v.is_floating_point() else v for k, v in vars(moving).items()})
+    kept = {}
+    monkeypatch.setattr(pictures.video, "write_mp4", lambda path, frames, fps: kept.update({path.name: list(frames)}))
+    for device in ("cpu", "cuda"):
+        pictures.write_video(tmp_path / device, scene, path, 5, 1, device)
+    for ours, theirs in zip(kept["cpu"], kept["cuda"], strict=True):
+        assert ours.any() and abs(ours.astype(int) - theirs).max() <= 2

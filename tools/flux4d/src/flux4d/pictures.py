@@ -180,18 +180,27 @@ def write_flow(
 
 
 @torch.no_grad()
-def write_video(path: Path, gaussians: MovingGaussians, along: TimedCameras, fps: float, slow: float) -> int:
+def write_video(
+    path: Path,
+    gaussians: MovingGaussians,
+    along: TimedCameras,
+    fps: float,
+    slow: float,
+    device: torch.device | str = "cpu",
+) -> int:
     """A video of a scene in the world, seen from a camera that moves along a path; the number of frames.
 
     Args:
         slow: seconds of the video per second of the scene.
+        device: that draws it, wherever the scene is.
     """
+    gaussians = gaussians.to(device)
     start, end = float(along.times[0]), float(along.times[-1])
     count = max(round((end - start) * slow * fps), 1) + 1
     times = torch.linspace(start, end, count)
 
     def frames() -> Iterator[np.ndarray]:
         for time in progress(times, "rendering", count):
-            yield bytes_of(render(gaussians, at_times(along, time[None])).colour[0])
+            yield bytes_of(render(gaussians, at_times(along, time[None]).to(device)).colour[0])
 
     return video.write_mp4(path, frames(), fps)

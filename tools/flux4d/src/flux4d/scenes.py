@@ -173,7 +173,7 @@ def reconstruct(
         write(out, placed, path)
         for kind in static:
             write_static(out / f"static.{kind}", placed, float(path.times[0]))
-        frames = pictures.write_video(out / "render.mp4", placed, path, fps, slow)
+        frames = pictures.write_video(out / "render.mp4", placed, path, fps, slow, chosen_device)
     return {
         "clip": sample.clip.name,
         "gaussians": len(placed),

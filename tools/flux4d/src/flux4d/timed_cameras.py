@@ -32,7 +32,7 @@ class TimedCameras:
         """The camera of a position, without a batch."""
         return replace(self.batch, K=self.batch.K[frame], world_to_camera=self.batch.world_to_camera[frame])
 
-    def to(self, device: torch.device) -> "TimedCameras":
+    def to(self, device: torch.device | str) -> "TimedCameras":
         return TimedCameras(self.batch.to(device), self.times.to(device), self.steps.to(device))
 
 
