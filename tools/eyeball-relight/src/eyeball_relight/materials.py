@@ -145,10 +145,9 @@ class _Material(torch.autograd.Function):
 
         keep = any(ctx.needs_input_grad)
         kept = room(ends[-1]) if keep else []
+        given = [places, tables, sides, *weights]
         deal(
-            lambda p: forward_blocks(
-                ends[p], ends[p + 1], places, tables, sides, *weights, *(kept if keep else room(1)), out
-            ),
+            lambda p: forward_blocks(ends[p], ends[p + 1], *given, *(kept if keep else room(1)), *[out]),
             len(ends) - 1,
         )
         if keep:
@@ -164,12 +163,8 @@ class _Material(torch.autograd.Function):
         by_x = np.empty((len(given) if ctx.needs_input_grad[0] else 0, 3), np.float32)
         shapes = [ctx.table, w1.shape, len(w1), w2.shape, len(w2)]
         sums = [[np.zeros(shape, np.float32) for shape in shapes] for _ in ctx.ends[1:]]
-        deal(
-            lambda p: backward_blocks(
-                ctx.ends[p], ctx.ends[p + 1], ctx.sides, w1, w2, *ctx.kept, given, by_x, *sums[p]
-            ),
-            len(sums),
-        )
+        known = [ctx.sides, w1, w2, *ctx.kept, given, by_x]
+        deal(lambda p: backward_blocks(ctx.ends[p], ctx.ends[p + 1], *known, *sums[p]), len(sums))
         for others in sums[1:]:
             for total, other in zip(sums[0], others):
                 total += other

@@ -170,6 +170,7 @@ def unwrap(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     packing = xatlas.PackOptions()
     packing.padding = 2
     packing.resolution = 1024
+    packing.blockAlign = True  # places for charts are sought in steps of four texels
     atlas.generate(charts, packing)
     _, triangles, uv = atlas[0]
     return torch.from_numpy(uv.astype(np.float32)), torch.from_numpy(triangles.astype(np.int64))
