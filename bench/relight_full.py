@@ -35,7 +35,8 @@ def volume_steps(settings: Config, capture: Capture, field: Field, at: int) -> f
     for step in range(STEPS + 1):
         start, generator = time.process_time(), training.generator_of(settings.seed, step)
         pixels = draw(pool, rays, generator)
-        terms, sampled = training.volume_terms(field, capture, grid, pixels, at, intensity, generator)
+        batch, sampled = training.gather(field, capture, grid, pixels, at, generator)
+        terms = training.volume_terms(field, capture.camera, batch, field.active(at), intensity)
         rays = min(4 * settings.train.samples, round(settings.train.samples / settings.train.per_ray * rays / sampled))
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()

@@ -7,6 +7,7 @@ import pytest
 import roma
 import torch
 from eyeball_relight import checkpoint, config, refinement, training, volume
+from eyeball_relight.batches import gather
 from eyeball_relight.field import new_field
 from eyeball_relight.rays import rays_through
 from eyeball_relight.refinement import corrected, gains, refined, trained_views, without_gauge
@@ -138,7 +139,8 @@ def test_a_wrong_pose_and_exposure_are_found(field, trained):
     for step in range(60):
         generator = training.generator_of(7, step)
         pixels = pool[torch.randint(len(pool), (300,), generator=generator)]
-        terms, _ = training.volume_terms(field, wrong, grid, pixels, 69, intensity, generator)
+        batch, _ = gather(field, wrong, grid, pixels, 69, generator)
+        terms = training.volume_terms(field, wrong.camera, batch, field.active(69), intensity)
         optimizer.zero_grad()
         (terms["pbr"] + terms["mask"]).backward()
         optimizer.step()
@@ -163,7 +165,8 @@ def test_a_views_own_share_of_the_room_is_held(trained):
             field.occlusion.fill_(0.1)
         training.marching.update_grid(grid, field, field.active(0), 0)
         generator = training.generator_of(0, 0)
-        terms, _ = training.volume_terms(field, loaded, grid, pixels, 0, torch.ones(3), generator)
+        batch, _ = gather(field, loaded, grid, pixels, 0, generator)
+        terms = training.volume_terms(field, loaded.camera, batch, field.active(0), torch.ones(3))
         assert ("occlusion" in terms) == (weight > 0)
     assert float(terms["occlusion"].detach()) == pytest.approx(0.5 * 9 * 0.01)
 

@@ -21,7 +21,7 @@ def test_share_of_a_room_that_is_the_same_from_all_sides(trained):
     pose[:, :3, :3], pose[:, :3, 3] = torch.eye(3), torch.tensor([0.0, 0.0, 0.4])
     near = replace(capture, camera=replace(capture.camera, world_to_camera=pose))
     flash = torch.tensor([0.6, 0.9, 1.2])
-    share = room_share(field, near, flash)
+    share = room_share(field, near.camera, flash)
     expected = scale * math.log1p(math.exp(0.5)) / (0.9 / math.pi / 0.4**2)
     assert float(share.detach()) == pytest.approx(expected, rel=1e-5)
     share.backward()

@@ -170,12 +170,12 @@ def test_a_face_before_an_eye_is_pushed_back(trained):
     field, _, step = checkpoint.open_field(out / checkpoint.CHECKPOINT)
     ahead = field.eye_centres[0] + torch.tensor([0.0, 0.0, 1.5])
     rays = Rays(ahead[None], torch.tensor([[0.0, 0, -1]]), torch.tensor([0]))
-    eyes, generator = torch.tensor([[1.0, 0.0]]), training.generator_of(0, 0)
-    clear = float(losses.clearance_loss(field, rays, eyes, field.active(step), generator))
+    eyes, near = torch.tensor([[1.0, 0.0]]), torch.tensor([0.4])
+    clear = float(losses.clearance_loss(field, rays, eyes, field.active(step), near))
     with torch.no_grad():
         field.distance_mlp[4].bias[0] -= 0.5  # the face swells
-    assert float(losses.clearance_loss(field, rays, eyes, field.active(step), generator)) > clear + 0.3
-    assert float(losses.clearance_loss(field, rays, 0 * eyes, field.active(step), generator)) == 0
+    assert float(losses.clearance_loss(field, rays, eyes, field.active(step), near)) > clear + 0.3
+    assert float(losses.clearance_loss(field, rays, 0 * eyes, field.active(step), near)) == 0
 
 
 def test_eyes_are_placed_behind_their_masks(data):

@@ -66,12 +66,20 @@ class Field(nn.Module):
         low, high = (r / self.config.data.bound for r in self.config.eyes.radius)
         return low + (high - low) * self.eye_radius_logit.sigmoid()
 
-    def width(self, step: int) -> Tensor:
-        """The density's beta: learned, kept from collapsing by a minimum and from staying wide by a falling maximum."""
+    def ceiling(self, step: int) -> float:
+        """What the density's beta is held below after so many steps."""
         model = self.config.model
         share = min(step / self.config.train.mesh_render_iter, 1.0)
-        ceiling = max(model.beta, model.beta_max_final) ** (1 - share) * model.beta_max_final**share
-        beta = model.beta_min + self.beta.abs()
+        ceiling: float = max(model.beta, model.beta_max_final) ** (1 - share) * model.beta_max_final**share
+        return ceiling
+
+    def width(self, step: int) -> Tensor:
+        """The density's beta: learned, kept from collapsing by a minimum and from staying wide by a falling maximum."""
+        return self.width_below(self.ceiling(step))
+
+    def width_below(self, ceiling: float | Tensor) -> Tensor:
+        """`width` with a given maximum."""
+        beta = self.config.model.beta_min + self.beta.abs()
         held: Tensor = beta - (beta - ceiling).detach().clamp(min=0)  # the gradient goes on where the maximum holds
         return held
 
@@ -118,7 +126,8 @@ class Field(nn.Module):
 
     def eye_normals(self, x: Tensor, part: Tensor) -> Tensor:
         """Normals (N, 3) of the eyeball that part (N,) names: 1 left, 2 right."""
-        return normalize(x - self.eye_centres[(part - 1).clamp(min=0)], dim=-1)
+        centre = torch.where((part == 2)[:, None], self.eye_centres[1], self.eye_centres[0])
+        return normalize(x - centre, dim=-1)
 
     def material(self, x: Tensor, part: Tensor, active: list[int]) -> Material:
         """Material at points x (N, 3) of face (part 0) and eyeballs (1, 2), whose gloss is fixed."""

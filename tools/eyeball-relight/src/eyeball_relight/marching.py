@@ -166,7 +166,7 @@ def bins_along(
     edges, hit = np.zeros((len(origins), per_ray + 1), np.float32), np.zeros(len(origins), np.bool_)
     flags = wanted.numpy()
     beta = max(beta, 0.5 * 2 / (len(grid) - 1))
-    parts = max(1, min(8, len(origins) // 256))
+    parts = max(1, min(32, len(origins) // 128))
     ends = np.linspace(0, len(origins), parts + 1).astype(int)
     deal(
         lambda p: _march(

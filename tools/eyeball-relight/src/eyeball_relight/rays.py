@@ -68,8 +68,10 @@ def rays_through(camera: Camera, bound: float, pixels: Tensor) -> Rays:
     """Rays through the centres of flat pixel indices (R,) into (N, H, W) of N views; positions in bounds."""
     view = pixels // (camera.height * camera.width)
     row, column = pixels % (camera.height * camera.width) // camera.width, pixels % camera.width
-    homogeneous = torch.stack([column + 0.5, row + 0.5, torch.ones_like(row)], 1).float()
-    local = homogeneous @ torch.linalg.inv(camera.K).T
+    K = camera.K
+    y = (row + 0.5 - K[1, 2]) / K[1, 1]
+    x = (column + 0.5 - K[0, 2] - K[0, 1] * y) / K[0, 0]
+    local = torch.stack([x, y, torch.ones_like(y)], 1)
     rotation = camera.world_to_camera[view, :3, :3]
     direction = (local[:, None] @ rotation)[:, 0]
     return Rays(camera.center[view] / bound, normalize(direction, dim=-1), view)

@@ -3,6 +3,7 @@
 They say nothing of what pictures can't tell: the head's place, turn and size as a whole, and its brightness.
 """
 
+import functools
 from dataclasses import replace
 
 import roma
@@ -17,6 +18,11 @@ from eyeball_relight.field import Field
 def trained_views(n: int) -> list[int]:
     """Which of n views are learned from."""
     return sorted(set(range(n)) - set(held_out(n)))
+
+
+@functools.lru_cache(maxsize=8)
+def _trained(n: int, device: torch.device) -> Tensor:
+    return torch.tensor(trained_views(n), device=device)
 
 
 def without_gauge(motion: Tensor, centres: Tensor) -> Tensor:
@@ -41,10 +47,10 @@ def refined(field: Field, camera: Camera) -> Camera:
     """
     if not field.config.train.refine_pose:
         return camera
-    views = trained_views(len(field.pose))
+    views = _trained(len(field.pose), field.device)
     centres = camera.center[views]
     motion = torch.zeros_like(field.pose)
-    motion = motion.index_put((torch.tensor(views),), without_gauge(field.pose[views], centres))
+    motion = motion.index_put((views,), without_gauge(field.pose[views], centres))
     zoom = field.focal.exp()
     rotation, shift = camera.world_to_camera[:, :3, :3], camera.world_to_camera[:, :3, 3]
     turn = roma.rotvec_to_rotmat(motion[:, :3])
@@ -60,10 +66,10 @@ def gains(field: Field) -> Tensor:
     """(V, 3) what each picture's light is multiplied by; the geometric mean of the trained views is 1."""
     if not field.config.light.exposure:
         return field.occlusion.new_ones(len(field.occlusion), 3)
-    views = trained_views(len(field.exposure))
+    views = _trained(len(field.exposure), field.device)
     gain = torch.zeros_like(field.exposure)
     own = field.exposure[views]
-    return gain.index_put((torch.tensor(views),), own - own.mean(0)).exp()
+    return gain.index_put((views,), own - own.mean(0)).exp()
 
 
 def camera_of(field: Field, capture: Capture) -> Camera:

@@ -73,8 +73,8 @@ def surface_colours(
     position = position / bound
     material = field.material(position, part, active)
     origin = (capture.view(view.view).center.to(device) / bound).expand_as(position)
-    which = torch.full((len(pick),), view.view, device=device)
-    return gains(field)[view.view] * volume.flash(field, position, origin, normal, material, which, intensity)
+    occlusion = field.occlusion[view.view]
+    return gains(field)[view.view] * volume.flash(field, position, origin, normal, material, occlusion, intensity)
 
 
 def surface_terms(
@@ -101,7 +101,7 @@ def surface_terms(
     if losses.occlusion:
         terms["occlusion"] = losses.occlusion * field.occlusion[view.view].square().sum()
     if losses.room:
-        terms["room"] = losses.room * room_share(field, capture, intensity)
+        terms["room"] = losses.room * room_share(field, capture.camera, intensity)
     face = view.part[pick] == 0
     at = view.position[pick][face] / field.config.data.bound
     if len(at):

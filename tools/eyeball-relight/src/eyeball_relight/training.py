@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from recon4d import InputError
+from recon4d.cameras import Camera
 from recon4d.cli import pick_device, progress_bar
 from recon4d.runs import claim
 from torch import Tensor
@@ -23,14 +25,16 @@ from eyeball_relight import (
     surface_phase,
     volume,
 )
+from eyeball_relight.batches import Batch, gather
 from eyeball_relight.captures import Capture
 from eyeball_relight.cells import torch_alone
 from eyeball_relight.checkpoint import CHECKPOINT
 from eyeball_relight.config import Config
 from eyeball_relight.field import Field, new_field
 from eyeball_relight.flash import flash_intensity, light_offset, light_warning
-from eyeball_relight.rays import Rays, draw, pool_of, rays_through
-from eyeball_relight.refinement import camera_of, corrected
+from eyeball_relight.rays import draw, pool_of, rays_through
+from eyeball_relight.refinement import corrected, refined
+from eyeball_relight.replay import Recording, record, replay
 from eyeball_relight.room import room_share
 
 
@@ -136,7 +140,7 @@ def adam(field: Field) -> torch.optim.Adam:
     if plan.refine_pose:
         rates = zip(slow[2:], (plan.pose_rate, plan.pose_rate if plan.refine_focal else 0.0))
         groups += [{"params": [p], "scale": scale, "eyes": False, "pose": True} for p, scale in rates]
-    return torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=True)
+    return torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=field.device.type in ("cpu", "cuda"))
 
 
 def train(
@@ -175,6 +179,8 @@ def train(
         grid, n_rays, first, seconds = checkpoint.resume(field, optimizer, state, output / CHECKPOINT)
         log(f"resumed at step {first}")
     pool, loss, views, rays_seen = pool_of(capture), torch.zeros(()), None, 0
+    camera, recorded = capture.camera.to(field.device), field.device.type == "cuda"
+    recording: Recording | None = None
 
     def save(step: int) -> None:
         spent = seconds + time.perf_counter() - started
@@ -195,13 +201,24 @@ def train(
                     marching.update_grid(grid, field, active, step // plan.grid_every)
                 pixels = draw(pool, n_rays, generator)
                 with torch_alone():
-                    terms, sampled = volume_terms(field, capture, grid, pixels, step, intensity, generator)
-                    loss = descend(optimizer, terms)
-                # as many rays as fill the budget of samples
+                    batch, sampled = gather(field, capture, grid, pixels, step, generator)
+                    terms_of = partial(volume_terms, field, camera, active=active, intensity=intensity)
+                    if recorded:
+                        if recording is None or recording.levels != len(active):
+                            recording = None  # frees its memory first
+                            recording = record(terms_of, batch.to(field.device), list(field.parameters()), len(active))
+                        replay(recording, batch)
+                        optimizer.step()
+                        terms, loss = recording.terms, recording.loss
+                    else:
+                        terms = terms_of(batch.to(field.device))
+                        loss = descend(optimizer, terms)
+                # as many pixels as have that many rays worth sampling
                 n_rays = max(64, min(4 * plan.samples, round(plan.samples / plan.per_ray * len(pixels) / sampled)))
                 rays_seen += len(pixels)
             else:
                 if views is None:
+                    recording = None
                     capture = corrected(field, capture)
                     views = surface_phase.surface_views(field, active, capture)
                 terms = surface_phase.surface_terms(field, capture, views, active, intensity, generator)
@@ -238,41 +255,13 @@ def descend(optimizer: torch.optim.Optimizer, terms: dict[str, Tensor]) -> Tenso
     return loss
 
 
-def volume_terms(
-    field: Field,
-    capture: Capture,
-    grid: Tensor,
-    pixels: Tensor,
-    step: int,
-    intensity: Tensor,
-    generator: torch.Generator,
-) -> tuple[dict[str, Tensor], int]:
-    """Loss terms of the rays through flat pixel indices (R,), and how many of the rays were worth sampling.
-
-    Raises InputError where almost none is.
-    """
-    settings, active, beta = field.config, field.active(step), field.width(step)
-    rays = rays_through(camera_of(field, capture), settings.data.bound, pixels.to(beta.device))
-    edges, hit = marching.bins_along(
-        grid,
-        field.eye_centres[: 2 if settings.eyes.enabled else 0],
-        float(field.eye_radius.detach()),
-        float(beta.detach()),
-        rays.origin.detach(),
-        rays.direction.detach(),
-        capture.mask.view(-1)[pixels] > 127,
-        settings.train.per_ray,
-        torch.rand(len(pixels), settings.train.per_ray + 1, generator=generator),
-    )
-    kept = hit.nonzero()[:, 0]
-    if len(kept) < 8:
-        raise InputError("almost no ray meets the head inside the bounds; check data.bound and the poses")
-    where = torch.rand(len(kept), settings.train.per_ray, generator=generator)
-    there = kept.to(beta.device)
-    rays = Rays(rays.origin[there], rays.direction[there], rays.view[there])
-    bins = (edges[kept].to(beta.device), beta, active, intensity, where.to(beta.device))
-    samples = volume.render(field, rays, *bins)
-    terms = losses.loss_terms(field, capture, samples, rays, pixels[kept], step, generator)
+def volume_terms(field: Field, camera: Camera, batch: Batch, active: list[int], intensity: Tensor) -> dict[str, Tensor]:
+    """Loss terms of a batch of rays. Camera (of the capture), batch and intensity are on the field's device."""
+    settings = field.config
+    rays = rays_through(refined(field, camera), settings.data.bound, batch.pixel)
+    beta = field.width_below(batch.ceiling)
+    samples = volume.render(field, rays, batch.edges, beta, active, intensity, batch.where)
+    terms = losses.loss_terms(field, batch, samples, rays, active)
     if settings.losses.room:
-        terms["room"] = settings.losses.room * room_share(field, capture, intensity)
-    return terms, len(kept)
+        terms["room"] = settings.losses.room * room_share(field, camera, intensity)
+    return terms

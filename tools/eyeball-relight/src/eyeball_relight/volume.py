@@ -57,19 +57,26 @@ def composite(distances: Tensor, lengths: Tensor, beta: Tensor) -> tuple[Tensor,
 
 
 def flash(
-    field: Field, position: Tensor, origin: Tensor, normal: Tensor, material: Material, view: Tensor, intensity: Tensor
+    field: Field,
+    position: Tensor,
+    origin: Tensor,
+    normal: Tensor,
+    material: Material,
+    occlusion: Tensor,
+    intensity: Tensor,
 ) -> Tensor:
     """Colours (N, 3) of points lit by the flash at `origin` and the room.
 
     Args:
-        position, origin, normal: (N, 3), in bounds. view: (N,). intensity: (3,), for distances in the capture's unit.
+        position, origin, normal: (N, 3), in bounds. occlusion: (N, 9) or (9,), see `brdf.ambient`.
+        intensity: (3,), for distances in the capture's unit.
     """
     towards = origin - position
     square = (towards**2).sum(-1, keepdim=True)
     shares = (material.diffuse, material.specular, material.roughness)
     direct = brdf.reflect_flash(normal, towards / square.sqrt(), *shares)
     direct = direct * intensity / (square * field.config.data.bound**2)
-    room = brdf.ambient(normal, field.ambient, field.occlusion[view], field.config.light.ambient_scale)
+    room = brdf.ambient(normal, field.ambient, occlusion, field.config.light.ambient_scale)
     return direct + material.diffuse * room
 
 
@@ -91,22 +98,31 @@ def render(
     weights, part_opacity = composite(distances.view(*times.shape, 3), lengths, beta)
     normal = normalize(gradient, dim=-1, eps=1e-6)
 
-    seen = (weights.detach().flatten() > FAINT).nonzero()[:, 0]
-    ray, at, facing, what = seen // per_ray, position[seen], normal[seen], part[seen]
+    # Where sizes must not follow from values, for a replay, faint points are shaded as well.
+    seen = None if position.is_cuda else (weights.detach().flatten() > FAINT).nonzero()[:, 0]
+
+    def points(values: Tensor) -> Tensor:
+        return values if seen is None else values[seen]
+
+    def of_their_rays(values: Tensor) -> Tensor:
+        return values.repeat_interleave(per_ray, 0) if seen is None else values[seen // per_ray]
+
+    at, facing, what = points(position), points(normal), points(part)
     if field.config.eyes.enabled:
         facing = torch.where((what > 0)[:, None], field.eye_normals(at, what), facing)
     material = field.material(at, what, active)
-    view = rays.view[ray]
-    gain = gains(field)[view]
-    pbr = gain * flash(field, at, rays.origin[ray], facing, material, view, intensity)
-    auxiliary = gain * field.radiance(at, feature[seen], facing, -rays.direction[ray])
-    weight = weights.flatten()[seen][:, None]
+    occlusion = of_their_rays(field.occlusion[rays.view])
+    pbr = flash(field, at, of_their_rays(rays.origin), facing, material, occlusion, intensity)
+    auxiliary = field.radiance(at, points(feature), facing, -of_their_rays(rays.direction))
+    weight, gain = points(weights.flatten())[:, None], gains(field)[rays.view]
 
     def collected(values: Tensor) -> Tensor:
-        return values.new_zeros(len(times), values.shape[1]).index_add(0, ray, weight * values)
+        if seen is None:
+            return gain * (weight * values).view(*times.shape, -1).sum(1)
+        return gain * values.new_zeros(len(times), values.shape[1]).index_add(0, seen // per_ray, weight * values)
 
     def every(values: Tensor) -> Tensor:
-        return values.new_zeros(len(position), values.shape[1]).index_copy(0, seen, values)
+        return values if seen is None else values.new_zeros(len(position), values.shape[1]).index_copy(0, seen, values)
 
     return Samples(
         position,
