@@ -1,6 +1,6 @@
 """Everything that waits for a GPU, one part after another, each with a figure beside the CPU's of the same run.
 
-    bash bench/cuda.sh [--wheels FOLDER]       on a machine with CUDA: under ten minutes; writes docs/benchmarks-cuda.md
+    bash bench/cuda.sh [--wheels FOLDER]       on a machine with CUDA: three minutes; writes out/benchmarks-cuda.md
     python bench/cuda.py --toy --out FOLDER    anywhere, at toy size: the same code to its end
 
 A part that fails says so in the results, and the others go on.
@@ -212,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toy", action="store_true", help="toy sizes, on what there is")
     parser.add_argument("--part", action="append", choices=[part.__name__ for part in PARTS], help="only this one")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of benchmarks-cuda.md and .json")
+    parser.add_argument("--out", type=Path, default=ROOT / "out", help="folder of benchmarks-cuda.md and .json")
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     if not gpu and not options.toy:
