@@ -48,7 +48,7 @@ def close(ours, theirs, tolerance=2e-5):
 @pytest.mark.parametrize("cores", [1, 2])
 def test_distance_gradient_and_the_derivatives_of_both(fields, levels, cores):
     def everything(field):
-        x = points(333).to(field.beta.dtype)
+        x = points(64 * 8 + 13).to(field.beta.dtype)
         assert cells.usable(x, field.distance_table, 48) == (x.dtype == torch.float32)
         distance, feature, gradient = field.face_gradient(x, field.resolution[:levels])
         loss = (gradient.norm(dim=1) - 1).square().mean() + (gradient * x.flip(1)).mean()  # as losses on normals are

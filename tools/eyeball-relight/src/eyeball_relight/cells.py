@@ -19,10 +19,10 @@ BLOCK = 64  # points; matrix products of 64 x 64 x 64 are the largest that OpenB
 CORNERS = 8  # of a cell; bit 0 of a corner's number is x, bit 1 y, bit 2 z
 FEATURES = 2
 MOST_WIDE = 64  # rows of a matrix; see BLOCK
+LEAST = 4  # blocks that are worth a thread
 
 _ZERO, _HALF, _ONE, _TWO, _THREE = (np.float32(x) for x in (0, 0.5, 1, 2, 3))
 _PRIME_Y, _PRIME_Z = np.uint32(2654435761), np.uint32(805459861)  # hashgrid.PRIMES
-
 
 _own = threading.local()
 
@@ -58,9 +58,10 @@ def deal(work: Callable[[int], Any], parts: int) -> None:
 
 
 def ends_of(points: int) -> np.ndarray:
-    """Where the parts of so many points begin and end, in blocks: one a core, each with sums of its own."""
+    """Where the parts of so many points begin and end, in blocks: a part a core, but none that is small, for each
+    has sums of its own."""
     blocks = -(-points // BLOCK)
-    return np.linspace(0, blocks, max(1, min(_cores(), blocks)) + 1).astype(int)
+    return np.linspace(0, blocks, max(1, min(_cores(), blocks // LEAST)) + 1).astype(int)
 
 
 def usable(x: Tensor, table: Tensor, width: int) -> bool:
