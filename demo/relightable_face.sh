@@ -31,13 +31,15 @@ step landmarks prep-faces landmarks "$data/image" --out "$data"
 step first     eyeball-relight train --config-path "$data/config_wo-hybrid.yaml" --preset cpu-first \
                  --workspace "$out/first" ${FIRST_OPTIONS:-}
 step unwrap    eyeball-relight export --config-path "$data/config_wo-hybrid.yaml" --ckpt-path "$out/first/latest.pth" \
-                 --save-visual-dir "$out/first/export" ${EXPORT_OPTIONS:-}
+                 --save-visual-dir "$out/first/export" --faces 12000 ${EXPORT_OPTIONS:-}
 step eyes      eyeball-relight eyeball-landmarks --data-root "$data" --asset "$out/first/export" \
                  --landmarks "$data/landmarks" --write "$data/config.yaml"
 step masks     eyeball-relight render-eye-mask --data-root "$data" --mesh-uv-path "$out/first/export/mesh_uv.obj" --snap
 
-# Step 2: face and eyeballs
-step train     eyeball-relight train --config-path "$data/config.yaml" --workspace "$out/second" ${TRAIN_OPTIONS:-}
+# Step 2: face and eyeballs; fewer steps than the preset has, of more rays
+step train     eyeball-relight train --config-path "$data/config.yaml" --workspace "$out/second" \
+                 --set train.samples=6144 --set train.iterations=2100 --set train.mesh_render_iter=1600 \
+                 --set train.milestones=[960,1280,1480] --set model.level_grow_iter=160 ${TRAIN_OPTIONS:-}
 step export    eyeball-relight export --config-path "$data/config.yaml" --ckpt-path "$out/second/latest.pth" \
                  --save-visual-dir "$out/asset" ${EXPORT_OPTIONS:-}
 step metrics   eyeball-relight metrics "$out/asset" --data-root "$data"
