@@ -6,9 +6,10 @@
 Prints one JSON object. `raw` is the network alone, `refined` the solver after it, `raw_5` and `refined_5` with five
 pictures of each person; `mean` is the mean head, skin and light in their stead.
 
-`aligned_mm`: vertices of the whole posed head after the best rigid motion, mean; `identity_mm`: the same without pose
-and expression. `landmarks_percent`: of the distance between the outer eye corners. `albedo`: mean difference of the
-face's sRGB colours, of 255. `light_percent`: difference of the irradiance on what faces the camera, of its mean.
+`aligned_mm`: vertices of the whole posed head after the best rigid motion, mean; `face_mm`: of the face alone after its
+own; `identity_mm`: of the whole head without pose and expression. `landmarks_percent`: of the distance between the
+outer eye corners. `albedo`: mean difference of the face's sRGB colours, of 255. `light_percent`: difference of the
+irradiance on what faces the camera, of its mean.
 `spread`: standard deviations of these from person to person.
 `rank`: how often the right one of 100 people, known from one other picture (`_5`: from five), is among the likeliest,
 by the network's answers; `solved.rank` by the second stage's, of so many people as had two pictures refined.
@@ -32,11 +33,23 @@ import encoder_photographs
 import numpy as np
 import roma
 import torch
-from flame_encoder.encoder import encodings, identity, overlays, rendering, samples, skin, synthetic, trained, vector
+from flame_encoder.encoder import (
+    encodings,
+    face_boxes,
+    identity,
+    overlays,
+    rendering,
+    samples,
+    skin,
+    synthetic,
+    trained,
+    vector,
+)
 from flame_encoder.encoder.encodings import Encoding
 from flame_encoder.encoder.face_boxes import Where, box_around
 from flame_encoder.encoder.trained import Encoder
 from flame_encoder.people import comparing, photographs, second_stage
+from flame_encoder.people.comparing import Someone
 from flame_encoder.people.second_stage import Read
 from recon4d import mesh
 from recon4d.head import with_uv
@@ -90,6 +103,11 @@ def kept(encoder: Encoder, people: int, folder: Path | None) -> tuple[samples.Ba
             pictures = arrays["pictures"]
             return samples.Batch(**{k: torch.from_numpy(v) for k, v in arrays.items() if k != "pictures"}), pictures
     batch, pictures = drawn(encoder, people, PICTURES)
+    # Faces that the landmarker overlooks are looked for as `encode` does.
+    for row in np.flatnonzero(~np.isfinite(batch.points[:, 0, 0].numpy())):
+        again = face_boxes.where(pictures[row], None, None).points
+        if again is not None:
+            batch.points[row] = torch.from_numpy(again).float() / synthetic.LOOK
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, pictures=pictures, **{name: value.numpy() for name, value in vars(batch).items()})
@@ -162,9 +180,11 @@ def refined(encoder: Encoder, raw: Encoding, faces: list[Where], read: Read | No
         print(f"{name}: {time.process_time() - begun:.2f} s of processor time", file=sys.stderr, flush=True)
     own = ("names", "image_sizes", "vectors", "crops", "found", "refined", "raw", "focals", "identity_sigma")
     arrays = {name: np.concatenate([getattr(one, name) for one in done]) for name in own}
-    unexplained = [vector.identity_of(one.layout, torch.from_numpy(one.vectors)).numpy() for one in done]
-    who = [other if one.identity is None else one.identity for one, other in zip(done, unexplained)]
-    return replace(done[0], identity=np.concatenate(who), **arrays)
+    nothing = np.zeros((identity.AXES, encoder.layout.shape + encoder.layout.skin + 1), np.float32)
+    told = [
+        nothing.repeat(len(one.names), 0).reshape(-1, *nothing.shape) if one.told is None else one.told for one in done
+    ]
+    return replace(done[0], identity=None, told=np.concatenate(told), **arrays)
 
 
 def of_solved(
@@ -241,7 +261,9 @@ def answers_of(encoder: Encoder, batch: samples.Batch, keep: Path | None) -> Ten
 def figures(encoder: Encoder, vectors: Tensor, truth: Tensor) -> dict[str, Any]:
     """Errors of vectors (N, size), means and standard deviations over N: see the module."""
     head, layout = encoder.head, encoder.layout
-    posed, same, albedo, light = [], [], [], []
+    posed, near, same, albedo, light = [], [], [], [], []
+    assert head.regions is not None
+    region = head.regions["face"]
     small = rendering.reduced(with_uv(head), 64)
     face = texels(small)
     directions = np.random.default_rng(0).standard_normal((256, 3))
@@ -249,13 +271,16 @@ def figures(encoder: Encoder, vectors: Tensor, truth: Tensor) -> dict[str, Any]:
     towards = torch.from_numpy(directions / np.linalg.norm(directions, axis=1, keepdims=True)).float()
     for mine, goal in zip(vectors, truth):
         ours, theirs = (layout.split(one[None]) for one in (mine, goal))
-        posed.append(after_alignment(*(rendering.turned(head, one)[0] for one in (ours, theirs))))
+        both = [rendering.turned(head, one)[0] for one in (ours, theirs)]
+        posed.append(after_alignment(*both))
+        near.append(after_alignment(*(vertices[region] for vertices in both)))
         same.append(after_alignment(*(head(one["shape"][:, : head.n_shape])[0] for one in (ours, theirs))))
         albedo.append((vector.albedo(small, ours) - vector.albedo(small, theirs))[0][face].abs().mean())
         shine, true = (mesh.sh_irradiance(towards, vector.light(one)[0]) for one in (ours, theirs))
         light.append((shine - true).abs().mean() / true.mean())
     errors = {
         "aligned_mm": 1000 * torch.stack(posed),
+        "face_mm": 1000 * torch.stack(near),
         "identity_mm": 1000 * torch.stack(same),
         "albedo": 255 * torch.stack(albedo),
         "light_percent": 100 * torch.stack(light),
@@ -307,17 +332,15 @@ def curve(likeness: np.ndarray) -> dict[str, float]:
 
 def known_ranks(encoder: Encoder, gallery: Encoding, probes: Encoding) -> dict[str, float]:
     """`ranks` by what the second stage knows of a picture of each person and of one more of the first of them."""
-    assert encoder.measured is not None
+    measured = encoder.measured
+    assert measured is not None
     sides = []
     for found in (gallery, probes):
-        assert found.identity is not None and found.identity_sigma is not None
-        who = found.identity.astype(float)
-        sides.append((who[: len(probes.names)], found.identity_sigma[: len(probes.names)].astype(float)))
-    (known, sure), (seen, as_sure) = sides
-    prior = identity.prior_of(encoder.measured, known.shape[1])
-    return curve(
-        np.array([[identity.known_likeness(prior, *a, *b) for b in zip(known, sure)] for a in zip(seen, as_sure)])
-    )
+        assert found.told is not None
+        answers = vector.identity_of(found.layout, torch.from_numpy(found.raw)).double().numpy()[: len(probes.names)]
+        told = [(answer, rows.astype(float)) if rows.any() else None for answer, rows in zip(answers, found.told)]
+        sides.append([Someone("", answer[None], known) for answer, known in zip(answers, told)])
+    return curve(np.array([[comparing.alike(measured, probe, one) for one in sides[0]] for probe in sides[1]]))
 
 
 def of_small(encoder: Encoder, people: int) -> dict[str, float]:

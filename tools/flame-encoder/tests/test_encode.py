@@ -11,11 +11,11 @@ import torch
 import trimesh
 from click.testing import CliRunner
 from flame_encoder.cli import main
-from flame_encoder.encoder import encodings, overlays, synthetic, trained
+from flame_encoder.encoder import encodings, face_boxes, overlays, synthetic, trained
 from flame_encoder.encoder.crop import CropView
 from flame_encoder.encoder.network import EidolonEncoder
 from flame_encoder.encoder.vector import Layout
-from recon4d import head
+from recon4d import head, images, landmarker
 from recon4d.formats.track import Track
 
 SMALL = "mobilenet_v3_small"
@@ -125,6 +125,27 @@ def test_where_the_face_is(folder, tmp_path):
     assert not found.found[0] and not found.refined[0] and (found.vectors == found.raw).all()
     error = run("encode", tmp_path / "wall.png", "--out", tmp_path / "e.npz", "--same-person", code=2)
     assert "no face is found in any of the 1 images" in error and not (tmp_path / "e.npz").exists()
+
+
+def test_a_second_look(folder, monkeypatch):
+    """A face that the landmarker sees only when the picture is shown otherwise; what one try alone sees is nothing."""
+    image = images.read(folder / "images/0.png")
+    found = landmarker.find
+    there = found(image)[0].points[:, :2]
+    outer = np.linalg.norm(np.subtract(*there[list(landmarker.EYES)]))
+
+    def blind(picture, **options):
+        return [] if picture is image else found(picture, **options)
+
+    monkeypatch.setattr(landmarker, "find", blind)
+    face = face_boxes.where(image, None, None)
+    assert face.found and np.linalg.norm(face.points - there, axis=1).mean() < 0.05 * outer
+    box = face_boxes.box_around(there)
+    assert face_boxes.where(image, box, None).points is not None
+    assert face_boxes.where(image, box + 200, None).points is None
+    assert face_boxes.second_look(np.full_like(image, 128)) is None
+    monkeypatch.setattr(face_boxes, "TRIES", face_boxes.TRIES[:1])
+    assert not face_boxes.where(image, None, None).found
 
 
 def test_mesh_of_an_image(encoded, tmp_path):

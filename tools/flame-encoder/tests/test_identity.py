@@ -13,6 +13,7 @@ from flame_encoder.encoder.encodings import Encoding
 from flame_encoder.encoder.network import EidolonEncoder
 from flame_encoder.encoder.vector import Layout
 from flame_encoder.people import comparing, photographs
+from flame_encoder.people.comparing import Someone
 from recon4d import InputError
 from scipy.stats import multivariate_normal
 
@@ -64,6 +65,21 @@ def test_likeness_is_a_ratio_of_densities(measured):
     same = [identity.likeness(measured, a[:1], a[1:]) for a in answers]
     other = [identity.likeness(measured, a[:1], b[1:]) for a, b in zip(answers, np.roll(answers, 1, 0))]
     assert np.mean(np.array(same) > 0) > 0.85 and np.mean(np.array(other) < 0) > 0.85
+
+
+def test_told_beside_the_network(measured):
+    """Whom the second stage knows is compared with whom it does not by what the network tells of the latter."""
+    truth, answers = simulated(60, 9)
+    prior = identity.prior_of(measured, 15)
+    sure = np.diag(np.full(15, 0.01))
+    someone = [Someone("", a[:1], (t, identity.told(prior, t, sure))) for t, a in zip(truth, answers)]
+    other = [Someone("", a[1:]) for a in answers]
+    same = [comparing.alike(measured, a, b) for a, b in zip(someone, other)]
+    turned = [comparing.alike(measured, b, a) for a, b in zip(someone, other)]
+    np.testing.assert_allclose(same, turned, atol=1e-9)
+    assert np.median(same) > 1 and np.median([comparing.alike(measured, a, b) for a, b in zip(someone, other[1:])]) < -1
+    both = [comparing.alike(measured, a, a) for a in someone]
+    assert np.median(both) > np.median(same)
 
 
 def test_identity_loss():
@@ -154,6 +170,8 @@ def test_compare_refuses(folder, tmp_path):
         ({"raw": kept["raw"][:, :5]}, "its raw do not fit"),
         ({"focals": -kept["focals"]}, "its focals do not fit"),
         ({"identity_sigma": kept["identity_sigma"] * np.nan}, "its identity_sigma do not fit"),
+        ({"identity_told": np.zeros((3, 4, 15), np.float16)}, "its identity_told do not fit"),
+        ({"identity_told": np.zeros((3, 4, 16), int)}, "its identity_told do not fit"),
         ({"found": np.zeros(3, bool)}, "no face is found in"),
     ):
         np.savez(tmp_path / "bad.npz", **(kept | change))

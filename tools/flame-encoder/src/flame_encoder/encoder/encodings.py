@@ -37,6 +37,7 @@ class Encoding:
         identity_sigma: (N, I) how sure each number of `vector.identity_of` is; None where nobody measured the network.
         identity: (N, I) the likeliest shape and albedo, which `identity_sigma` belongs to, where the pictures' colours
             were explained (`people.explained`); None elsewhere. The albedo of `vectors` is what looks like the picture.
+        told: (N, K, I + 1) what each image tells of who it shows (`encoder.identity.told`), or None.
         mouths: (N, M, 4) uint8, what the images show of the inside of the mouth (`encoder.mouth`), or None.
     """
 
@@ -55,6 +56,7 @@ class Encoding:
     person: bool = False
     identity_sigma: np.ndarray | None = None
     identity: np.ndarray | None = None
+    told: np.ndarray | None = None
     mouths: np.ndarray | None = None
 
     def some(self, rows: list[int]) -> "Encoding":
@@ -62,9 +64,10 @@ class Encoding:
         arrays = ("names", "image_sizes", "vectors", "crops", "found", "refined", "raw", "focals")
         sure = None if self.identity_sigma is None else self.identity_sigma[rows]
         who = None if self.identity is None else self.identity[rows]
+        told = None if self.told is None else self.told[rows]
         mouths = None if self.mouths is None else self.mouths[rows]
         own = {name: getattr(self, name)[rows] for name in arrays}
-        return replace(self, identity_sigma=sure, identity=who, mouths=mouths, **own)
+        return replace(self, identity_sigma=sure, identity=who, told=told, mouths=mouths, **own)
 
     def parts(self, rows: slice | list[int] = slice(None)) -> dict[str, Tensor]:
         """The parts of the vectors of some images, (n, length) each."""
@@ -109,6 +112,7 @@ class Encoding:
             person=self.person,
             **({} if self.identity_sigma is None else {"identity_sigma": self.identity_sigma}),
             **({} if self.identity is None else {"identity": self.identity}),
+            **({} if self.told is None else {"identity_told": self.told.astype(np.float16)}),
             **({} if self.mouths is None else {"mouths": self.mouths}),
             **{f"layout_{key}": value for key, value in self.layout.model_dump().items()},
             **{f"view_{key}": value for key, value in self.view.model_dump().items()},
@@ -158,7 +162,13 @@ def read(path: Path) -> Encoding:
     mouths = arrays.get("mouths")
     if mouths is not None and (mouths.dtype != np.uint8 or mouths.shape != (n, *mouths.shape[1:2], 4)):
         raise InputError(f"{path}: its mouths do not fit {n} images; encode the images again")
+    told = arrays.get("identity_told")
+    if told is not None:
+        shape = (n, *told.shape[1:2], layout.shape + layout.skin + 1)
+        if told.dtype.kind != "f" or told.shape != shape or not np.isfinite(told).all():
+            raise InputError(f"{path}: its identity_told do not fit {n} images; encode the images again")
+        told = told.astype(np.float32)
     person = bool(arrays["person"].all()) if "person" in arrays else False
     encoder = str(arrays.get("encoder", ""))
-    newer |= {"encoder": encoder, "person": person, "mouths": mouths}
+    newer |= {"encoder": encoder, "person": person, "told": told, "mouths": mouths}
     return Encoding(str(arrays["head_model"]), names, sizes, vectors, crops, layout, view, **newer)

@@ -16,7 +16,8 @@ from flame_encoder.people import colours
 from flame_encoder.people.colours import Coloured, Window, looks_of
 
 SIDE = 256  # pixels of the window around a head at most
-MOST = 2500  # points that one picture is asked about
+MOST = 1250  # points that one picture is asked about
+GREY = 0.02  # how far apart the channels of a picture without colours are at most
 STEEP = 0.25  # cosine under which a surface is seen too much from the side
 
 
@@ -34,10 +35,11 @@ def around(surface: Coloured, picture: np.ndarray, crop: Tensor, track: Track) -
     warp = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
     cut = cv2.warpAffine(image, warp, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     sharp = cut.astype(np.float32) / 255
+    grey = bool(np.quantile(np.ptp(sharp, axis=2), 0.95) < GREY)
     nothing = torch.zeros(0)
     turn = turn_of(crop, torch.from_numpy(track.K))
     height, width = picture.shape[:2]
-    return Window(sharp, nothing, nothing, nothing, 0.0, scale, offset, turn, (width, height))
+    return Window(sharp, nothing, nothing, nothing, 0.0, scale, offset, turn, (width, height), grey)
 
 
 def blurred(window: Window, blur: float) -> Window:
@@ -76,7 +78,8 @@ def drawn(surface: Coloured, track: Track, tints: Tensor, mine: Tensor, window: 
     tinted = linear_from_srgb(mesh.texture(texture[None], uv[None, None])[0, 0].double().clamp(0.02, 1))
     gloss = colours.sheen_basis(normals) @ sheen
     image = window.sharp.copy()
-    image[seen.numpy()] = colours.shown(tinted, colours.shine_of(normals, light), gloss, tone).value.float().numpy()
+    value = colours.shown(tinted, colours.shine_of(normals, light), gloss, tone).value.float().numpy()
+    image[seen.numpy()] = value.mean(1, keepdims=True) if window.grey else value
 
     depth = mesh.interpolate(vertices[..., 2:].contiguous(), rast, head.faces)[0, ..., 0]
     depth[~seen] = 0

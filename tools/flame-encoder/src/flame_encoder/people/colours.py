@@ -108,7 +108,8 @@ class Window:
     """A picture around a head: `sharp` (S, S, 3) float32, and blurred.
 
     image, dx, dy: (3, S, S) blurred, and its slopes per window pixel. blur: pixels. scale, offset: window = scale *
-    pixel + offset. turn: (3, 3) from the crop's axes to the camera's. size: (width, height) of the picture.
+    pixel + offset. turn: (3, 3) from the crop's axes to the camera's. size: (width, height) of the picture. grey: it
+    has no colours.
     """
 
     sharp: np.ndarray
@@ -120,6 +121,7 @@ class Window:
     offset: np.ndarray
     turn: Tensor
     size: tuple[int, int]
+    grey: bool = False
 
     def K(self, K: np.ndarray) -> Tensor:
         """(3, 3) intrinsics of the window."""
@@ -243,9 +245,12 @@ def residuals(
         Jo[..., -2] = seen.by_level * (seen.curved - 0.5)
         Jo[..., -1] = seen.by_level
         Js[..., S:] = (seen.by_lit * shine * by_skin)[..., None] * texel[..., 1:]
+        if window.grey:  # the picture's slopes are grey already
+            Js, Jo = (J.mean(1, keepdim=True).expand_as(J).clone() for J in (Js, Jo))
         return Js, Jo
 
-    return seen.value + beside - colour, slopes
+    value = seen.value.mean(1, keepdim=True).expand(-1, 3) if window.grey else seen.value
+    return value + beside - colour, slopes
 
 
 def _sampled(image: Tensor, grid: Tensor) -> Tensor:

@@ -27,17 +27,20 @@ from flame_encoder.report import Log, Progress, unsaid, unseen
 SURE = 2.0  # of `identity.likeness`: odds of seven to one
 
 
+Known = tuple[np.ndarray, np.ndarray]
+
+
 @dataclass(frozen=True, eq=False)
 class Someone:
     """One side of a comparison.
 
     name: of the file, or the image. answers: (n, I) the network's, of each picture. known: what the second stage makes
-    of them, identity (I,) and standard deviations (I,); None without it.
+    of them, the likeliest identity (I,) and what is told of it (K, I + 1), `identity.told`; None without it.
     """
 
     name: str
     answers: np.ndarray
-    known: tuple[np.ndarray, np.ndarray] | None = None
+    known: Known | None = None
 
 
 def compare(
@@ -100,10 +103,10 @@ def people(model: Encoder, source: Path, log: Log = unsaid, progress: Progress =
     if len(rows) < len(encoding.names):
         log(f"{source}: no face is found in {len(encoding.names) - len(rows)} of {len(encoding.names)} images")
     answers = vector.identity_of(encoding.layout, torch.from_numpy(encoding.raw[rows])).double().numpy()
-    known: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(rows)
-    if encoding.identity is not None and encoding.identity_sigma is not None:
-        who, sigma = encoding.identity.astype(float), encoding.identity_sigma.astype(float)
-        known = [(who[i], sigma[i]) if encoding.refined[i] else None for i in rows]
+    known: list[Known | None] = [None] * len(rows)
+    if encoding.identity is not None and encoding.told is not None:
+        known = [(encoding.identity[i].astype(float), encoding.told[i].astype(float)) for i in rows]
+        known = [one if one is not None and one[1].any() else None for one in known]
     if encoding.person:
         return [Someone(source.name, answers, next((one for one in known if one is not None), None))]
     return [Someone(str(encoding.names[i]), one[None], k) for i, one, k in zip(rows, answers, known)]
@@ -125,14 +128,25 @@ def told(model: Encoder, one: Someone, other: Someone) -> dict[str, Any]:
     likeness = None
     both = one.known is not None and other.known is not None
     if model.measured is not None:
-        if one.known is not None and other.known is not None:
-            prior = identity.prior_of(model.measured, len(one.known[0]))
-            likeness = round(identity.known_likeness(prior, *one.known, *other.known), 2)
-        else:
-            likeness = round(identity.likeness(model.measured, one.answers, other.answers), 2)
+        likeness = round(alike(model.measured, one, other), 2)
     same = None if likeness is None or abs(likeness) < SURE else likeness > 0
     shapes = [shape_of(model, someone, both) for someone in (one, other)]
     return {"name": other.name, "mm": round(1000 * apart(model.head, *shapes), 2), "likeness": likeness, "same": same}
+
+
+def alike(measured: identity.Measured, one: Someone, other: Someone) -> float:
+    """`identity.likeness` of two people, by what the second stage tells of at least one of them, or the network."""
+    if one.known is None and other.known is None:
+        return identity.likeness(measured, one.answers, other.answers)
+    prior = identity.prior_of(measured, one.answers.shape[1])
+    rows = []
+    for someone in (one, other):
+        if someone.known is not None:
+            rows.append(someone.known[1])
+            continue
+        who = identity.combine(measured, someone.answers)
+        rows.append(identity.told(prior, who.identity, who.covariance))
+    return identity.told_likeness(prior, *rows)
 
 
 def shape_of(model: Encoder, someone: Someone, known: bool) -> torch.Tensor:

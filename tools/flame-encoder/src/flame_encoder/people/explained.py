@@ -27,10 +27,14 @@ from flame_encoder.tracker.descent import Asked, Equations
 
 FEWEST = 150
 LENSES = (0.5, 1.0, 1.8, 2.8)  # blurs of the lens that are tried, pixels of the window
-OUTLIER, ROBUST = 2.5, 9.0  # standard deviations that are left out at once; square of those that lose their weight
+OUTLIER, ROBUST = 2.0, 4.0  # standard deviations that are left out at once; square of those that lose their weight
+REACH, COHERENT = 4.0, 0.75  # pixels of the window about a point, and the share of it that has to be like the drawing
+PATCH, SMOOTH = 16.0, 0.04  # pixels between the patches of a smooth field of colours that nothing explains; their size
+ROUNDS = 3  # of robust weights of that field
 SPREAD = 1.5  # of the noise, in medians of the differences
 STEPS = 6
-USUAL = 100.0  # cost of a picture that is explained well
+LIPS = 1.0  # share of the weights of the lips' points that is left
+USUAL = 200.0  # cost of a picture that is explained well
 NEAR = 0.1  # how far, in eye distances, landmarks may move on the way: what goes further has lost the face
 
 
@@ -50,10 +54,10 @@ class Level:
 LEVELS = (
     Level(3.0, 0.06, 400, 0.3, hold=True),
     Level(3.0, 0.06, 400, 0.3),
-    Level(1.5, 0.04, 400, 0.3),
-    Level(1.5, 0.04, 400, 0.3),
-    Level(0.8, 0.03, 200, 0.3),
-    Level(0.8, 0.03, 200, 0.3),
+    Level(1.5, 0.03, 600, 0.3),
+    Level(1.5, 0.03, 600, 0.3),
+    Level(0.8, 0.02, 600, 0.3),
+    Level(0.8, 0.02, 600, 0.3),
 )
 
 
@@ -147,9 +151,38 @@ class _Facts:
     beside: Tensor
     noise: float
     weight: float  # of a point
+    field: Tensor  # (n, K), see `_field`
 
     def residuals(self, surface: Coloured, shared: Tensor, mine: Tensor) -> colours.Compared:
         return colours.residuals(surface, self.one.picture, shared, mine, self.window, self.chosen, self.beside)
+
+
+def _field(pixels: Tensor) -> Tensor:
+    """(n, K) what each of n pixels (n, 2) of the window has of K soft patches: rows have the sum one."""
+    low, high = pixels.amin(0), pixels.amax(0)
+    x, y = (torch.arange(float(a), float(b) + PATCH, PATCH, dtype=torch.float64) for a, b in zip(low, high))
+    centres = torch.cartesian_prod(x, y)
+    near = (-(pixels[:, None] - centres).square().sum(2) / (2 * (0.7 * PATCH) ** 2)).exp()
+    near = near[:, near.sum(0) > 1]
+    answer: Tensor = near / near.sum(1, keepdim=True).clamp_min(1e-12)
+    return answer
+
+
+def _freed(off: Tensor, field: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Differences (n, 3), in units of their noise, without a field of colours that is smooth over the picture.
+
+    Returns what is left (n, 3), its robust weights (n,), the field's numbers (K, 3) and their information (K, K).
+    """
+    robust = torch.ones(len(off), dtype=off.dtype)
+    z, N = off.new_zeros(field.shape[1], 3), torch.eye(field.shape[1], dtype=off.dtype)
+    rest = off
+    for _ in range(ROUNDS):
+        by = field * (weight * robust)[:, None]
+        N = by.T @ field + torch.eye(field.shape[1], dtype=off.dtype)
+        z = torch.linalg.solve(N, by.T @ off)
+        rest = off - field @ z
+        robust = (ROBUST / (ROBUST + rest.square().sum(1))) ** 2
+    return rest, robust, z, N
 
 
 def _facts(surface: Coloured, one: Looked, window: Window, mine: Tensor, shared: Tensor, level: Level) -> _Facts:
@@ -160,7 +193,8 @@ def _facts(surface: Coloured, one: Looked, window: Window, mine: Tensor, shared:
     drawing = drawn(surface, track, shared[g.shape[0] - 1 :], mine, window)
     chosen = drawing.chosen
     if not len(chosen):
-        return _Facts(one, window, chosen, torch.zeros(0, 3, dtype=torch.float64), 1.0, 0.0)
+        none = torch.zeros(0, 3, dtype=torch.float64)
+        return _Facts(one, window, chosen, none, 1.0, 0.0, none)
     pixels = problem.rig.project(g, q, surface.points, problem.centre, chosen[None])[0].double()
     grid = window.grid(pixels * window.scale + torch.from_numpy(window.offset))
 
@@ -178,12 +212,27 @@ def _facts(surface: Coloured, one: Looked, window: Window, mine: Tensor, shared:
         off = float((tried - colour).square().sum(1).add(1e-5).log().mean())
         if off < least:
             best, least = tried, off
-    squared = (best - colour).square()
-    noise = max(level.noise, SPREAD * float(squared.mean(1).sqrt().median()))
-    like = squared.sum(1).sqrt() < OUTLIER * noise
+    places = pixels * window.scale + torch.from_numpy(window.offset)
+    field, weight = _field(places) * (SMOOTH / level.noise), level.evidence / len(chosen)
+    left = _freed((best - colour) / level.noise, field, weight)[0].square() * level.noise**2
+    noise = max(level.noise, SPREAD * float(left.mean(1).sqrt().median()))
+    like = left.sum(1).sqrt() < OUTLIER * noise
+    like &= _share(like, places, len(window.sharp)) > COHERENT
     chosen, beside = chosen[like], (best - value)[like]
-    weight = level.evidence / len(like) if len(chosen) >= FEWEST else 0.0
-    return _Facts(one, window, chosen, beside, noise, weight)
+    if len(chosen) < FEWEST:
+        weight = 0.0
+    return _Facts(one, window, chosen, beside, noise, weight, field[like] * (level.noise / noise))
+
+
+def _share(like: Tensor, pixels: Tensor, side: int) -> Tensor:
+    """(n,) how many of the points around each of (n, 2) pixels are `like`: a hand or a beard is wrong as a whole, even
+    where it has the skin's colour by chance.
+    """
+    column, row = pixels.floor().long().clamp(0, side - 1).numpy().T
+    both = np.zeros((side, side, 2), np.float32)
+    np.add.at(both, (row, column), np.stack([like.numpy(), np.ones(len(like))], 1).astype(np.float32))
+    both = cv2.GaussianBlur(both, (0, 0), REACH)
+    return torch.from_numpy(both[row, column, 0] / both[row, column, 1])
 
 
 # -- the solver -------------------------------------------------------------------------------------------------------
@@ -196,7 +245,9 @@ def _solve(
     S = facts[0].one.picture.problem.rig.columns.n_shape
     for fact in facts:
         problem = fact.one.picture.problem
-        problem.shares = (level.landmarks * problem.evidence, 1.0)
+        # Teeth, lipstick and beards have colours that nobody knows: the lips' points keep what they say.
+        share = torch.where(problem.mouth(), LIPS, level.landmarks)
+        problem.shares = (share * problem.evidence, 1.0)
     tight = torch.tensor((SHEEN,) * len(DIRECTIONS) + TONE, dtype=torch.float64) ** -2
     firm = [torch.cat([fact.one.sure.double().clamp_min(0.05) ** -2, tight]) for fact in facts]
     calm = [torch.cat([fact.one.light.double(), torch.zeros_like(tight)]) for fact in facts]
@@ -211,8 +262,10 @@ def _solve(
             total += fact.one.picture.problem.cost(g, q, chosen) + fact.one.picture.belief.cost(q[0])
             total += float(f @ (mine[-LOOKS:] - c).square())
             if fact.weight:
-                squared = fact.residuals(surface, shared, mine)[0].square().sum(1) / fact.noise**2
-                total += fact.weight * float((ROBUST * squared / (ROBUST + squared)).sum())
+                off = fact.residuals(surface, shared, mine)[0] / fact.noise
+                rest, _, z, _ = _freed(off, fact.field, fact.weight)
+                squared = rest.square().sum(1)
+                total += fact.weight * float((ROBUST * squared / (ROBUST + squared)).sum()) + float(z.square().sum())
         return total
 
     def equations(shared: Tensor, own: Tensor, rows: list[Tensor]) -> Equations:
@@ -244,14 +297,18 @@ def _equations(surface: Coloured, fact: _Facts, shared: Tensor, mine: Tensor, ro
         if hold:
             Js[..., :S] = 0
             Jo[..., :k] = 0
-        squared = off.square().sum(1) / fact.noise**2
-        weight = fact.weight / fact.noise**2 * (ROBUST / (ROBUST + squared)) ** 2
-        weight = weight.repeat_interleave(3)
-        off, Js, Jo = off.flatten(), Js.flatten(0, 1), Jo.flatten(0, 1)
-        by_shared, by_own = Js * weight[:, None], Jo * weight[:, None]
-        whole.shared.add_(by_shared.T @ Js)
-        whole.border[0].add_(by_own.T @ Js)
-        whole.own[0].add_(by_own.T @ Jo)
-        whole.slope.add_(by_shared.T @ off)
-        whole.gradient[0].add_(by_own.T @ off)
+        rest, robust, _, N = _freed(off / fact.noise, fact.field, fact.weight)
+        J = torch.cat([Js, Jo], 2) / fact.noise
+        weight = fact.weight * robust
+        flat = (J * weight.sqrt()[:, None, None]).flatten(0, 1)
+        H, slope = flat.T @ flat, flat.T @ (rest * weight.sqrt()[:, None]).flatten()
+        # The field moves along with the unknowns: what it could do as well tells nothing of them.
+        by_field = ((fact.field * weight[:, None]).T @ J.flatten(1)).unflatten(1, J.shape[1:]).transpose(0, 1)
+        inner = torch.linalg.solve_triangular(torch.linalg.cholesky(N), by_field, upper=False).flatten(0, 1)
+        H -= inner.T @ inner
+        whole.shared.add_(H[:m, :m])
+        whole.border[0].add_(H[m:, :m])
+        whole.own[0].add_(H[m:, m:])
+        whole.slope.add_(slope[:m])
+        whole.gradient[0].add_(slope[m:])
     return whole

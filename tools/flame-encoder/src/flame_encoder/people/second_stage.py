@@ -15,13 +15,12 @@ from flame_encoder.encoder.trained import Encoder
 from flame_encoder.encoder.vector import LIGHT
 from flame_encoder.people import colours, explained, on_picture, refine
 from flame_encoder.people.colours import Coloured
-from flame_encoder.people.explained import Explained, Looked
+from flame_encoder.people.explained import Looked
 from flame_encoder.people.refine import Belief, Picture
 from flame_encoder.report import Report, unreported
 from flame_encoder.tracker.photometric import Surface
 from flame_encoder.tracker.points import Rig
 
-LEAST_TINT = 0.1  # no albedo coefficient is known better
 Read = Callable[[int], np.ndarray]  # image i as RGB uint8 (H, W, 3)
 
 
@@ -138,31 +137,30 @@ def _explained(
         return None
     found = _written(rig, found, group, pictures, answer.shared[:S], answer.placed(), answer.covariance[:S, :S])
     everyone = slice(None) if found.person else group
-    tints, spread = _doubted(encoder, answer, S, C)
-    sure = None if found.identity_sigma is None else found.identity_sigma.copy()
     who = found.identity
     if who is None:
         who = vector.identity_of(layout, torch.from_numpy(found.vectors)).numpy()
+    kept = np.r_[:S, layout.shape : layout.shape + C]
+    mean, covariance = answer.shared.numpy(), answer.covariance.numpy()
+    told, sure = found.told, found.identity_sigma
+    if encoder.measured is not None:
+        prior, mine = np.zeros(who.shape[1]), np.zeros(who.shape[1])
+        prior[kept], mine[kept] = identity.prior_of(encoder.measured, len(prior))[kept], mean
+        whole = np.eye(len(prior))
+        whole[np.ix_(kept, kept)] = covariance
+        rows = identity.told(prior, mine, whole, answer.doubt)
+        told = np.zeros((len(who), *rows.shape), np.float32) if told is None else told.copy()
+        told[everyone] = rows
+        known = identity.known(prior, rows)
+        mean, covariance = known.identity[kept], known.covariance[np.ix_(kept, kept)]
+    places = np.ix_(range(len(who)) if found.person else group, kept)
     who = who.copy()
-    skins = slice(layout.shape, layout.shape + C)
-    who[everyone, :S], who[everyone, skins] = answer.shared[:S].float().numpy(), tints
+    who[places] = mean
     if sure is not None:
-        sure[everyone, skins] = spread
+        sure = sure.copy()
+        sure[places] = np.sqrt(np.diag(covariance))
     # A camera's tone and sheen, which the vector has no place for, are part of the light and the skin that it shows.
-    return _skinned(encoder, surface.head, replace(found, identity=who, identity_sigma=sure), group, picture)
-
-
-def _doubted(encoder: Encoder, answer: Explained, S: int, C: int) -> tuple[np.ndarray, np.ndarray]:
-    """Albedo (C,) and its standard deviations: where a picture is explained badly, nearer to the mean and less sure."""
-    tints = answer.shared[S:].numpy()
-    variance = answer.covariance.diagonal()[S:].numpy()
-    if encoder.measured is None:
-        return tints, np.sqrt(variance)
-    prior = identity.prior_of(encoder.measured, encoder.layout.shape + encoder.layout.skin)
-    prior = np.maximum(prior[encoder.layout.shape :][:C], 1e-6)
-    share = 1 - np.minimum(variance / prior, 0.99)
-    noise = variance / share * answer.doubt**2 + LEAST_TINT**2
-    return tints / share * prior / (prior + noise), np.sqrt(prior * noise / (prior + noise))
+    return _skinned(encoder, surface.head, replace(found, identity=who, identity_sigma=sure, told=told), group, picture)
 
 
 def _written(

@@ -59,6 +59,11 @@ DENSE_EYES = (
     (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246),
 )
 
+DENSE_LIPS = (
+    *(61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409),
+    *(78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415),
+)
+
 
 def dense_of(indices: Tensor) -> Compared:
     """The same for dense points of which only some are known; gaps between others are left out."""
@@ -180,7 +185,8 @@ class Problem:
         self.weight = known / (sigma * unit[:, None])  # (N, points + gaps + irises), 1/px
         self.surface: Points | None = None
         self.matches: Matches | None = None
-        self.shares = (self.evidence, 1.0)  # weights of the landmarks and of what the images say
+        # Weights of the landmarks (or one for each of `compared`), and of what the images say.
+        self.shares: tuple[float | Tensor, float] = (self.evidence, 1.0)
         self.towards = torch.ones_like(self.weight)  # less for what faces away
         self.target = self.observed  # where the points should be, freed of what a landmarker does to turned heads
         self._priors()
@@ -258,6 +264,12 @@ class Problem:
         part.surface, part.shares = self.surface, self.shares
         part.matches = None if self.matches is None else self.matches.some(rows)
         return part
+
+    def mouth(self) -> Tensor:
+        """(points + gaps + irises,) bool, which of what is compared are the lips' points, and gaps between them."""
+        points = torch.arange(68) if not self.dense or self.rig.head.dense is None else self.rig.head.dense.indices
+        lips = torch.isin(points, torch.tensor(DENSE_LIPS if self.dense else range(48, 68)))
+        return torch.cat([lips, lips[self.compared.gaps].all(1), torch.zeros(2, dtype=torch.bool)])
 
     # -- stage 1 ---------------------------------------------------------------------------------------------------
 
@@ -350,7 +362,7 @@ class Problem:
         def add(k: int) -> None:
             for (r, *_), share in zip(self._residuals(g, q, rows, chunks[k]), self.shares):
                 squared = r.double().square().sum(-1)
-                each[k] += share * float((9 * squared / (9 + squared)).sum())
+                each[k] += float((share * (9 * squared / (9 + squared))).sum())
 
         threads.share(add, len(chunks))
         total = sum(each)
@@ -384,7 +396,7 @@ class Problem:
             part = chunks[k]
             for (r, Jg, Jq), share in zip(self._residuals(g, q, rows, part, shared, frame=True), self.shares):
                 # Geman-McClure by reweighting: its gradient is that of the squares weighted by (9 / (9 + r^2))^2.
-                robust = share**0.5 * (9 / (9 + r.square().sum(-1)))[..., None]
+                robust = (share**0.5 * (9 / (9 + r.square().sum(-1))))[..., None]
                 r = (r * robust).flatten(1)
                 Jq = (Jq * robust[..., None]).flatten(1, 2)
                 A[part] += (Jq.mT @ Jq).double()
