@@ -59,6 +59,37 @@ def test_bundle_adjustment_finds_cameras_points_and_focal_length():
     assert kept.focal == pytest.approx(wrong[0, 0])
 
 
+def test_a_surface_settles_where_its_pieces_are_found_however_they_slide():
+    rng = np.random.default_rng(1)
+    axes = np.array([0.07, 0.10, 0.09])
+    on = rng.normal(size=(600, 3))
+    on /= np.linalg.norm(on, axis=1, keepdims=True)
+    start, normals = axes * on, on / axes
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    other = on + rng.normal(0, 0.03, on.shape)  # another place of the same surface
+    other /= np.linalg.norm(other, axis=1, keepdims=True)
+    true = roma.rotvec_to_rotmat(torch.tensor([0.01, 0.02, -0.015], dtype=torch.float64)).numpy()
+    found = (axes * other) @ true.T + [0.001, 0.002, -0.001]
+    found[::10] += 0.02 * rng.normal(size=found[::10].shape)
+    turn, shift = adjusting.settling(start, found, np.ones(len(start)), normals)
+    between = roma.rotmat_to_rotvec(torch.from_numpy(turn @ true.T)).norm()
+    assert np.degrees(float(between)) < 0.3 and np.abs(shift - [0.001, 0.002, -0.001]).max() < 3e-4
+
+
+def test_an_eyeball_goes_as_a_whole_with_what_is_around_it(head):
+    still = head(torch.zeros(1, head.n_shape))[0]
+    balls = [head.regions["left_eye"], head.regions["right_eye"]]
+    from_pieces = adjusting.patches.pieces_of(head, still)
+    start, normals = from_pieces.position.numpy(), from_pieces.normal.numpy()
+    ahead = np.tile([0.0, 0.0, 0.002], (len(start), 1))
+    moved = adjusting.following(still, start, ahead, np.ones(len(start)), normals, balls)
+    for ball in balls:
+        away = (moved - still)[ball]
+        assert (away - away.mean(0)).abs().max() < 1e-6 and 0.001 < away[0, 2] < 0.002
+    again = adjusting.patches.placed(head, still, from_pieces.corners, from_pieces.shares)
+    assert torch.equal(again.position, from_pieces.position)
+
+
 @pytest.fixture(scope="module")
 def filmed(head, tmp_path_factory):
     """Pictures of the synthetic head with a flash, as frames with the true poses; its lens and vertices."""

@@ -4,18 +4,20 @@ The track begins, pieces of skin found in all pictures (`patches`) and bundle ad
 more of a picture than the track does, where structure from motion places only those that show enough corners.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
 import numpy as np
+import roma
 import torch
 from recon4d import InputError, images
 from recon4d.cameras import Camera
 from recon4d.formats.shot import intrinsics
 from recon4d.head import HeadModel
 from recon4d.lenses import LensCamera
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from eyeball_relight import bundle, motion, patches
@@ -26,6 +28,10 @@ COARSEST = 0.002  # metres on the head that a pixel may be: pieces of larger one
 STRAYS = 0.004  # metres that the head model's surface is likely to be off by
 LEAST = 40  # sightings that place a picture
 REACH = 0.012  # metres over which the surface moves with a piece
+AROUND = 0.025  # the same of an eyeball's front, which has skin around it only
+FRONT = 0.7  # share of an eyeball's vertices that are behind its front
+SETTLED = 8  # rounds of settling
+EYES = ("left_eye", "right_eye")
 TOLD = 1.0  # pieces within reach by which the surface moves half as far as they do
 ENOUGH = 0.8  # of the pictures that must be placed for --poses auto to take them
 FOCAL = (0.6, 1.7)  # of the track's focal length between which another is believed
@@ -55,41 +61,89 @@ def by_skin(
     height, width = grey.shape[1:]
     if np.median(poses[:, 2, 3]) / K[0, 0] > COARSEST:
         return Skin(poses, still, float(K[0, 0]), np.zeros(len(poses)), float("inf"))
-    pieces = patches.pieces_of(head, still)
-    start, K, first = pieces.position.numpy(), K.copy(), float(K[0, 0])
+    K, first = K.copy(), float(K[0, 0])
+    balls = [(head.regions or {})[name] for name in EYES if name in (head.regions or {})]
+    track, shown = patches.pieces_of(head, still), still
     for least in SPACINGS:
+        pieces = patches.placed(head, shown, track.corners, track.shares)  # as the round before has shown the surface
         camera = Camera(torch.from_numpy(K), torch.from_numpy(poses), width, height)
-        seen = patches.in_sight(head, still, camera, pieces)
+        seen = patches.in_sight(head, shown, camera, pieces)
         spacing = max(float(np.median(poses[:, 2, 3])) / K[0, 0], least)
         found = patches.find(grey, alpha, camera, pieces, seen, spacing)
         if len(found.view) < LEAST:
             return Skin(poses, still, first, np.zeros(len(poses)), float("inf"))
         for free in (True, False):
-            result = bundle.adjust(found, poses, K, start, STRAYS, free)
+            result = bundle.adjust(found, poses, K, pieces.position.numpy(), STRAYS, free)
             if FOCAL[0] < result.focal / first < FOCAL[1]:
                 break
-        poses, pieces = result.world_to_camera, replace(pieces, position=torch.from_numpy(result.points))
+        poses = result.world_to_camera
         K[[0, 1], [0, 1]] *= result.focal / K[0, 0]
+        sure = np.bincount(found.piece, result.trust, len(pieces.shares)).clip(0, 6) / 6
+        # the track's surface moved once, not that of the last round: what is noise would add up
+        turn, shift = settling(track.position.numpy(), result.points, sure, track.normal.numpy())
+        settled = (still.double() @ torch.from_numpy(turn.T) + torch.from_numpy(shift)).float()
+        start = patches.placed(head, settled, track.corners, track.shares)
+        away = result.points - start.position.numpy()
+        shown = following(settled, start.position.numpy(), away, sure, start.normal.numpy(), balls)
     counts = np.bincount(found.view, result.trust > 0.5, len(poses))
     error = float(np.sqrt((result.trust * (result.left**2).sum(1)).sum() / result.trust.sum()))
-    sure = np.bincount(found.piece, result.trust, len(start)).clip(0, 6) / 6
-    return Skin(
-        poses, following(still, start, result.points - start, sure, pieces.normal.numpy()), result.focal, counts, error
-    )
+    return Skin(poses, shown, result.focal, counts, error)
 
 
-def following(still: Tensor, start: np.ndarray, moved: np.ndarray, sure: np.ndarray, normals: np.ndarray) -> Tensor:
+def settling(
+    start: np.ndarray, found: np.ndarray, sure: np.ndarray, normals: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turn (3, 3) and shift (3,) by which the surface that pieces were cut out of fits best where they are found.
+
+    A track turns the head by some tenths of a degree in all frames alike. No picture tells that from another place of
+    the same skin on the head, and so neither do pieces that move along the surface: only how far they are off it does
+    (Chen and Medioni 1992, with Cauchy's weights).
+
+    Args:
+        start, found: (M, 3), where pieces were and are. sure: (M,). normals: (M, 3), of the surface where they were.
+    """
+    turn, shift = np.eye(3), np.zeros(3)
+    tree = cKDTree(start)
+    for _ in range(SETTLED):
+        _, near = tree.query((found - shift) @ turn)
+        at, out = start[near] @ turn.T + shift, normals[near] @ turn.T
+        away = ((found - at) * out).sum(1)
+        weight = sure / (1 + (away / STRAYS) ** 2)
+        slope = np.concatenate([np.cross(at, out), out], 1)
+        step = np.linalg.lstsq(slope * np.sqrt(weight)[:, None], away * np.sqrt(weight), rcond=None)[0]
+        small = roma.rotvec_to_rotmat(torch.from_numpy(step[:3])).numpy()
+        turn, shift = small @ turn, small @ shift + step[3:]
+    return turn, shift
+
+
+def following(
+    still: Tensor,
+    start: np.ndarray,
+    moved: np.ndarray,
+    sure: np.ndarray,
+    normals: np.ndarray,
+    balls: Sequence[Tensor] = (),
+) -> Tensor:
     """Vertices (V, 3) that go along with the pieces near them, along the pieces' normals: along the surface a piece's
-    place means nothing.
+    place means nothing. An eyeball goes as a whole, as what lies around its front does.
 
     Args:
         start, moved: (M, 3), where pieces were and how far they are from there. sure: (M,). normals: (M, 3).
+        balls: which vertices (V,) are an eyeball's, of each.
     """
     out = (moved * normals).sum(1)
-    square = ((still.double().numpy()[:, None] - start) ** 2).sum(-1)
-    weight = sure * np.exp(-0.5 * square / REACH**2)
-    whole = weight.sum(1, keepdims=True) + TOLD
-    return (still.double() + torch.from_numpy((weight * out) @ normals / whole)).float()
+
+    def told(at: np.ndarray, reach: float) -> np.ndarray:
+        weight = sure * np.exp(-0.5 * ((at[:, None] - start) ** 2).sum(-1) / reach**2)
+        move: np.ndarray = (weight * out) @ normals / (weight.sum(1, keepdims=True) + TOLD)
+        return move
+
+    move = told(still.double().numpy(), REACH)
+    for ball in balls:
+        own = still[ball].double().numpy()
+        front = own[own[:, 2] > np.quantile(own[:, 2], FRONT)].mean(0)
+        move[ball.numpy()] = told(front[None], AROUND)
+    return (still.double() + torch.from_numpy(move)).float()
 
 
 def refine(

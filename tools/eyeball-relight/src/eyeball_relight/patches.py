@@ -33,11 +33,14 @@ OUT = ("eyes", "mouth_interior", "neck", "scalp")  # regions that move by themse
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """M points on the surface. position, normal: (M, 3). axes: (M, 2, 3) across the surface. All unit but position."""
+    """M points on the surface. position, normal: (M, 3). axes: (M, 2, 3) across the surface. All unit but position.
+    corners, shares: (M, 3), vertices of the mesh between which a point lies, and how much of each."""
 
     position: Tensor
     axes: Tensor
     normal: Tensor
+    corners: Tensor
+    shares: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +67,17 @@ def pieces_of(head: HeadModel, still: Tensor, n: int = PIECES, seed: int = 0) ->
     rng = np.random.default_rng(seed)
     at = (np.arange(n) + rng.uniform(0.2, 0.8, n)) / n * area.sum()  # one in each n-th part of the area
     face = faces[torch.from_numpy(np.searchsorted(np.cumsum(area), at).clip(0, len(faces) - 1))]
-    shares = torch.from_numpy(rng.dirichlet(np.full(3, 2.0), n))[..., None]
-    normal = normalize((mesh.vertex_normals(vertices, head.faces)[face] * shares).sum(1), dim=1)
+    return placed(head, still, face, torch.from_numpy(rng.dirichlet(np.full(3, 2.0), n)))
+
+
+def placed(head: HeadModel, still: Tensor, corners: Tensor, shares: Tensor) -> Pieces:
+    """The pieces of a surface (V, 3) that lie between given vertices; see `Pieces`."""
+    vertices, part = still.double(), shares[..., None]
+    normal = normalize((mesh.vertex_normals(vertices, head.faces)[corners] * part).sum(1), dim=1)
     up = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64).expand_as(normal)
     side = normalize(torch.linalg.cross(up, normal), dim=1)
-    return Pieces((vertices[face] * shares).sum(1), torch.stack([side, torch.linalg.cross(normal, side)], 1), normal)
+    axes = torch.stack([side, torch.linalg.cross(normal, side)], 1)
+    return Pieces((vertices[corners] * part).sum(1), axes, normal, corners, shares)
 
 
 def in_sight(head: HeadModel, still: Tensor, camera: Camera, pieces: Pieces) -> np.ndarray:
@@ -133,7 +142,7 @@ def find(
         for i, layer in enumerate(layers):
             some = view == i
             if some.any():
-                which = {key: getattr(pieces, key)[piece[some]] for key in ("position", "axes", "normal")}
+                which = {key: values[piece[some]] for key, values in vars(pieces).items()}
                 points = _samples(replace(pieces, **which), torch.from_numpy(moves[some]), spacing)
                 cut = _cut(layer, views[i], points).numpy()
                 own[some], whole[some] = cut[0], (cut[1] > 0.9).mean(1) > 0.95
