@@ -21,6 +21,7 @@ TINY = (
     "train.warm_up=5",
     "train.checkpoint_every=40",
     "eyes.still=20",
+    "train.shading=0",
 )
 
 

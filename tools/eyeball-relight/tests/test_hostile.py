@@ -20,6 +20,7 @@ from recon4d.head import load, with_uv
 TINY = ["model.levels=3", "model.finest=32", "model.hidden=8", "model.log2_entries=8", "train.iterations=12"]
 TINY += ["train.mesh_render_iter=8", "train.samples=256", "train.grid=16", "train.mesh_resolution=32"]
 TINY += ["train.milestones=[4]", "train.warm_up=2", "train.checkpoint_every=5", "eyes.still=4"]
+TINY += ["train.shading=0"]
 SET = " ".join(f"--set {setting}" for setting in TINY)
 CONFIG = "--config-path {root}/face/config.yaml"
 EXPORT = f"export {CONFIG} --save-visual-dir {{root}}/made --uv-size 64 --faces 300 --ckpt-path {{root}}/run/latest.pth"

@@ -40,7 +40,7 @@ def reflect(
     nh, lh = _dot(normals, half), _dot(to_light, half).clamp(0, 1)
     lit = (nl > 0) & (nv > 0)
     nl, nv, nh = nl.clamp(1e-4, 1), nv.clamp(1e-4, 1), nh.clamp(0, 1)
-    return torch.where(lit, _lobes(nl, nv, nh, lh, diffuse, specular, roughness), 0.0)
+    return torch.where(lit, lobes(nl, nv, nh, lh, diffuse, specular, roughness), 0.0)
 
 
 def reflect_flash(normals: Tensor, to_eye: Tensor, diffuse: Tensor, specular: Tensor, roughness: Tensor) -> Tensor:
@@ -51,16 +51,17 @@ def reflect_flash(normals: Tensor, to_eye: Tensor, diffuse: Tensor, specular: Te
     """
     cosine = _dot(normals, to_eye)
     c = cosine.clamp(1e-4, 1)
-    return torch.where(cosine > 0, _lobes(c, c, c, torch.ones_like(c), diffuse, specular, roughness), 0.0)
+    return torch.where(cosine > 0, lobes(c, c, c, torch.ones_like(c), diffuse, specular, roughness), 0.0)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1, keepdim=True)
 
 
-def _lobes(
+def lobes(
     nl: Tensor, nv: Tensor, nh: Tensor, lh: Tensor, diffuse: Tensor, specular: Tensor, roughness: Tensor
 ) -> Tensor:
+    """`reflect` by cosines (..., 1): of the normal with light, eye and half vector, and of the light with that."""
     grazing = 0.5 + 2 * roughness * lh**2 - 1  # F_D90 - 1
     base = diffuse / math.pi * (1 + grazing * (1 - nl) ** 5) * (1 + grazing * (1 - nv) ** 5)
     alpha2 = (roughness**2).clamp(min=MIN_ALPHA) ** 2

@@ -116,6 +116,7 @@ class Train(Section):
     grid: Annotated[int, Field(ge=16, le=512)] = 128  # cells per side of the cached distances
     grid_every: Positive = 50
     mesh_resolution: Annotated[int, Field(ge=32, le=1024)] = 256
+    shading: Annotated[int, Field(ge=0, le=8)] = 2  # rounds of bending the mesh to normals by how bright it is; 0: none
     checkpoint_every: Positive = 1000
     refine_pose: bool = False  # learn what each view's pose is off by
     refine_focal: bool = False  # with it, the focal length as well

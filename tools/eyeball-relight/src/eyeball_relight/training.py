@@ -21,6 +21,7 @@ from eyeball_relight import (
     headstart,
     losses,
     marching,
+    shading,
     spheres,
     surface_phase,
     volume,
@@ -220,6 +221,9 @@ def train(
                 if views is None:
                     recording = None
                     capture = corrected(field, capture)
+                    for k in range(plan.shading if step == plan.mesh_render_iter else 0):  # later it has been
+                        told = shading.refine(field, active, capture, intensity, settings.seed + k)
+                        log(f"step {step}: pictures tell the normals of {told} points, and the surface bends to them")
                     views = surface_phase.surface_views(field, active, capture)
                 terms = surface_phase.surface_terms(field, capture, views, active, intensity, generator)
                 loss = descend(optimizer, terms)
