@@ -87,7 +87,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(trained, tmp_path, monkeypatch):
 def test_the_full_preset_runs(data, tmp_path):
     """All its levels, in both phases; only lengths and grids are cut."""
     short = ["train.iterations=4", "train.mesh_render_iter=3", "train.milestones=[2]", "train.samples=4096"]
-    short += ["train.mesh_resolution=64", "train.grid=32", "model.init_level=16"]
+    short += ["train.mesh_resolution=64", "train.grid=32", "model.init_level=16", "train.shading=0"]
     settings = config.load(data / "config.yaml", "full", short)
     result = training.train(settings, captures.read(data, print), tmp_path, print)
     field, _, step = checkpoint.open_field(tmp_path / checkpoint.CHECKPOINT)
