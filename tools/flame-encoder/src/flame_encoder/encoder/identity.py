@@ -24,7 +24,7 @@ from torch import Tensor
 AXES = 40  # measurements that a picture is worth at most
 # A picture is explained less well than it says: its noise is so many times as large, and never less than a share of
 # what varies among people. Both were chosen on drawn people who are in no other measurement.
-TEMPER, FLOOR = 3.0, 0.1
+TEMPER, FLOOR = 1.5, 0.1
 UNVARIED = 1e-6  # variance of a number that is the same for all people
 SHRINK = 0.95  # of covariances towards their diagonals: some hundred people say little of a hundred numbers together
 
