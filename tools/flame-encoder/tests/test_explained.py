@@ -122,6 +122,31 @@ def test_a_drawn_person_is_found_again(head, drawn):
     assert nothing is None or nothing.shared.isfinite().all()
 
 
+def test_a_smooth_field_is_correlated_noise(monkeypatch):
+    """What is left without the field is what noise with the field's covariance would leave, against a dense solve."""
+    monkeypatch.setattr(explained, "ROBUST", 1e12)
+    rng = np.random.default_rng(0)
+    field = explained._field(torch.from_numpy(rng.uniform(0, 60, (200, 2))))
+    np.testing.assert_allclose(field.sum(1), 1)
+    off, weight = torch.from_numpy(rng.standard_normal((200, 3))), 0.4
+    rest, robust, z, _ = explained._freed(off, 2 * field, weight)
+    F = 2 * field.numpy()
+    whitened = np.linalg.solve(np.eye(200) / weight + F @ F.T, off.numpy())
+    np.testing.assert_allclose(weight * rest, whitened, atol=1e-9)
+    np.testing.assert_allclose(robust, 1)
+    cost = weight * float(rest.square().sum()) + float(z.square().sum())
+    assert cost == pytest.approx(float((off.numpy() * whitened).sum()), rel=1e-9)
+
+
+def test_around_something_wrong_nothing_counts():
+    """Points that look right by chance amid a hand are left out, those on the other side are not."""
+    x, y = np.meshgrid(np.arange(10, 90, 2.0), np.arange(10, 90, 2.0))
+    pixels = torch.from_numpy(np.stack([x.ravel(), y.ravel()], 1))
+    like = (pixels[:, 0] > 50) | (torch.from_numpy(np.random.default_rng(0).random(len(pixels))) < 0.3)
+    share = explained._share(like, pixels, 100)
+    assert (share[pixels[:, 0] < 40] < explained.COHERENT).all() and (share[pixels[:, 0] > 62] > 0.95).all()
+
+
 def test_what_is_told_is_a_ratio_of_densities(monkeypatch):
     """Of two noisy looks at the same numbers, which hang together, against SciPy's normal distributions."""
     from scipy.stats import multivariate_normal

@@ -5,6 +5,10 @@ together by the Levenberg-Marquardt method, beside the landmarks and beliefs of 
 model (Blanz and Vetter, "A morphable model for the synthesis of 3D faces", 1999, section 4). Several pictures of one
 person share shape and albedo.
 
+What no light and no skin of the model explains but changes slowly over the face (shadows, make-up) is taken for a
+smooth field of colours, a normal process (Rasmussen and Williams, "Gaussian processes for machine learning", 2006,
+section 2.7): fine differences tell more, coarse ones less than if all were noise.
+
 The picture is compared blurred, from coarse to fine. What a blur, the lens's too, does to the drawn head is measured on
 a drawing each time: without that, every soft edge would pull the shape.
 """
@@ -231,8 +235,8 @@ def _share(like: Tensor, pixels: Tensor, side: int) -> Tensor:
     column, row = pixels.floor().long().clamp(0, side - 1).numpy().T
     both = np.zeros((side, side, 2), np.float32)
     np.add.at(both, (row, column), np.stack([like.numpy(), np.ones(len(like))], 1).astype(np.float32))
-    both = cv2.GaussianBlur(both, (0, 0), REACH)
-    return torch.from_numpy(both[row, column, 0] / both[row, column, 1])
+    soft = cv2.GaussianBlur(both, (0, 0), REACH)
+    return torch.from_numpy(soft[row, column, 0] / soft[row, column, 1])
 
 
 # -- the solver -------------------------------------------------------------------------------------------------------
