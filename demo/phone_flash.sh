@@ -48,7 +48,8 @@ if [ -n "$focal" ]; then # structure from motion knows it better than the track
   follow retrack --focal "$focal" --force
   gather reimport --force
 fi
-step train     eyeball-relight train --config-path "$out/data/config.yaml" --workspace "$out/run" ${TRAIN_OPTIONS:-}
+step train     eyeball-relight train --config-path "$out/data/config.yaml" --preset cpu-fine --workspace "$out/run" \
+                 ${TRAIN_OPTIONS:-}
 step export    eyeball-relight export --config-path "$out/data/config.yaml" --ckpt-path "$out/run/latest.pth" \
                  --save-visual-dir "$out/asset" ${EXPORT_OPTIONS:-}
 step metrics   eyeball-relight metrics "$out/asset" --data-root "$out/data" --align \

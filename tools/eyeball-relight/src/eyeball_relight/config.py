@@ -11,7 +11,7 @@ from recon4d.files import write_text
 from recon4d.settings import Section
 from recon4d.settings import write as write
 
-PRESETS = ("cpu-quick", "cpu-first", "full")
+PRESETS = ("cpu-quick", "cpu-fine", "cpu-first", "full")
 
 Positive = Annotated[int, Field(gt=0)]
 Length = Annotated[float, Field(gt=0)]
