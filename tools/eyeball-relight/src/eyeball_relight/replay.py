@@ -27,7 +27,7 @@ def record(
     terms_of: Callable[[Batch], dict[str, Tensor]], batch: Batch, parameters: Sequence[Tensor], levels: int
 ) -> Recording:
     """Record the terms of a batch of this size and the gradients of their sum. Gradients that are there are dropped."""
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(2):  # what is compiled or cached at its first use
