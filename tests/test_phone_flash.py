@@ -19,6 +19,7 @@ SMALL = " --set ".join(
         "train.milestones=[50]",
         "train.mesh_render_iter=60",
         "train.iterations=68",
+        "train.shading=0",
         "train.refine_pose=true",
         "train.refine_after=20",
         "eyes.still=40",

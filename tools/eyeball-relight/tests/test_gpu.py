@@ -22,6 +22,7 @@ SHORT = (
         "losses.room=0.1",
         "train.grid=16",
         "train.mesh_resolution=32",
+        "train.shading=1",
     ),
 )
 
