@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from eyeball_relight import captures, checkpoint, config, marching, training
+from eyeball_relight import captures, checkpoint, config, marching, shading, training
 from eyeball_relight.batches import gather
 from eyeball_relight.field import new_field
 from eyeball_relight.rays import draw, pool_of
@@ -44,8 +44,11 @@ def real_gpu():
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+EACH = pytest.mark.parametrize("gpu", [pretend_gpu, pytest.param(real_gpu, marks=[pytest.mark.cuda, needs_gpu])])
+
+
 @pytest.mark.filterwarnings("ignore:for .* non-meta parameter")  # the pretended GPU's name
-@pytest.mark.parametrize("gpu", [pretend_gpu, pytest.param(real_gpu, marks=[pytest.mark.cuda, needs_gpu])])
+@EACH
 def test_it_learns_as_on_the_cpu_and_resumes(on_cpu, tmp_path, monkeypatch, gpu):
     settings, loaded, loss, expected = on_cpu
     gather = training.gather
@@ -66,6 +69,24 @@ def test_it_learns_as_on_the_cpu_and_resumes(on_cpu, tmp_path, monkeypatch, gpu)
     for name, value in expected.items():
         # Adam's steps do not know how small a gradient is, so a few numbers go their own way
         assert (found[name] - value).abs().double().mean() < 1e-3, name
+
+
+@pytest.mark.filterwarnings("ignore:for .* non-meta parameter")
+@EACH
+def test_a_surface_is_bent_as_on_the_cpu(on_cpu, monkeypatch, gpu):
+    settings, loaded, _, _ = on_cpu
+    monkeypatch.setattr(shading, "STEPS", 5)
+    random = torch.Generator().manual_seed(0)
+    normal = torch.nn.functional.normalize(torch.randn(200, 3, generator=random), dim=1)
+    told = shading.Told(0.4 * normal, normal.roll(1, 1), torch.rand(200, generator=random) > 0.5)
+    expected = new_field(settings, len(loaded))
+    shading.bend(expected, expected.active(0), told, 0)
+    with gpu() as device:
+        field = new_field(settings, len(loaded)).to(device)
+        shading.bend(field, field.active(0), told, 0)
+        found = {name: value.cpu() for name, value in field.state_dict().items()}
+    for name, value in expected.state_dict().items():
+        assert (found[name] - value).abs().double().mean() < 1e-4, name
 
 
 @pytest.mark.cuda
