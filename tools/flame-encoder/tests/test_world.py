@@ -153,7 +153,7 @@ def test_photographs_in_heic(tmp_path):
     found = photographs.encode([tmp_path / "in"], tmp_path / "o.npz", landmarks=tmp_path / "lm", device="cpu")
     assert found.names.tolist() == ["avif.avif", "heic.heic", "png.png"]
     assert np.abs(found.crops - found.crops[2]).max() < 1e-3
-    assert np.abs(found.vectors - found.vectors[2]).max() < 0.5
+    assert np.abs(found.raw - found.raw[2]).max() < 0.1  # all steps make more of the smallest difference
     assert images.size(tmp_path / "in" / "heic.heic") == (300, 300)
 
 

@@ -222,7 +222,8 @@ def train(
                     recording = None
                     capture = corrected(field, capture)
                     for k in range(plan.shading if step == plan.mesh_render_iter else 0):  # later it has been
-                        told = shading.refine(field, active, capture, intensity, settings.seed + k)
+                        with torch_alone():
+                            told = shading.refine(field, active, capture, intensity, settings.seed + k)
                         log(f"step {step}: pictures tell the normals of {told} points, and the surface bends to them")
                     views = surface_phase.surface_views(field, active, capture)
                 terms = surface_phase.surface_terms(field, capture, views, active, intensity, generator)
